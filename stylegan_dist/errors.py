@@ -1,0 +1,18 @@
+"""The two ways in which a run ends early on purpose, and the exit codes of every command."""
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the state is saved; run the same command again
+
+
+class InputError(Exception):
+    """The user's configuration, data or launch is wrong.
+
+    The message is one line that says what is wrong, where, and what to do next. The command line
+    prints it without a traceback and exits with `EXIT_BAD_INPUT`.
+    """
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, has saved its state, and can be continued."""

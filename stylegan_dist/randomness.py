@@ -1,0 +1,150 @@
+"""Counter-based randomness: every draw is a pure function of (seed, purpose, image index).
+
+There is no generator object and no state. A draw is addressed, not consumed: the same address gives
+the same value on every device, in any process, in any order. That is what makes a run independent
+of the number of ranks, of micro-batching and of interruptions.
+
+The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as
+1, 2, 3"). It maps a 128-bit counter and a 64-bit key to four 32-bit words. We address it as
+
+    key     = (seed, purpose)                      purpose: CRC-32 of a readable name such as "g_main.z"
+    counter = (block, substream, index, index >> 32)
+
+where `block` counts groups of four words inside one draw and `substream` is free for the caller
+(layer noise uses the layer number). All arithmetic is done in int64, where the low 64 bits of a
+product are exact on CPU, CUDA and NumPy alike.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+MASK32 = 0xFFFFFFFF
+_MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+SEED_LIMIT = 1 << 32
+
+
+def purpose_id(name: str) -> int:
+    """The 32-bit key word of a purpose, stable for ever because it depends on the name alone."""
+    return zlib.crc32(name.encode())
+
+
+def philox4x32(c0, c1, c2, c3, key0: int, key1: int):
+    """Philox4x32-10 on broadcastable int64 arrays (NumPy or torch) of values in [0, 2^32).
+
+    Returns four int64 arrays of 32-bit words. Source: Salmon et al. 2011, section 3.3.
+    """
+    for _ in range(_ROUNDS):
+        product0 = c0 * _MULTIPLIER[0]
+        product1 = c2 * _MULTIPLIER[1]
+        # The shift is arithmetic, so the mask removes the copies of the sign bit.
+        c0, c1, c2, c3 = (
+            ((product1 >> 32) & MASK32) ^ c1 ^ key0,
+            product1 & MASK32,
+            ((product0 >> 32) & MASK32) ^ c3 ^ key1,
+            product0 & MASK32,
+        )
+        key0 = (key0 + _WEYL[0]) & MASK32
+        key1 = (key1 + _WEYL[1]) & MASK32
+    return c0, c1, c2, c3
+
+
+def words(seed: int, purpose: str, index: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` random 32-bit words for each image.
+
+    Args:
+        seed: the run's seed, 0 <= seed < 2^32.
+        purpose: what the draw is for; different names give independent streams.
+        index: global image indices, int64 [N], on the device that the result should be on.
+        count: words per image.
+    Returns: int64 [N, count], values in [0, 2^32).
+    """
+    block = torch.arange((count + 3) // 4, device=index.device)
+    return _addressed(seed, purpose, index, block, torch.zeros_like(block)).flatten(1)[:, :count]
+
+
+def uniform(seed: int, purpose: str, index: torch.Tensor, count: int = 1) -> torch.Tensor:
+    """Uniform draws in [0, 1) with 24 bits, exactly representable: float32 [N, count]."""
+    return (words(seed, purpose, index, count) >> 8).float() * 2.0**-24
+
+
+def integers(seed: int, purpose: str, index: torch.Tensor, high: int, count: int = 1) -> torch.Tensor:
+    """Uniform integers in [0, high), high <= 2^31: int64 [N, count] (bias below high / 2^32)."""
+    return (words(seed, purpose, index, count) * high) >> 32
+
+
+def normal(seed: int, purpose: str, index: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Standard normal draws for each image: float32 [N, *shape]."""
+    count = math.prod(shape)
+    block = torch.arange((count + 3) // 4, device=index.device)
+    draws = _box_muller(_addressed(seed, purpose, index, block, torch.zeros_like(block)))
+    return draws.flatten(1)[:, :count].reshape(len(index), *shape)
+
+
+class NoiseAddresses:
+    """The counters of all per-layer noise maps of a network, so that one call draws them all.
+
+    Layer l's map is substream l of the purpose, so a layer's noise does not depend on which other
+    layers exist at the same time.
+
+    Args:
+        shapes: (height, width) of each layer's map.
+        device: where the noise is wanted.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], device: torch.device):
+        self.shapes = list(shapes)
+        counts = [(h * w + 3) // 4 for h, w in shapes]
+        self.blocks_per_layer = counts
+        self.block = torch.cat([torch.arange(n, device=device) for n in counts])
+        self.layer = torch.cat([torch.full((n,), i, device=device) for i, n in enumerate(counts)])
+
+    def draw(self, seed: int, purpose: str, index: torch.Tensor) -> list[torch.Tensor]:
+        """Noise maps float32 [N, 1, H, W], one per layer, for global image indices int64 [N]."""
+        draws = _box_muller(_addressed(seed, purpose, index, self.block, self.layer))
+        maps = []
+        for (height, width), layer in zip(self.shapes, draws.split(self.blocks_per_layer, dim=1), strict=True):
+            flat = layer.flatten(1)[:, : height * width]
+            maps.append(flat.reshape(len(index), 1, height, width))
+        return maps
+
+
+def permutation(seed: int, purpose: str, index: int, size: int) -> np.ndarray:
+    """A random permutation of range(size), int64 [size], as a pure function of its arguments.
+
+    Sorts 64-bit Philox keys with a stable sort, so the result does not depend on the NumPy version.
+    """
+    i = np.arange(size, dtype=np.int64)
+    w0, w1, _, _ = philox4x32(i & MASK32, i >> 32, *_index_words(np.array([index])), seed, purpose_id(purpose))
+    keys = (w0.astype(np.uint64) << np.uint64(32)) | w1.astype(np.uint64)
+    return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+def _index_words(index):
+    return index & MASK32, (index >> 32) & MASK32
+
+
+def _addressed(seed: int, purpose: str, index: torch.Tensor, block: torch.Tensor, substream: torch.Tensor):
+    """Words at every (image, block) address: int64 [N, blocks, 4]."""
+    low, high = _index_words(index.to(torch.int64)[:, None])
+    result = philox4x32(block[None], substream[None], low, high, seed, purpose_id(purpose))
+    return torch.stack(torch.broadcast_tensors(*result), dim=-1)
+
+
+def _box_muller(random_words: torch.Tensor) -> torch.Tensor:
+    """Standard normals from pairs of 32-bit words (Box and Muller 1958): int64 [..., 4] -> float32 [..., 4].
+
+    Computed in float64 and rounded once: the last bits of log, sin and cos differ between math
+    libraries, but hardly ever survive the rounding, so CPU and GPU draw the same noise.
+    """
+    u = (random_words.double() + 0.5) * 2.0**-32
+    radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))
+    angle = (2.0 * math.pi) * u[..., 1::2]
+    return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(-2).float()
