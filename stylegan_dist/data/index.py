@@ -81,6 +81,18 @@ def load_index(folder: str | os.PathLike) -> DatasetIndex:
     Raises:
         InputError: no index, an index of another format, or a shard missing or of the wrong size.
     """
+    index = read_index(folder)
+    for shard in index.shards:
+        check_shard_size(Path(folder), shard)
+    return index
+
+
+def read_index(folder: str | os.PathLike) -> DatasetIndex:
+    """Read `index.json` without looking at the shards.
+
+    Raises:
+        InputError: no index, an index of another format, or one that contradicts itself.
+    """
     folder = Path(folder)
     path = folder / INDEX_NAME
     if not path.is_file():
@@ -94,17 +106,17 @@ def load_index(folder: str | os.PathLike) -> DatasetIndex:
             raise InputError(f"{path} is not a shard index of this program; pack the data again")
         if (version := content.pop("version")) != VERSION:
             raise InputError(f"{path} has format version {version}, this program reads {VERSION}; pack the data again")
-        num_samples = content.pop("num_samples")
+        promised = content.pop("num_samples")
         shards = [Shard(**shard) for shard in content.pop("shards")]
         index = DatasetIndex(shards=shards, **content)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        held = index.num_samples
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); pack the data again or restore the file") from None
-    if num_samples != index.num_samples or not index.shards:
-        raise InputError(f"{path} is damaged: it promises {num_samples} samples, its shards hold {index.num_samples}")
+    if promised != held or not index.shards:
+        raise InputError(f"{path} is damaged: it promises {promised} samples, its shards hold {held}")
     for shard in index.shards:
         check_plain_name(shard.name, path)
         check_plain_name(shard.offsets, path)
-        check_shard_size(folder, shard)
     return index
 
 

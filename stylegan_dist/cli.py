@@ -1,0 +1,120 @@
+"""The command line: `stylegan-dist <verb>`. Each verb parses its arguments and calls one function."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from stylegan_dist import __version__
+from stylegan_dist.config import describe, load_config
+from stylegan_dist.data.commands import add_pack, add_verify
+from stylegan_dist.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, InputError, Interrupted
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 bad input, 75 interrupted and resumable."""
+    parser = argparse.ArgumentParser(
+        prog="stylegan-dist",
+        description="Train StyleGAN-class GANs on any number of GPUs, exactly and resumably.",
+        epilog="exit codes: 0 finished, 2 wrong configuration or input, 75 interrupted and resumable, 1 anything else",
+    )
+    parser.add_argument("--version", action="version", version=f"stylegan-dist {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    add_pack(verbs)
+    add_verify(verbs)
+    _add_train(verbs)
+    _add_generate(verbs)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except InputError as error:
+        if int(os.environ.get("RANK", "0")) == 0:  # every rank fails in the same way; one line is enough
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_BAD_INPUT
+    except Interrupted:
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _add_train(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "train",
+        help="train a generator, or continue a run",
+        description="Train from a preset and overrides. Running the same command again continues the run in run.dir.\n"
+        "In one process; start several with `accelerate launch launch/train.py ...`, same arguments.",
+        epilog="examples:\n"
+        "  stylegan-dist train launch/presets/auto.yaml data.shards=data/photos run.dir=runs/photos\n"
+        "  stylegan-dist train launch/presets/ffhq256.yaml data.shards=data/ffhq loss.r1_gamma=2 --dry-run\n"
+        "  accelerate launch --config_file launch/accelerate/8gpu.yaml launch/train.py launch/presets/ffhq256.yaml "
+        "data.shards=data/ffhq",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("preset", nargs="?", help="YAML file, for example launch/presets/auto.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any configuration key, for example run.batch=32")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan, and stop")
+    parser.add_argument("--help-config", action="store_true", help="list all configuration keys and stop")
+    parser.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    if args.help_config:
+        for key, default, doc in describe():
+            print(f"{key:<32} {default:<16} {doc}")
+        return EXIT_OK
+    if args.preset and "=" in args.preset:  # only overrides were given
+        args.preset, args.overrides = None, [args.preset, *args.overrides]
+    config = load_config(args.preset, args.overrides)
+    if args.dry_run:
+        from stylegan_dist.training.plan import describe_plan
+
+        promised = config.run.world_size
+        world_size = int(os.environ.get("WORLD_SIZE", "1")) if promised == "auto" else promised
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(describe_plan(config, world_size))
+        return EXIT_OK
+    from stylegan_dist.training.loop import train  # slow to import, and not needed for the other verbs
+
+    train(config)
+    return EXIT_OK
+
+
+def _add_generate(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "generate",
+        help="draw pictures with a trained generator",
+        description="Draw pictures with the averaged generator of a run's newest checkpoint.",
+        epilog="example:\n  stylegan-dist generate runs/demo --seeds 0-63 --trunc 0.7 --class 3 --out pictures",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_dir", metavar="RUN", help="folder of the run")
+    parser.add_argument("--seeds", default="0-63", help="for example 0-63 or 1,5,10-12 (default: %(default)s)")
+    parser.add_argument("--trunc", type=float, default=1.0, metavar="PSI",
+                        help="truncation: below 1 gives better and less varied pictures (default: %(default)s)")
+    parser.add_argument("--class", dest="label", type=int, metavar="C", help="class number (default: all in turn)")
+    parser.add_argument("--noise", choices=["const", "none"], default="const", help="layer noise (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="pictures computed at once; does not change them")
+    parser.add_argument("--columns", type=int, default=8, help="columns of the grid (default: %(default)s)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument("--out", required=True, help="folder for the PNG files and grid.png")
+    parser.set_defaults(run=_generate)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    import torch
+
+    from stylegan_dist.tools.generate import GenerateOptions, generate, parse_seeds
+
+    if args.batch < 1 or args.columns < 1:
+        raise InputError("--batch and --columns must be at least 1")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options = GenerateOptions(parse_seeds(args.seeds), args.trunc, args.label, args.batch, args.noise, device, args.columns)
+    print(generate(args.run_dir, args.out, options))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

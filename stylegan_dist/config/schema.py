@@ -1,0 +1,144 @@
+"""Every knob of a run, once, with its unit, its default and its meaning.
+
+A value of `auto` is replaced by a rule before training (see rules.py); what the rule chose is printed
+and stored in the run's config.yaml. kimg means thousands of real images shown to the discriminator:
+all times of a run are counted in images, never in steps or epochs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Auto = Literal["auto"]
+
+
+def knob(default: Any, doc: str) -> Any:
+    """A configuration field with its documentation."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"doc": doc})
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass
+class RunConfig:
+    dir: str = knob("runs/unnamed", "folder of the run; running the same command again continues what is there")
+    seed: int = knob(0, "seed of every random draw, 0 to 2^32 - 1")
+    kimg: float = knob(25000.0, "length of the training, thousands of images")
+    batch: int | Auto = knob("auto", "global batch: images per step over all ranks")
+    batch_gpu: int | Auto = knob("auto", "micro-batch: images that a rank computes at once; does not change the result")
+    world_size: int | Auto = knob("auto", "number of processes that must take part; a launch with another is refused")
+    device: Literal["auto", "cuda", "cpu"] = knob("auto", "auto: CUDA where there is a GPU")
+    threads: int | Auto = knob("auto", "CPU threads of each process; auto: cores / processes on this machine")
+    deterministic: bool = knob(True, "use only algorithms that give the same bits again (cuDNN is slower with it)")
+
+
+@dataclass
+class DataConfig:
+    shards: str = knob("", "folder of the shard set made by `stylegan-dist pack`")
+    conditional: bool | Auto = knob("auto", "train on class labels; auto: if the data has them")
+    mirror: bool = knob(False, "flip images left to right with probability one half")
+    workers: int = knob(2, "reader processes per rank; 0 reads in the training process")
+    prefetch: int = knob(4, "batches that each reader prepares ahead")
+    lanes: int = knob(64, "streams that the epoch is cut into; neighbours in a batch come from different lanes")
+    block: int = knob(4096, "samples of a lane that are shuffled together; more mixes better and touches more shards")
+
+
+@dataclass
+class GeneratorConfig:
+    z_dim: int = knob(512, "width of the latent z")
+    w_dim: int = knob(512, "width of the mapping network and of w")
+    mapping_layers: int | Auto = knob("auto", "fully connected layers from z to w; auto: 2")
+    channel_base: int | Auto = knob("auto", "feature maps at resolution r are channel_base / r; auto: 32768 from 512 px")
+    channel_max: int = knob(512, "upper limit of the feature maps")
+    w_avg_decay: float = knob(0.995, "decay per step of the running mean of w that truncation pulls to")
+
+
+@dataclass
+class DiscriminatorConfig:
+    architecture: Literal["resnet", "orig"] = knob("resnet", "resnet: residual blocks; orig: none")
+    channel_base: int | Auto = knob("auto", "auto: as the generator")
+    channel_max: int = knob(512, "upper limit of the feature maps")
+    mapping_layers: int = knob(8, "fully connected layers from the class label to the projection")
+    mbstd_group: int | Auto = knob("auto", "images per group of the minibatch standard deviation; auto: at most 4")
+
+
+@dataclass
+class PrecisionConfig:
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = knob("auto", "of the top resolutions; auto: bf16 on GPUs with it")
+    top_resolutions: int = knob(4, "how many of the highest resolutions compute in `dtype`")
+    clamp: float | Auto = knob("auto", "bound of activations, 0 for none; auto: 256 for fp16, none otherwise")
+    tf32: bool = knob(True, "let fp32 matrix products and convolutions use TF32 on GPUs")
+    channels_last: bool | Auto = knob("auto", "memory format of convolutions; auto: yes on GPUs with bf16 or fp16")
+
+
+@dataclass
+class LossConfig:
+    adversarial: str = knob("nonsaturating", "nonsaturating, minimax, hinge, wasserstein, least_squares, relativistic")
+    r1_gamma: float | Auto = knob("auto", "weight of the gradient penalty on real images; auto: 0.0002 R^2 / batch")
+    r2_gamma: float = knob(0.0, "weight of the gradient penalty on generated images")
+    penalty_interval: int = knob(16, "steps between R1 and R2; 1 adds them to every discriminator step")
+    path_length_weight: float = knob(2.0, "weight of path length regularisation; 0 switches it off")
+    path_length_interval: int = knob(4, "steps between path length regularisations; 1 adds it to every generator step")
+    path_length_decay: float = knob(0.01, "speed at which the target path length follows the measured one, per use")
+    path_length_shrink: int = knob(2, "path lengths are measured on every n-th image of the batch")
+    style_mixing: float = knob(0.9, "probability that an image uses two latents, split at a random layer")
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = knob("Adam", "an optimizer of torch.optim: Adam, AdamW, SGD, RMSprop, Adagrad, Adadelta, ...")
+    lr: float | Auto = knob("auto", "learning rate; auto (Adam): 0.0025, from 1024 px 0.002")
+    betas: list[float] = knob([0.0, 0.99], "Adam family: decay of the first and second moment")
+    eps: float = knob(1e-8, "added to the denominator (Adam family, RMSprop, Adagrad, Adadelta)")
+    momentum: float = knob(0.0, "SGD and RMSprop")
+    nesterov: bool = knob(False, "SGD with momentum")
+    alpha: float = knob(0.99, "RMSprop: decay of the squared gradient")
+    rho: float = knob(0.9, "Adadelta: decay of the squared gradient")
+    weight_decay: float = knob(0.0, "as defined by the optimizer")
+    l1: float = knob(0.0, "L1 penalty: adds l1 * sign(parameter) to the gradient of every main step")
+
+
+@dataclass
+class OptimConfig:
+    g: OptimizerConfig = field(default_factory=OptimizerConfig)
+    d: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass
+class EmaConfig:
+    half_life_kimg: float | Auto = knob("auto", "half-life of the averaged generator; auto: 10 kimg at batch 32, in proportion")
+    rampup: float = knob(0.05, "the half-life is at most this share of the images seen so far; 0 switches it off")
+
+
+@dataclass
+class CheckpointConfig:
+    every_kimg: float = knob(200.0, "between checkpoints")
+    keep: int = knob(3, "most recent checkpoints that are kept")
+    archive_kimg: float = knob(0.0, "also keep one checkpoint every so often for ever; 0 for none")
+
+
+@dataclass
+class MonitorConfig:
+    tick_kimg: float = knob(4.0, "between status lines and metric records")
+    samples_kimg: float = knob(100.0, "between pictures of samples")
+    grid_columns: int = knob(8, "columns of the sample picture; one class per column if conditional")
+    grid_rows: int = knob(8, "rows of the sample picture")
+    wandb: Literal["auto", "online", "offline", "disabled"] = knob("auto", "auto: online with an API key, else offline")
+    wandb_project: str = knob("stylegan_dist", "W&B project")
+    wandb_entity: str = knob("", "W&B user or team; empty for the account's default")
+    wandb_name: str = knob("", "W&B display name; empty for the name of the run's folder")
+
+
+@dataclass
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)

@@ -1,0 +1,246 @@
+"""One image: from any file to the square 8-bit form of a shard set, and back from a shard to an array."""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+# Pillow registers the two plugins here; otherwise the first file would make it load all its plugins.
+from PIL import (
+    Image,
+    ImageCms,
+    ImageColor,
+    ImageOps,
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
+
+from stylegan_dist.errors import InputError
+
+RESOLUTIONS = (8, 16, 32, 64, 128, 256, 512, 1024)
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+FITS = ("crop", "pad")
+FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
+ENCODINGS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
+# Formats that only hold pixels. Pillow can also start other programs (EPS), which no file may ask for.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million; Pillow itself only warns up to twice as many
+# Run-length matching after PNG's row filters: as small as zlib level 6 (1 to 6 % larger at 128 pixels and more)
+# in a quarter of its time, and smaller and no slower than level 1.
+PNG_STRATEGY = zlib.Z_RLE
+_EXIF_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """The form that every image of a shard set is brought into."""
+
+    resolution: int               # pixels of a side: a power of two, 8 to 1024
+    channels: int = 3             # 1 grey, 3 RGB, 4 RGBA
+    fit: str = "crop"             # "crop": the largest centred square; "pad": the whole image, with borders
+    filter: str = "lanczos"       # "lanczos" or "box"; both average over the right area when shrinking
+    background: str = "white"     # below transparent pixels, and the borders of "pad"; unused with 4 channels
+    encoding: str = "png"         # "png", "jpg" or "webp" (lossless)
+    quality: int = 95             # of "jpg": 1 to 100
+
+    def check(self) -> None:
+        """Raise InputError naming the first option with a wrong value."""
+        _check_choice("resolution", self.resolution, RESOLUTIONS)
+        _check_choice("channels", self.channels, MODES)
+        _check_choice("fit", self.fit, FITS)
+        _check_choice("filter", self.filter, FILTERS)
+        _check_choice("encoding", self.encoding, ENCODINGS)
+        if self.encoding == "jpg" and self.channels == 4:
+            raise InputError("encoding jpg cannot hold 4 channels: choose png or webp, or 3 channels")
+        if not 1 <= self.quality <= 100:
+            raise InputError(f"quality must be from 1 to 100, not {self.quality}")
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError:
+            message = f"background must be a colour such as white or #80a0ff, not {self.background!r}"
+            raise InputError(message) from None
+
+
+class Converted(NamedTuple):
+    """An image in the form of the shard set."""
+
+    image: Image.Image    # mode L, RGB or RGBA, resolution x resolution
+    enlarged: bool        # the file had fewer pixels than that
+
+
+def convert(data: bytes, options: ImageOptions) -> Converted:
+    """Bring an image file into the form of the shard set.
+
+    The image is turned upright (EXIF), converted to sRGB (embedded ICC profile; one that is damaged or
+    does not fit the pixels is ignored), and reduced to 8 bits. Of an animation the first frame is taken.
+    With 4 channels the borders of "pad" are transparent, and transparent pixels are black.
+
+    Raises:
+        ValueError: with the reason, when the bytes are not an image that can be converted.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _open has the stricter limit
+            return _convert(_open(data, FORMATS), options)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly every kind on damaged bytes
+        raise ValueError(_reason(error)) from None
+
+
+def encode(image: Image.Image, options: ImageOptions) -> bytes:
+    """The bytes of an image file. The same image gives the same bytes with the same version of Pillow."""
+    if options.encoding == "png":
+        parameters = {"compress_type": PNG_STRATEGY}
+    elif options.encoding == "jpg":
+        parameters = {"quality": options.quality, "subsampling": 0}
+    else:
+        parameters = {"lossless": True, "exact": True}
+    file = io.BytesIO()
+    image.save(file, ENCODINGS[options.encoding], **parameters)
+    return file.getvalue()
+
+
+def decode(data: bytes, channels: int, resolution: int) -> np.ndarray:
+    """Decode an image of a shard: uint8 [C, H, W], possibly a read-only view of [H, W, C] memory.
+
+    Raises:
+        ValueError: with the reason, when the bytes are not an image of these channels and this resolution.
+    """
+    try:
+        image = _open(data, ("PNG", "JPEG", "WEBP"))
+        if image.size != (resolution, resolution):
+            raise ValueError(f"{image.width} x {image.height} pixels instead of {resolution} x {resolution}")
+        mode = MODES[channels]
+        # WebP has no grey, and leaves out an alpha channel that is opaque everywhere.
+        if image.format == "WEBP" and image.mode == "RGB":
+            image = image.convert(mode)
+        if image.mode != mode:
+            raise ValueError(f"pixels of mode {image.mode} instead of {mode}")
+        pixels = np.asarray(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # as in convert
+        raise ValueError(_reason(error)) from None
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _check_choice(name: str, value, choices) -> None:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its own text holds a memory address
+        return f"not an image ({', '.join(FORMATS)})"
+    return f"{error}" or type(error).__name__
+
+
+def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=formats)
+    if image.width * image.height > MAX_PIXELS:  # before anything is decoded
+        raise ValueError(f"{image.width} x {image.height} pixels are more than the limit of {MAX_PIXELS}")
+    return image
+
+
+def _convert(image: Image.Image, options: ImageOptions) -> Converted:
+    resolution = options.resolution
+    image.load()
+    image = _upright(image)
+    width, height = image.size
+    if options.fit == "crop":
+        side = min(width, height)
+        if width != height:
+            left, top = (width - side) // 2, (height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+        size = (resolution, resolution)
+    else:
+        side = max(width, height)
+        size = (max(1, round(width * resolution / side)), max(1, round(height * resolution / side)))
+
+    colour, alpha = _to_srgb(image)
+    background = ImageColor.getrgb(options.background)[:3]
+    if options.channels == 4:
+        image = colour.convert("RGB")
+        image.putalpha(alpha or 255)
+        if alpha is not None and image.size == size:
+            # Colours that nobody sees must not be learnt; resizing removes them anyway.
+            image = Image.composite(image, Image.new("RGBA", size), alpha.point(lambda value: 255 if value else 0))
+    else:
+        if alpha is not None:
+            base = Image.new("RGB", colour.size, background)
+            base.paste(colour, mask=alpha)
+            colour = base
+        image = colour.convert(MODES[options.channels])
+    if image.size != size:
+        image = image.resize(size, FILTERS[options.filter])  # Pillow multiplies colours by alpha for this
+    if image.size != (resolution, resolution):
+        empty = (0, 0, 0, 0) if options.channels == 4 else background
+        padded = Image.new("RGB" if options.channels == 1 else image.mode, (resolution, resolution), empty)
+        padded = padded.convert(image.mode)
+        padded.paste(image, ((resolution - size[0]) // 2, (resolution - size[1]) // 2))
+        image = padded
+    image.info = {}  # or a profile that no longer holds would be written with the image
+    return Converted(image, side < resolution)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if image.format != "TIFF" and not any(key in image.info for key in _EXIF_KEYS):
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF says nothing about the pixels, which are fine
+        return image
+
+
+def _to_srgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Pixels of mode L or RGB in sRGB, and the alpha channel of mode L if there is one."""
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith("I"):
+        image = _from_16_bits(image)
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    elif image.mode == "1":
+        image = image.convert("L")
+    elif image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    elif image.mode in ("PA", "RGBa"):
+        image = image.convert("RGBA")
+    elif "transparency" in image.info and image.mode in ("L", "RGB"):  # one colour means transparent
+        image = image.convert({"L": "LA", "RGB": "RGBA"}[image.mode])
+
+    alpha = None
+    if image.mode in ("LA", "RGBA"):
+        alpha = image.getchannel("A")
+        image = image.convert(image.mode[:-1])
+    if profile and image.mode in ("L", "RGB", "CMYK") and (transform := _profile_transform(profile, image.mode)):
+        image = ImageCms.applyTransform(image, transform)
+    return (image if image.mode in ("L", "RGB") else image.convert("RGB")), alpha
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits (modes I;16*, or I for PGM) to 8 bits: 65535 becomes 255, rounded to nearest."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError("integer pixels outside the range of 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+@lru_cache(maxsize=64)
+def _profile_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From an ICC profile to sRGB; None when there is nothing to do or the profile is unusable."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        fits = source.profile.xcolor_space.strip() == {"L": "GRAY"}.get(mode, mode)
+        if not fits or ImageCms.getProfileDescription(source).startswith("sRGB"):
+            return None
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return None

@@ -1,0 +1,1 @@
+"""What a run shows: console, log file, metrics.jsonl (the truth), image grids and Weights & Biases."""

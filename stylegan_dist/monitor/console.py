@@ -1,0 +1,167 @@
+"""The lines a person reads: on the terminal, and with a time stamp in RUN_DIR/log.txt."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+import threading
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+# What a status line shows after the progress, in this order: metric, how it is written.
+STATUS_FIELDS = (
+    ("time/img_per_sec", "img/s {:<7.1f}"),
+    ("time/sec_per_kimg", "sec/kimg {:<7.2f}"),
+    ("loss/g_main", "G {:<7.3f}"),
+    ("loss/d_main", "D {:<7.3f}"),
+    ("loss/r1", "r1 {:<8.2g}"),
+    ("logits/real", "real {:<+7.2f}"),
+    ("logits/fake", "fake {:<+7.2f}"),
+    ("grad_norm/g", "|g| G {:<8.2g}"),
+    ("grad_norm/d", "|g| D {:<8.2g}"),
+    ("time/data_wait", "wait {:<4.0%}"),
+    ("memory/peak_gib", "mem {:<6.1f}"),
+)
+NONFINITE_PREFIX = "grad_nonfinite/"
+
+
+class Console:
+    """Prints to the terminal and appends to `log_path`. Neither can stop training.
+
+    If the log cannot be written there is one warning on the terminal, and every later line is tried again (a full
+    disk may get room). If the terminal goes away (a closed pipe, a lost ssh session), the log goes on alone.
+    All methods may be called from any thread.
+
+    Args:
+        log_path: file to append to; its folder must exist
+        quiet:    keep everything but warnings off the terminal; the log has it all
+        stream:   the terminal; a progress bar is drawn only if it is one
+    """
+
+    def __init__(self, log_path: str | os.PathLike, quiet: bool = False, stream: TextIO | None = None):
+        self._log_path = log_path
+        self._quiet = quiet
+        self._stream = stream or sys.stdout
+        self._lock = threading.RLock()
+        self._log = None
+        self._log_warned = False
+        self._stream_lost = False
+        self._bar_wanted = not quiet and self._stream.isatty()
+        self._bar: tqdm | None = None
+
+    def line(self, text: str) -> None:
+        """Print text; each of its lines gets a time stamp in the log."""
+        self._put(text, show=not self._quiet)
+
+    def warn(self, text: str) -> None:
+        """Print a warning, also when quiet."""
+        self._put(f"WARNING: {text}", show=True)
+
+    def header(self, facts: list[tuple[str, str]]) -> None:
+        """Print (name, value) pairs in two aligned columns; further lines of a value are indented to its column."""
+        width = max((len(name) for name, _ in facts), default=0)
+        for name, value in facts:
+            first, *rest = value.splitlines() or [""]
+            self.line(f"  {name:<{width}}   {first}".rstrip())
+            for more in rest:
+                self.line(f"  {'':<{width}}   {more}")
+
+    def status(self, nimg: int, total_nimg: int, metrics: dict[str, float]) -> None:
+        """Print one status line and move the progress bar. Metrics that are missing are left out.
+
+        Args:
+            nimg, total_nimg: images seen, and images to see in the whole run
+            metrics:          flat, by the names in `STATUS_FIELDS`; `grad_nonfinite/*` are counts
+        """
+        self.line(status_line(nimg, total_nimg, metrics))
+        self.progress(nimg, total_nimg)
+
+    def progress(self, nimg: int, total_nimg: int) -> None:
+        """Move the progress bar; free of cost without a terminal, so the loop may call it every step."""
+        if not self._bar_wanted:
+            return
+        with self._lock:
+            try:
+                if self._bar is None:
+                    # Opened at the first call: after a resume the rate must not count what an earlier process did.
+                    self._bar = tqdm(
+                        initial=nimg, total=total_nimg, file=self._stream,
+                        unit="img", unit_scale=True, dynamic_ncols=True, leave=False,
+                    )
+                self._bar.update(nimg - self._bar.n)
+            except (OSError, ValueError):
+                self._bar_wanted = False
+
+    def close(self) -> None:
+        """Take the progress bar away and close the log."""
+        with self._lock:
+            if self._bar is not None:
+                with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+                    self._bar.close()
+            self._bar, self._bar_wanted = None, False
+            if self._log is not None:
+                self._log.close()
+                self._log = None
+
+    def _put(self, text: str, show: bool) -> None:
+        with self._lock:
+            if show:
+                self._print(text)
+            self._append(text)
+
+    def _print(self, text: str) -> None:
+        if self._stream_lost:
+            return
+        try:
+            # A terminal of another encoding must not turn a run's name into an error.
+            encoding = getattr(self._stream, "encoding", None) or "utf-8"
+            tqdm.write(text.encode(encoding, "replace").decode(encoding), file=self._stream)
+            self._stream.flush()
+        except (OSError, ValueError):  # ValueError: the stream was closed
+            self._stream_lost = True
+            self._bar_wanted = False
+
+    def _append(self, text: str) -> None:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        lines = "".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""])
+        try:
+            if self._log is None:
+                self._log = open(self._log_path, "ab", buffering=0)  # noqa: SIM115 (stays open)
+            self._log.write(lines.encode("utf-8", "replace"))
+        except OSError as error:
+            if not self._log_warned:
+                self._log_warned = True
+                self._print(f"WARNING: {self._log_path} cannot be written ({error}); training goes on without it")
+
+
+def status_line(nimg: int, total_nimg: int, metrics: dict[str, float]) -> str:
+    """The status line of `Console.status`: fields of fixed width, so that the lines of a run stand in columns."""
+    parts = [f"kimg {nimg / 1000:<9.1f}", f"{nimg / total_nimg:<6.1%}" if total_nimg else ""]
+    parts += [form.format(metrics[name]) for name, form in STATUS_FIELDS if name in metrics]
+    if total_nimg and "time/sec_per_kimg" in metrics:
+        remaining = max(total_nimg - nimg, 0) / 1000 * metrics["time/sec_per_kimg"]
+        parts.append(f"ETA {format_duration(remaining)}")
+    for name in sorted(metrics):
+        if name.startswith(NONFINITE_PREFIX) and metrics[name]:
+            parts.append(f"!! NON-FINITE GRADIENTS {name.removeprefix(NONFINITE_PREFIX)}: {metrics[name]:.0f} !!")
+    return "  ".join(part for part in parts if part).rstrip()
+
+
+def format_duration(seconds: float) -> str:
+    """The two largest units: "2d 3h", "1h 23m", "4m 05s", "7s"; "?" if not finite."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours}h"
+    if hours:
+        return f"{hours}h {minutes:02d}m"
+    if minutes:
+        return f"{minutes}m {seconds:02d}s"
+    return f"{seconds}s"

@@ -1,0 +1,160 @@
+"""Layers with an equalised learning rate (Karras et al. 2018, section 4.1), and the precision policy.
+
+Parameters are stored with unit variance and scaled when used, so that Adam changes all of them at the
+same relative speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from stylegan_dist import ops, randomness
+
+Draw = Callable[[str, torch.Size], torch.Tensor]  # (parameter name, shape) -> standard normal values
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Which blocks compute in a low precision, and how they are kept from overflowing.
+
+    The mapping network, the sum of RGB images, the 4x4 epilogue of the discriminator and everything
+    below the top resolutions stay in the precision of the parameters.
+    """
+
+    low: torch.dtype = torch.float32    # float32 (no low precision), bfloat16 or float16
+    top_resolutions: int = 4            # how many of the highest resolutions use it
+    clamp: float | None = None          # bound of activations in all blocks (float16 wants 256)
+    channels_last: bool = False         # memory format of the convolutions' inputs
+
+    def of_block(self, resolution: int, image_resolution: int, full: torch.dtype) -> torch.dtype:
+        """The dtype in which the block at `resolution` computes, 8x8 and above only."""
+        lowest = max(image_resolution >> (self.top_resolutions - 1), 8) if self.top_resolutions else None
+        if self.low == torch.float32 or lowest is None or resolution < lowest:
+            return full
+        return self.low
+
+    def place(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """x in `dtype` and in the memory format of this policy."""
+        return x.to(dtype, memory_format=torch.channels_last if self.channels_last else torch.preserve_format)
+
+
+def initialize(network: nn.Module, seed: int, purpose: str) -> None:
+    """Set all parameters and noise buffers as a function of (seed, purpose, name)."""
+    zero = torch.zeros(1, dtype=torch.int64, device=next(network.parameters()).device)
+    for prefix, module in network.named_modules():
+        if hasattr(module, "init_parameters"):
+
+            def draw(name: str, shape: torch.Size, prefix: str = prefix) -> torch.Tensor:
+                return randomness.normal(seed, f"{purpose}.{prefix}.{name}", zero, shape)[0]
+
+            with torch.no_grad():
+                module.init_parameters(draw)
+
+
+def normalize_second_moment(x: torch.Tensor) -> torch.Tensor:
+    """x / sqrt(mean_j x_j^2 + 1e-8) over the last dimension: [N, C] -> [N, C]."""
+    return x * (x.square().mean(dim=-1, keepdim=True) + 1e-8).rsqrt()
+
+
+class Dense(nn.Module):
+    """Fully connected layer: [N, in] -> [N, out].
+
+    Args:
+        bias_init: initial value of the effective bias.
+        lr_multiplier: learning rate of this layer relative to the others.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: str = "linear",
+        bias_init: float = 0.0,
+        lr_multiplier: float = 1.0,
+    ):
+        super().__init__()
+        self.activation = activation
+        self.bias_init = bias_init
+        self.lr_multiplier = lr_multiplier
+        self.weight_gain = lr_multiplier / in_features**0.5
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+
+    def init_parameters(self, draw: Draw) -> None:
+        self.weight.copy_(draw("weight", self.weight.shape) / self.lr_multiplier)
+        self.bias.fill_(self.bias_init / self.lr_multiplier)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x @ (self.weight * self.weight_gain).t()
+        return ops.bias_act(x, self.bias * self.lr_multiplier, self.activation)
+
+
+class Conv2d(nn.Module):
+    """Convolution of odd kernel size with "same" padding: [N, in, H, W] -> [N, out, H / down, W / down].
+
+    The output is cast to nothing: it has the dtype of x; weights are cast to it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        activation: str = "linear",
+        bias: bool = True,
+        down: int = 1,
+        clamp: float | None = None,
+    ):
+        super().__init__()
+        self.activation = activation
+        self.down = down
+        self.clamp = clamp
+        self.weight_gain = 1 / (in_channels * kernel**2) ** 0.5
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+
+    def init_parameters(self, draw: Draw) -> None:
+        self.weight.copy_(draw("weight", self.weight.shape))
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
+        x = ops.conv2d_resample(x, (self.weight * self.weight_gain).to(x.dtype), down=self.down)
+        return ops.bias_act(x, self.bias, self.activation, gain=gain, clamp=self.clamp)
+
+
+class MappingNetwork(nn.Module):
+    """Latents and class labels to w (Karras et al. 2019, section 2; conditioning as in 2020b).
+
+    Args:
+        z_dim: width of z; 0 for a network of the label alone.
+        num_classes: 0 for no conditioning.
+        w_dim: width of every layer and of the result.
+        num_layers, lr_multiplier: the fully connected layers after the normalised input.
+    """
+
+    def __init__(self, z_dim: int, num_classes: int, w_dim: int, num_layers: int, lr_multiplier: float = 0.01):
+        super().__init__()
+        self.num_classes = num_classes
+        self.embed = Dense(num_classes, w_dim) if num_classes else None
+        width = z_dim + (w_dim if num_classes else 0)
+        self.layers = nn.ModuleList(
+            Dense(width if i == 0 else w_dim, w_dim, "lrelu", lr_multiplier=lr_multiplier) for i in range(num_layers)
+        )
+
+    def forward(self, z: torch.Tensor | None, label: torch.Tensor | None) -> torch.Tensor:
+        """z: [N, z_dim] or None, label: int64 [N] or None -> w: [N, w_dim]."""
+        parts = []
+        if z is not None:
+            parts.append(normalize_second_moment(z.to(self.layers[0].weight.dtype)))
+        if self.embed is not None:
+            one_hot = nn.functional.one_hot(label, self.num_classes).to(self.embed.weight.dtype)
+            parts.append(normalize_second_moment(self.embed(one_hot)))
+        x = torch.cat(parts, dim=1)
+        for layer in self.layers:
+            x = layer(x)
+        return x

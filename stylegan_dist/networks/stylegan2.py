@@ -1,0 +1,282 @@
+"""The StyleGAN2 generator and discriminator.
+
+Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN" (skip generator, residual
+discriminator), and Karras et al. 2020b, "Training generative adversarial networks with limited data"
+(class conditioning, low precision, the `orig` discriminator for CIFAR-10).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from stylegan_dist import ops
+from stylegan_dist.networks.layers import Conv2d, Dense, Draw, MappingNetwork, Precision
+
+MIN_RESOLUTION = 4
+
+
+def resolutions(image_resolution: int) -> list[int]:
+    """4, 8, ..., image_resolution."""
+    return [2**i for i in range(2, image_resolution.bit_length())]
+
+
+def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
+    """Feature maps of the blocks at a resolution."""
+    return min(channel_base // resolution, channel_max)
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated 3x3 convolution, noise, bias, leaky ReLU: [N, in, H, W] -> [N, out, H * up, W * up]."""
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, up: int, clamp: float | None):
+        super().__init__()
+        self.up = up
+        self.clamp = clamp
+        self.affine = Dense(w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.noise_strength = nn.Parameter(torch.empty(()))
+        self.register_buffer("noise_const", torch.empty(resolution, resolution))
+
+    def init_parameters(self, draw: Draw) -> None:
+        self.weight.copy_(draw("weight", self.weight.shape))
+        self.bias.zero_()
+        self.noise_strength.zero_()
+        self.noise_const.copy_(draw("noise_const", self.noise_const.shape))
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """noise: [N, 1, H, W] or [1, 1, H, W] at the output's size, or None."""
+        x = ops.modulated_conv2d(x, self.weight, self.affine(w), up=self.up)
+        if noise is not None:
+            x = x + (noise * self.noise_strength).to(x.dtype)
+        return ops.bias_act(x, self.bias, "lrelu", clamp=self.clamp)
+
+
+class ToRGB(nn.Module):
+    """Modulated 1x1 convolution without demodulation: [N, in, H, W] -> [N, img_channels, H, W]."""
+
+    def __init__(self, in_channels: int, img_channels: int, w_dim: int, clamp: float | None):
+        super().__init__()
+        self.clamp = clamp
+        self.style_gain = 1 / in_channels**0.5
+        self.affine = Dense(w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.empty(img_channels, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.empty(img_channels))
+
+    def init_parameters(self, draw: Draw) -> None:
+        self.weight.copy_(draw("weight", self.weight.shape))
+        self.bias.zero_()
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        style = self.affine(w) * self.style_gain
+        x = ops.modulated_conv2d(x, self.weight, style, demodulate=False)
+        return ops.bias_act(x, self.bias, clamp=self.clamp)
+
+
+class SynthesisBlock(nn.Module):
+    """All layers of one resolution. The 4x4 block starts from a learned constant and has one convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, img_channels: int,
+                 clamp: float | None):
+        super().__init__()
+        self.first = resolution == MIN_RESOLUTION
+        if self.first:
+            self.const = nn.Parameter(torch.empty(out_channels, resolution, resolution))
+        else:
+            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=2, clamp=clamp)
+        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, up=1, clamp=clamp)
+        self.torgb = ToRGB(out_channels, img_channels, w_dim, clamp)
+
+    def init_parameters(self, draw: Draw) -> None:
+        if self.first:
+            self.const.copy_(draw("const", self.const.shape))
+
+
+class SynthesisNetwork(nn.Module):
+    """w to images, with a skip connection of RGB images over the resolutions.
+
+    One w drives each convolution; the toRGB layer of a block shares the w of the next block's first
+    convolution (the last one has its own), so there are `num_ws` = convolutions + 1 of them.
+    """
+
+    def __init__(self, w_dim: int, resolution: int, img_channels: int, channel_base: int, channel_max: int,
+                 precision: Precision):
+        super().__init__()
+        self.resolutions = resolutions(resolution)
+        self.precision = precision
+        self.num_ws = 2 * len(self.resolutions)
+        self.noise_shapes = [(r, r) for r in self.resolutions for _ in range(1 if r == MIN_RESOLUTION else 2)]
+        for r in self.resolutions:
+            block = SynthesisBlock(
+                in_channels=channels_at(r // 2, channel_base, channel_max),
+                out_channels=channels_at(r, channel_base, channel_max),
+                w_dim=w_dim, resolution=r, img_channels=img_channels, clamp=precision.clamp,
+            )
+            setattr(self, f"b{r}", block)
+
+    def constant_noise(self) -> list[torch.Tensor]:
+        """The fixed noise maps, [1, 1, H, W] each, in the order of the layers."""
+        return [m.noise_const[None, None] for m in self.modules() if isinstance(m, SynthesisLayer)]
+
+    def forward(self, ws: torch.Tensor, noise: Sequence[torch.Tensor] | None) -> torch.Tensor:
+        """Images from w.
+
+        Args:
+            ws: [N, num_ws, w_dim].
+            noise: one map a convolution ([N or 1, 1, H, W], shapes in `noise_shapes`), or None for no noise.
+        Returns: images [N, img_channels, R, R] in the precision of the parameters, nominally in [-1, 1].
+        """
+        full = ws.dtype
+        maps = iter(noise if noise is not None else [None] * len(self.noise_shapes))
+        w = iter(ws.unbind(dim=1))
+        x = rgb = None
+        next_w = next(w)
+        for r in self.resolutions:
+            block = getattr(self, f"b{r}")
+            dtype = self.precision.of_block(r, self.resolutions[-1], full)
+            if block.first:
+                x = self.precision.place(block.const.expand(len(ws), -1, -1, -1), dtype)
+            else:
+                x = self.precision.place(x, dtype)
+                x = block.conv0(x, next_w, next(maps))
+                next_w = next(w)
+            x = block.conv1(x, next_w, next(maps))
+            next_w = next(w)
+            skip = block.torgb(x, next_w).to(full)
+            rgb = skip if rgb is None else ops.upsample2d(rgb) + skip
+        return rgb
+
+
+class Generator(nn.Module):
+    """Mapping and synthesis.
+
+    Args:
+        resolution: a power of two, 8 to 1024.
+        img_channels: 1, 3 or 4.
+        num_classes: 0 for an unconditional generator.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        img_channels: int,
+        num_classes: int = 0,
+        z_dim: int = 512,
+        w_dim: int = 512,
+        mapping_layers: int = 8,
+        channel_base: int = 32768,
+        channel_max: int = 512,
+        precision: Precision = Precision(),  # noqa: B008 - frozen
+    ):
+        super().__init__()
+        self.z_dim = z_dim
+        self.num_classes = num_classes
+        self.mapping = MappingNetwork(z_dim, num_classes, w_dim, mapping_layers)
+        self.synthesis = SynthesisNetwork(w_dim, resolution, img_channels, channel_base, channel_max, precision)
+        self.num_ws = self.synthesis.num_ws
+        self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def truncate(self, w: torch.Tensor, psi: float) -> torch.Tensor:
+        """Pull w towards its mean, w_avg + psi (w - w_avg): trades variety for fidelity (2019, section B)."""
+        return w if psi == 1 else self.w_avg.lerp(w, psi)
+
+    def forward(
+        self,
+        z: torch.Tensor,
+        label: torch.Tensor | None = None,
+        noise: Sequence[torch.Tensor] | None = None,
+        truncation: float = 1.0,
+    ) -> torch.Tensor:
+        """Images for latents z [N, z_dim] and labels int64 [N]; noise as in `SynthesisNetwork.forward`."""
+        w = self.truncate(self.mapping(z, label), truncation)
+        return self.synthesis(w[:, None].expand(-1, self.num_ws, -1), noise)
+
+
+class DiscriminatorBlock(nn.Module):
+    """Two 3x3 convolutions, the second down-sampling, with a residual path or without: halves the size."""
+
+    def __init__(self, in_channels: int, out_channels: int, residual: bool, clamp: float | None):
+        super().__init__()
+        self.conv0 = Conv2d(in_channels, in_channels, 3, "lrelu", clamp=clamp)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, "lrelu", down=2, clamp=clamp)
+        self.skip = Conv2d(in_channels, out_channels, 1, bias=False, down=2) if residual else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, in, H, W] -> [N, out, H / 2, W / 2]."""
+        if self.skip is None:
+            return self.conv1(self.conv0(x))
+        half = math.sqrt(0.5)  # the sum of two independent unit-variance paths stays at unit variance
+        return self.skip(x, gain=half) + self.conv1(self.conv0(x), gain=half)
+
+
+def minibatch_std(x: torch.Tensor, group: int) -> torch.Tensor:
+    """Append one channel: how much the samples of a group differ (Karras et al. 2018, section 3).
+
+    Groups are runs of `group` *consecutive* images. Consecutive images stay together however the
+    global batch is split, as long as every part is a multiple of the group; the customary strided
+    groups depend on the size of the part.
+
+    Args: x [N, C, H, W] with N a multiple of `group`. Returns: [N, C + 1, H, W].
+    """
+    n, _, h, w = x.shape
+    assert n % group == 0, "the micro-batch must be a multiple of the minibatch standard deviation's group"
+    grouped = x.unflatten(0, (n // group, group))
+    std = (grouped.var(dim=1, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
+    return torch.cat([x, std.repeat_interleave(group)[:, None, None, None].expand(n, 1, h, w)], dim=1)
+
+
+class Discriminator(nn.Module):
+    """Images to logits: [N, img_channels, R, R] -> [N].
+
+    Args:
+        architecture: "resnet" (residual blocks) or "orig" (none).
+        num_classes: 0, or the number of classes for a projection discriminator (Miyato and Koyama
+            2018): the logit is the scalar product of the features with a mapping of the label.
+        mbstd_group: images per group of the minibatch standard deviation; 1 gives a zero channel.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        img_channels: int,
+        num_classes: int = 0,
+        architecture: str = "resnet",
+        channel_base: int = 32768,
+        channel_max: int = 512,
+        mapping_layers: int = 8,
+        mbstd_group: int = 4,
+        precision: Precision = Precision(),  # noqa: B008 - frozen
+    ):
+        super().__init__()
+        self.resolutions = resolutions(resolution)[:0:-1]
+        self.precision = precision
+        self.mbstd_group = mbstd_group
+        channels = {r: channels_at(r, channel_base, channel_max) for r in resolutions(resolution)}
+        self.fromrgb = Conv2d(img_channels, channels[resolution], 1, "lrelu", clamp=precision.clamp)
+        for r in self.resolutions:
+            block = DiscriminatorBlock(channels[r], channels[r // 2], architecture == "resnet", precision.clamp)
+            setattr(self, f"b{r}", block)
+        width = channels[MIN_RESOLUTION]
+        self.conv = Conv2d(width + 1, width, 3, "lrelu", clamp=precision.clamp)
+        self.dense = Dense(width * MIN_RESOLUTION**2, width, "lrelu")
+        self.out = Dense(width, width if num_classes else 1)
+        self.mapping = MappingNetwork(0, num_classes, width, mapping_layers) if num_classes else None
+
+    def forward(self, images: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+        """images: [N, img_channels, R, R] in [-1, 1], label: int64 [N] or None -> logits [N], full precision."""
+        full = self.out.weight.dtype
+        resolution = self.resolutions[0]
+        x = self.precision.place(images, self.precision.of_block(resolution, resolution, full))
+        x = self.fromrgb(x)
+        for r in self.resolutions:
+            x = self.precision.place(x, self.precision.of_block(r, resolution, full))
+            x = getattr(self, f"b{r}")(x)
+        x = minibatch_std(x.to(full), self.mbstd_group)
+        x = self.out(self.dense(self.conv(x).flatten(1)))
+        if self.mapping is None:
+            return x[:, 0]
+        return (x * self.mapping(None, label)).sum(dim=1) / math.sqrt(x.shape[1])

@@ -1,0 +1,1 @@
+"""What the networks are trained for: adversarial losses, gradient penalties, path length."""

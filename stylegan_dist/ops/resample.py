@@ -1,0 +1,79 @@
+"""Resampling with a separable low-pass filter, alone and together with a convolution.
+
+The filter of StyleGAN2 is [1, 3, 3, 1] in both directions (Karras et al. 2020, section 4.1, after
+Zhang 2019, "Making convolutional networks shift-invariant again"). Up-sampling by two means: put a
+zero behind every pixel, filter, multiply by four so that the mean stays. Down-sampling means: filter,
+keep every second pixel.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+TAPS = (1.0, 3.0, 3.0, 1.0)
+
+
+def resample2d(
+    x: torch.Tensor,
+    up: int = 1,
+    down: int = 1,
+    padding: tuple[int, int] = (0, 0),
+    gain: float = 1.0,
+    taps: tuple[float, ...] = TAPS,
+) -> torch.Tensor:
+    """Insert `up - 1` zeros behind each pixel, pad, convolve with the filter, keep every `down`-th pixel.
+
+    Args:
+        x: [N, C, H, W].
+        up, down: integer factors, the same in both directions.
+        padding: zeros before and after, in both directions, counted after the zero insertion;
+            negative values crop.
+        gain: factor on the output.
+        taps: the one-dimensional filter; normalised to sum one here.
+    Returns: [N, C, (H * up + padding - len(taps)) // down + 1, likewise W].
+    """
+    channels, length = x.shape[1], len(taps)
+    line = torch.tensor(taps, dtype=x.dtype, device=x.device)
+    line = line / line.sum()
+    kernel = (line[:, None] * line[None, :] * gain).expand(channels, 1, length, length)
+    before, after = padding
+    if up == 1:
+        # conv2d correlates: flipping the kernel makes it the convolution that is meant.
+        x = F.pad(x, (before, after, before, after))
+        return F.conv2d(x, kernel.flip([2, 3]), stride=down, groups=channels)
+    # A transposed convolution is zero insertion and full convolution in one; crop to the wanted padding.
+    x = F.conv_transpose2d(x, kernel, stride=up, groups=channels)
+    before, after = before - (length - 1), after - (length - up)
+    return F.pad(x, (before, after, before, after))[:, :, ::down, ::down]
+
+
+def upsample2d(x: torch.Tensor) -> torch.Tensor:
+    """Twice the size, centred: [N, C, H, W] -> [N, C, 2H, 2W]."""
+    return resample2d(x, up=2, padding=(2, 1), gain=4.0)
+
+
+def downsample2d(x: torch.Tensor) -> torch.Tensor:
+    """Half the size, centred: [N, C, H, W] -> [N, C, H/2, W/2]."""
+    return resample2d(x, down=2, padding=(1, 1))
+
+
+def conv2d_resample(x: torch.Tensor, weight: torch.Tensor, up: int = 1, down: int = 1) -> torch.Tensor:
+    """A "same" convolution after up-sampling by two, or before down-sampling by two, in fewer FLOPs.
+
+    Args:
+        x: [N, I, H, W].
+        weight: [O, I, k, k], k = 1 or 3, in the dtype of x.
+        up, down: 1 or 2, not both 2.
+    Returns: [N, O, H * up / down, W * up / down].
+    """
+    pad = weight.shape[-1] // 2
+    if up == 2:
+        # The transposed convolution gives 2H - 1 + 2 * pad pixels, the filter takes three of them away.
+        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        return resample2d(x, padding=(2 - pad, 2 - pad), gain=4.0)
+    if down == 2:
+        if pad == 0:  # a 1x1 convolution commutes with dropping pixels: drop them first
+            return F.conv2d(downsample2d(x), weight)
+        return F.conv2d(resample2d(x, padding=(2, 2)), weight, stride=2)
+    return F.conv2d(x, weight, padding=pad)

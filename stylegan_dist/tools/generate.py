@@ -1,0 +1,104 @@
+"""Pictures from the averaged generator of a run, by seed.
+
+The picture of a seed depends on the seed, the class and the truncation alone: not on the other seeds,
+their order or the batch.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from stylegan_dist import randomness
+from stylegan_dist.errors import InputError
+from stylegan_dist.monitor.images import save_grid, to_uint8
+from stylegan_dist.networks.sampling import sample_images
+from stylegan_dist.networks.stylegan2 import Generator
+from stylegan_dist.training.snapshot import load_generator
+
+GRID_NAME = "grid.png"
+GRID_LIMIT = 256  # pictures in the grid; a larger one is hard to look at
+
+
+@dataclass
+class GenerateOptions:
+    """What to draw."""
+
+    seeds: list[int]
+    truncation: float = 1.0      # psi
+    label: int | None = None     # class of all pictures; None: class `seed mod classes`, if conditional
+    batch: int = 16
+    noise: str = "const"         # "const" or "none"
+    device: str = "cpu"
+    columns: int = 8             # of the grid
+
+
+def generate(run_dir: str | os.PathLike, out: str | os.PathLike, options: GenerateOptions) -> Path:
+    """Write one PNG a seed, and a grid of them; returns the path of the grid.
+
+    Raises:
+        InputError: no such run, no checkpoint, a class that does not exist, an unwritable folder.
+    """
+    device = torch.device(options.device)
+    generator, _ = load_generator(run_dir, device)
+    labels = _labels(generator, options)
+    out = Path(out)
+    grid: list[torch.Tensor] = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tqdm(total=len(options.seeds), unit="img", desc="generate") as bar:
+            for start in range(0, len(options.seeds), options.batch):
+                seeds = options.seeds[start:start + options.batch]
+                part = None if labels is None else labels[start:start + options.batch]
+                images = to_uint8(_draw(generator, seeds, part, options, device))
+                for i, seed in enumerate(seeds):
+                    name = f"seed{seed:04d}" + ("" if part is None else f"-class{part[i]}")
+                    pixels = images[i].permute(1, 2, 0).numpy()
+                    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(out / f"{name}.png")
+                grid += images[:GRID_LIMIT - len(grid)]
+                bar.update(len(seeds))
+        save_grid(out / GRID_NAME, torch.stack(grid), options.columns)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
+    return out / GRID_NAME
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from "3", "0-63" or "1,5,10-12".
+
+    Raises:
+        InputError: anything else.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InputError(f"--seeds {text!r} is not a list of seeds: write for example 0-63 or 1,5,10-12")
+        if int(last or first) >= randomness.SEED_LIMIT or int(last or first) < int(first):
+            raise InputError(f"--seeds {text!r}: seeds go upwards from 0 to {randomness.SEED_LIMIT - 1}")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+def _draw(generator: Generator, seeds: list[int], labels: list[int] | None, options: GenerateOptions,
+          device: torch.device) -> torch.Tensor:
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    z = torch.cat([randomness.normal(seed, "generate.z", zero, (generator.z_dim,)) for seed in seeds])
+    label = None if labels is None else torch.tensor(labels, device=device)
+    return sample_images(generator, z, label, options.truncation, len(seeds), options.noise)
+
+
+def _labels(generator: Generator, options: GenerateOptions) -> list[int] | None:
+    classes = generator.num_classes
+    if not classes:
+        if options.label is not None:
+            raise InputError("--class has no meaning here: the run was trained without labels")
+        return None
+    if options.label is not None and not 0 <= options.label < classes:
+        raise InputError(f"--class {options.label} does not exist: the run has classes 0 to {classes - 1}")
+    return [seed % classes if options.label is None else options.label for seed in options.seeds]

@@ -1,0 +1,1 @@
+"""Training: the loop, its phases, the engine that joins the ranks, averaging, checkpoints."""

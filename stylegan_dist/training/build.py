@@ -1,0 +1,72 @@
+"""Networks and optimizers from a resolved configuration."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from stylegan_dist.config import Config
+from stylegan_dist.config.schema import OptimizerConfig
+from stylegan_dist.networks.layers import Precision, initialize
+from stylegan_dist.networks.stylegan2 import Discriminator, Generator
+from stylegan_dist.training.rules import DTYPES, optimizer_arguments
+
+
+def precision_policy(config: Config) -> Precision:
+    """The precision policy of a resolved configuration."""
+    p = config.precision
+    return Precision(DTYPES[p.dtype], p.top_resolutions, p.clamp or None, bool(p.channels_last))
+
+
+def build_generator(config: Config, resolution: int, channels: int, num_classes: int, device: torch.device,
+                    precision: Precision | None = None) -> Generator:
+    """The generator, with parameters that are a function of the seed; on the meta device without values."""
+    g = config.generator
+    with device:
+        network = Generator(
+            resolution, channels, num_classes, z_dim=g.z_dim, w_dim=g.w_dim, mapping_layers=g.mapping_layers,
+            channel_base=g.channel_base, channel_max=g.channel_max, precision=precision or precision_policy(config),
+        )
+    return _with_values(network, config, "init.g")
+
+
+def build_discriminator(config: Config, resolution: int, channels: int, num_classes: int,
+                        device: torch.device) -> Discriminator:
+    """The discriminator, with parameters that are a function of the seed; on the meta device without values."""
+    d = config.discriminator
+    with device:
+        network = Discriminator(
+            resolution, channels, num_classes, architecture=d.architecture, channel_base=d.channel_base,
+            channel_max=d.channel_max, mapping_layers=d.mapping_layers, mbstd_group=d.mbstd_group,
+            precision=precision_policy(config),
+        )
+    return _with_values(network, config, "init.d")
+
+
+def _with_values(network: nn.Module, config: Config, purpose: str) -> nn.Module:
+    if next(network.parameters()).device.type != "meta":
+        initialize(network, config.run.seed, purpose)
+    return network
+
+
+def build_optimizer(network: nn.Module, settings: OptimizerConfig, where: str, lazy_interval: int) -> torch.optim.Optimizer:
+    """The optimizer of one network, corrected for lazy regularisation.
+
+    A regulariser with an optimizer step of its own every k steps makes k + 1 updates of k. The learning
+    rate is multiplied by m = k / (k + 1) and decay rates are raised to the power m, so that k steps move
+    and forget as much as without it (Karras et al. 2020, appendix B). Momentum is left as it is.
+
+    Args:
+        where: the configuration section, for messages.
+        lazy_interval: k; 1 if no regulariser of this network has a step of its own.
+    """
+    arguments = optimizer_arguments(settings, where)
+    if lazy_interval > 1:
+        m = lazy_interval / (lazy_interval + 1)
+        arguments["lr"] *= m
+        if "betas" in arguments:
+            arguments["betas"] = tuple(beta**m for beta in arguments["betas"])
+        for decay in ("alpha", "rho"):
+            if decay in arguments:
+                arguments[decay] **= m
+    return getattr(torch.optim, settings.name)(network.parameters(), **arguments)

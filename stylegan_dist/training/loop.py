@@ -1,0 +1,319 @@
+"""The training loop, in the order of the papers: draw, phases, reduce, step, average, tick."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+from stylegan_dist import randomness
+from stylegan_dist.config import Config, dump_config, to_dict
+from stylegan_dist.data.order import GlobalOrder
+from stylegan_dist.data.stream import Batch, BatchStream, ShardReader
+from stylegan_dist.errors import InputError, Interrupted
+from stylegan_dist.monitor.images import save_grid
+from stylegan_dist.monitor.monitor import Monitor, NullMonitor
+from stylegan_dist.networks.sampling import sample_images
+from stylegan_dist.training.checkpoint import checkpoint_folder, prune_checkpoints, save_checkpoint
+from stylegan_dist.training.engine import Engine
+from stylegan_dist.training.interruption import StopRequest
+from stylegan_dist.training.phases import MicroBatch, Phase
+from stylegan_dist.training.plan import header_facts, load_index_of
+from stylegan_dist.training.rules import resolve, steps_in
+from stylegan_dist.training.run_folder import SAMPLES_NAME, RunFolder
+from stylegan_dist.training.state import TrainState
+from stylegan_dist.training.timing import PhaseTimer
+
+
+def train(config: Config) -> None:
+    """Train, or continue, the run that `config` describes, until it has seen `run.kimg`.
+
+    Raises:
+        InputError: configuration, data or launch are wrong.
+        Interrupted: the run was asked to stop and has saved its state.
+    """
+    engine = Engine(config.run.device, config.run.world_size, config.run.threads)
+    try:
+        Trainer(config, engine).run()
+    finally:
+        engine.close()
+
+
+class Trainer:
+    """One start of a run, on one rank."""
+
+    def __init__(self, config: Config, engine: Engine):
+        self.engine = engine
+        self.index = load_index_of(config)
+        self.resolved = resolve(config, self.index, engine.world_size, engine.device.type, engine.supports_bf16)
+        self.config = self.resolved.config
+        self.run_dir = Path(self.config.run.dir)
+        self._check_agreement()
+        set_arithmetic(self.config)
+
+        self.folder = engine.on_main(lambda: RunFolder(self.run_dir))
+        start, self.notices = engine.from_main(engine.on_main(self._starting_point))
+        self.state = TrainState(self.resolved, self.index, engine.device)
+        if start:
+            self.state.restore(checkpoint_folder(self.run_dir, start))
+        self.batch = self.config.run.batch
+        self.total = steps_in(self.config) * self.batch
+        self.timer = PhaseTimer(engine.device)
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = defaultdict(int)
+        self.unsaved = False  # the last attempt to save a checkpoint failed
+
+    def run(self) -> None:
+        """From the starting point to the end."""
+        state = self.state
+        self.monitor = self._open_monitor()
+        exit_code = 1
+        try:
+            if state.nimg >= self.total:
+                self.monitor.line(f"finished before, at {state.nimg / 1000:g} kimg; set run.kimg higher to go on")
+            else:
+                self._train()
+            exit_code = 0
+        except Interrupted:
+            exit_code = 75
+            raise
+        finally:
+            self.monitor.close(exit_code)
+            if self.folder is not None:
+                self.folder.close()
+
+    def _train(self) -> None:
+        state, every = self.state, self.config
+        stop = StopRequest()
+        stream = self._open_stream()
+        if state.nimg == 0:
+            self._save_reals()
+            self._save_samples()
+        asked = None  # whether any rank had been asked to stop in the step before
+        self.tick_began, self.tick_nimg = time.perf_counter(), state.nimg
+        try:
+            while state.nimg < self.total:
+                before = state.nimg
+                batch = next(stream)
+                stopping = self._step(batch, stop.requested)
+                self.monitor.progress(state.nimg)
+                interrupted, asked = asked is not None and asked() > 0, stopping
+                last = state.nimg >= self.total or interrupted
+
+                if last or crossed(before, state.nimg, every.monitor.tick_kimg):
+                    self._tick(stream)
+                if last or crossed(before, state.nimg, every.monitor.samples_kimg):
+                    self._save_samples()
+                if last or crossed(before, state.nimg, every.checkpoint.every_kimg):
+                    self._save_checkpoint()
+                if interrupted and state.nimg < self.total:
+                    if self.unsaved:
+                        raise InputError("stopped on request, but the state could not be saved (see the warning above); "
+                                         "the run will continue from its last whole checkpoint")
+                    self.monitor.line(f"stopped on request at {state.nimg / 1000:g} kimg; the same command continues")
+                    raise Interrupted
+            if self.unsaved:
+                raise InputError("the run ended, but its last checkpoint could not be saved (see the warning above): make "
+                                 "room and run the same command again")
+            self.monitor.line(f"finished at {state.nimg / 1000:g} kimg; samples: {self.samples_path}")
+        finally:
+            stream.close()
+            stop.close()
+
+    def _step(self, batch: Batch, stop_requested: bool):
+        """Train both networks on one global batch; returns a function that tells if any rank wants to stop."""
+        state, step = self.state, self.state.nimg // self.batch
+        parts = self._micro_batches(batch)
+        for phase in state.phases:
+            if step % phase.interval == 0:
+                with self.timer(phase.name):
+                    self._run_phase(phase, parts, stop_requested)
+        state.ema.update(state.networks["g"], state.nimg, self.batch)
+        state.nimg += self.batch
+        return self.engine.read_later(self.stopping)
+
+    def _run_phase(self, phase: Phase, parts: list[MicroBatch], stop_requested: bool) -> None:
+        """One optimizer step of one network."""
+        state = self.state
+        network, optimizer = state.networks[phase.network], state.optimizers[phase.network]
+        for name, other in state.networks.items():
+            other.requires_grad_(name == phase.network)
+        optimizer.zero_grad(set_to_none=True)
+
+        means: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.engine.device))
+        means["stop"] = torch.tensor(float(stop_requested), device=self.engine.device)
+        for part in parts:
+            for loss in phase.losses:
+                share, stats = loss(part)
+                share.backward()
+                for name, value in stats.items():
+                    means[name] = means[name] + value.detach()
+
+        parameters = list(network.parameters())
+        means, nonfinite, norm = self.engine.reduce(parameters, means)
+        l1 = getattr(self.config.optim, phase.network).l1
+        if l1 and phase.interval == 1:
+            torch._foreach_add_([p.grad for p in parameters], torch._foreach_sign(parameters), alpha=l1)
+        optimizer.step()
+
+        self.stopping = means.pop("stop")
+        state.objective.after(means, self.config.generator.w_avg_decay)
+        suffix = phase.name.removesuffix("_main")
+        self._note({**means, f"grad_norm/{suffix}": norm})
+        self._note({f"grad_nonfinite/{phase.network}": nonfinite}, mean=False)
+
+    def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
+        device = self.engine.device
+        images = batch.images.to(device, non_blocking=True).float().div_(127.5).sub_(1)
+        labels = batch.labels.to(device, non_blocking=True) if self.resolved.conditional else None
+        index = batch.index.to(device, non_blocking=True)
+        size = self.config.run.batch_gpu
+        return [
+            MicroBatch(images[i:i + size], None if labels is None else labels[i:i + size], index[i:i + size])
+            for i in range(0, len(images), size)
+        ]
+
+    # Records
+
+    def _note(self, values: dict[str, torch.Tensor], mean: bool = True) -> None:
+        """Add to the statistics of this tick, on the device."""
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] += mean
+
+    def _tick(self, stream: BatchStream) -> None:
+        """Report what has happened since the last tick. The only place that waits for the device."""
+        state, device = self.state, self.engine.device
+        if self.sums:
+            values = torch.stack([value.double() for value in self.sums.values()]).tolist()
+        metrics = {name: value / max(self.counts[name], 1) for name, value in zip(self.sums, values, strict=True)}
+        metrics["path_length/target"] = state.objective.path_mean.item()
+        phase_times = self.timer.take()
+        seconds = time.perf_counter() - self.tick_began
+        images = state.nimg - self.tick_nimg
+        metrics |= {
+            "time/img_per_sec": images / seconds,
+            "time/sec_per_kimg": seconds / images * 1000,
+            "time/data_wait": stream.seconds_waited / seconds,
+            **{f"time/phase/{name}": total / count for name, (total, count) in phase_times.items()},
+            "memory/peak_gib": peak_memory(device) / 2**30,
+            "ema/decay": state.ema.decay(state.nimg - self.batch, self.batch),
+        }
+        self.monitor.tick(metrics, state.nimg)
+        for name, count in metrics.items():
+            if name.startswith("grad_nonfinite/") and count:
+                self.monitor.alert("non-finite gradients", f"{count:.0f} values of network {name[-1]} since the last tick")
+        self.sums.clear()
+        self.counts.clear()
+        stream.seconds_waited = 0.0
+        self.tick_began, self.tick_nimg = time.perf_counter(), state.nimg
+
+    @property
+    def samples_path(self) -> Path:
+        return self.run_dir / SAMPLES_NAME / f"nimg-{self.state.nimg:08d}.png"
+
+    def _save_samples(self) -> None:
+        """A picture of the averaged generator at fixed latents; one class per column if conditional."""
+        if not self.engine.is_main:
+            return
+        m, network = self.config.monitor, self.state.ema.network
+        index = torch.arange(m.grid_columns * m.grid_rows, device=self.engine.device)
+        z = randomness.normal(self.config.run.seed, "samples.z", index, (network.z_dim,))
+        labels = index % m.grid_columns % self.resolved.num_classes if self.resolved.conditional else None
+        images = sample_images(network, z, labels, batch=self.config.run.batch_gpu)
+        self._save_picture("samples", self.samples_path, images)
+
+    def _save_reals(self) -> None:
+        if not self.engine.is_main:
+            return
+        m, d, reader = self.config.monitor, self.config.data, ShardReader(self.config.data.shards, self.index)
+        order = GlobalOrder([shard.samples for shard in self.index.shards], self.config.run.seed, d.lanes, d.block)
+        images = [torch.from_numpy(reader.read(*place)[0]) for place in order.locate(0, m.grid_columns * m.grid_rows)]
+        self._save_picture("reals", self.run_dir / SAMPLES_NAME / "reals.png", torch.stack(images))
+
+    def _save_picture(self, name: str, path: Path, images: torch.Tensor) -> None:
+        try:
+            save_grid(path, images, self.config.monitor.grid_columns)
+        except OSError as error:
+            self.monitor.warn(f"cannot write {path}: {error.strerror or error}; training goes on")
+        else:
+            self.monitor.images(name, path, self.state.nimg)
+
+    def _save_checkpoint(self) -> None:
+        """Rank 0 writes; all ranks make sure that they still train the same networks."""
+        state, c = self.state, self.config.checkpoint
+        if not self.engine.agree(state.checksums()):
+            raise RuntimeError(f"the ranks hold different networks at {state.nimg} images: a fault of the hardware or of this "
+                               "program; the last checkpoint is good")
+
+        def write() -> bool:
+            try:
+                save_checkpoint(self.run_dir, state.nimg, state.tensors(), state.facts())
+                prune_checkpoints(self.run_dir, c.keep, int(c.archive_kimg * 1000))
+            except OSError as error:
+                self.monitor.alert("checkpoint not saved", f"{error}; training goes on and tries again at the next one")
+                return False
+            return True
+
+        self.unsaved = not self.engine.from_main(self.engine.on_main(write))
+
+    # Preparation
+
+    def _check_agreement(self) -> None:
+        """All ranks must have the same configuration and data."""
+        digest = hashlib.sha256((dump_config(self.config) + self.index.fingerprint).encode()).digest()
+        if not self.engine.agree([float(int.from_bytes(digest[i:i + 4], "big")) for i in (0, 4, 8)]):
+            raise InputError("the ranks have different configurations or data: start all of them with the same command, and "
+                             "check that data.shards is the same folder on every node")
+
+    def _starting_point(self) -> tuple[int, list[str]]:
+        return self.folder.starting_point(self.config, self.index.fingerprint)
+
+    def _open_monitor(self) -> Monitor | NullMonitor:
+        if not self.engine.is_main:
+            return NullMonitor()
+        m = self.config.monitor
+        self.folder.save_config(self.config)
+        monitor = Monitor(
+            self.run_dir, segment=self.state.segment, resume_nimg=self.state.nimg, total_nimg=self.total,
+            config=to_dict(self.config), wandb_mode=m.wandb, wandb_project=m.wandb_project,
+            wandb_entity=m.wandb_entity or None, wandb_name=m.wandb_name or self.run_dir.name,
+        )
+        monitor.header(header_facts(self.resolved, self.index, self.state, self.engine.describe()))
+        for notice in self.notices:
+            monitor.warn(notice)
+        return monitor
+
+    def _open_stream(self) -> BatchStream:
+        d = self.config.data
+        return BatchStream(
+            d.shards, self.index, seed=self.config.run.seed, lanes=d.lanes, block=d.block, batch=self.batch,
+            rank=self.engine.rank, world_size=self.engine.world_size, start=self.state.nimg, mirror=d.mirror,
+            workers=d.workers, prefetch=d.prefetch, pin_memory=self.engine.device.type == "cuda",
+        )
+
+
+def crossed(before: int, after: int, every_kimg: float) -> bool:
+    """Whether a multiple of `every_kimg` lies in (before, after], counted in images."""
+    every = every_kimg * 1000
+    return after // every > before // every
+
+
+def set_arithmetic(config: Config) -> None:
+    """Process-wide settings of PyTorch that decide which bits come out."""
+    torch.backends.cuda.matmul.allow_tf32 = config.precision.tf32
+    torch.backends.cudnn.allow_tf32 = config.precision.tf32
+    torch.backends.cudnn.deterministic = config.run.deterministic
+    torch.backends.cudnn.benchmark = not config.run.deterministic
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU since the start of the process, or of the process itself on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

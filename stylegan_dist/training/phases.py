@@ -1,0 +1,179 @@
+"""The phases of a step: which network learns, from which losses, how often.
+
+Every loss works on a micro-batch and returns *shares of global means*: sums over its images divided by
+the number of images in the global batch. Shares of all micro-batches and all ranks add up to the mean,
+so no result depends on how the batch was split.
+
+All randomness is addressed by (seed, "phase.purpose", global image number).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stylegan_dist import randomness
+from stylegan_dist.config import Config
+from stylegan_dist.networks.stylegan2 import Discriminator, Generator
+from stylegan_dist.objective.adversarial import ADVERSARIAL
+from stylegan_dist.objective.penalties import gradient_penalty, path_lengths
+
+
+@dataclass
+class MicroBatch:
+    """Real images that a rank computes at once."""
+
+    images: Tensor        # float [n, C, H, W] in [-1, 1]
+    labels: Tensor | None  # int64 [n]; None for an unconditional run
+    index: Tensor         # int64 [n], consecutive global image numbers
+
+
+Loss = Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]]  # -> share of the loss, shares of statistics
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One backward pass and optimizer step of one network."""
+
+    name: str
+    network: str              # "g" or "d"
+    interval: int             # takes place in every interval-th step
+    losses: tuple[Loss, ...]  # added up
+
+
+class Objective:
+    """All losses of a run.
+
+    Args:
+        config: resolved.
+        label_counts: int64 [classes], how often each class occurs in the data; generated images get
+            labels with these frequencies. None for an unconditional run.
+    """
+
+    def __init__(self, config: Config, generator: Generator, discriminator: Discriminator, label_counts: Tensor | None):
+        self.config = config.loss
+        self.seed = config.run.seed
+        self.batch = config.run.batch
+        self.generator = generator
+        self.discriminator = discriminator
+        self.adversarial = ADVERSARIAL[config.loss.adversarial]
+        device = generator.w_avg.device
+        # The label of a generated image is that of a random image of the data.
+        self.label_ends = label_counts.cumsum(0).to(device) if label_counts is not None else None
+        self.label_total = int(label_counts.sum()) if label_counts is not None else 0
+        self.noise = randomness.NoiseAddresses(generator.synthesis.noise_shapes, device)
+        # Running mean of path lengths, `a` of Karras et al. 2020, equation 4. Part of the saved state.
+        self.path_mean = torch.zeros((), device=device)
+
+    def phases(self) -> list[Phase]:
+        """The phases of a step in their order. A regulariser with interval 1 joins the main phase."""
+        c, result = self.config, []
+        networks = (
+            ("g", self.g_main, "g_path", self.g_path, c.path_length_interval, c.path_length_weight > 0),
+            ("d", self.d_main, "d_penalty", self.d_penalty, c.penalty_interval, c.r1_gamma > 0 or c.r2_gamma > 0),
+        )
+        for network, main, name, regulariser, interval, active in networks:
+            joined = active and interval == 1
+            result.append(Phase(f"{network}_main", network, 1, (main, regulariser) if joined else (main,)))
+            if active and not joined:
+                result.append(Phase(name, network, interval, (regulariser,)))
+        return result
+
+    def g_main(self, real: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The generator's side of the game."""
+        fake, labels, ws = self._generate("g_main", real)
+        logits = self.discriminator(fake, labels)
+        real_logits = self.discriminator(real.images, real.labels) if self.adversarial.paired else None
+        loss = self.adversarial.generator(logits, real_logits)
+        return self._share(loss), {
+            "loss/g_main": self._share(loss),
+            "w_mean": ws[:, 0].sum(0) / self.batch,  # the first layer never uses the second latent
+        }
+
+    def g_path(self, real: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Path length regularisation (Karras et al. 2020, equation 4), on every n-th image.
+
+        The target `a` is the running mean from before this step, a constant for all images, so that
+        the penalty of an image does not depend on which others are in its micro-batch.
+        """
+        c = self.config
+        part = MicroBatch(real.images, None if real.labels is None else real.labels[::c.path_length_shrink],
+                          real.index[::c.path_length_shrink])
+        images, _, ws = self._generate("g_path", part)
+        direction = randomness.normal(self.seed, "g_path.direction", part.index, images.shape[1:])
+        lengths = path_lengths(images, ws, direction.to(images.dtype))
+        penalty = (lengths - self.path_mean).square() * c.path_length_weight
+        share = self._share(penalty) * c.path_length_shrink
+        return share * c.path_length_interval, {
+            "loss/path_length": share,
+            "path_length/mean": self._share(lengths) * c.path_length_shrink,
+        }
+
+    def d_main(self, real: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's side of the game."""
+        with torch.no_grad():
+            fake, labels, _ = self._generate("d_main", real)
+        fake_logits = self.discriminator(fake, labels)
+        real_logits = self.discriminator(real.images, real.labels)
+        loss = self.adversarial.discriminator(real_logits, fake_logits)
+        return self._share(loss), {
+            "loss/d_main": self._share(loss),
+            "logits/real": self._share(real_logits),
+            "logits/fake": self._share(fake_logits),
+            "sign/real": self._share(real_logits.sign()),
+            "sign/fake": self._share(fake_logits.sign()),
+        }
+
+    def d_penalty(self, real: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """R1 on real and R2 on generated images (Mescheder et al. 2018)."""
+        c = self.config
+        total, stats = torch.zeros((), device=real.images.device), {}
+        if c.r1_gamma > 0:
+            images = real.images.detach().requires_grad_(True)
+            share = self._share(gradient_penalty(self.discriminator(images, real.labels), images)) * (c.r1_gamma / 2)
+            total, stats["loss/r1"] = total + share, share
+        if c.r2_gamma > 0:
+            with torch.no_grad():
+                images, labels, _ = self._generate("d_penalty", real)
+            images = images.detach().requires_grad_(True)
+            share = self._share(gradient_penalty(self.discriminator(images, labels), images)) * (c.r2_gamma / 2)
+            total, stats["loss/r2"] = total + share, share
+        return total * c.penalty_interval, stats
+
+    @torch.no_grad()
+    def after(self, means: dict[str, Tensor], w_avg_decay: float) -> None:
+        """Take over the running means that the global statistics of a phase carry."""
+        if (w_mean := means.pop("w_mean", None)) is not None:
+            self.generator.w_avg.copy_(w_mean.lerp(self.generator.w_avg, w_avg_decay))
+        if "path_length/mean" in means:
+            self.path_mean.lerp_(means["path_length/mean"], self.config.path_length_decay)
+
+    def _share(self, per_image: Tensor) -> Tensor:
+        return per_image.sum() / self.batch
+
+    def _generate(self, phase: str, real: MicroBatch) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Images [n, C, H, W], their labels [n] or None, and ws [n, num_ws, w_dim] for a phase."""
+        g, index = self.generator, real.index
+        labels = self._labels(phase, real)
+        z = randomness.normal(self.seed, f"{phase}.z", index, (g.z_dim,))
+        ws = g.mapping(z, labels)[:, None].expand(-1, g.num_ws, -1)
+        if self.config.style_mixing > 0:
+            z2 = randomness.normal(self.seed, f"{phase}.mixing_z", index, (g.z_dim,))
+            other = g.mapping(z2, labels)[:, None]
+            mixes = randomness.uniform(self.seed, f"{phase}.mixing", index) < self.config.style_mixing
+            cutoff = 1 + randomness.integers(self.seed, f"{phase}.cutoff", index, g.num_ws - 1)
+            layer = torch.arange(g.num_ws, device=index.device)
+            ws = torch.where((mixes & (layer >= cutoff))[:, :, None], other, ws)
+        noise = self.noise.draw(self.seed, f"{phase}.noise", index)
+        return g.synthesis(ws, noise), labels, ws
+
+    def _labels(self, phase: str, real: MicroBatch) -> Tensor | None:
+        if self.label_ends is None:
+            return None
+        if self.adversarial.paired:
+            return real.labels
+        number = randomness.integers(self.seed, f"{phase}.label", real.index, self.label_total)[:, 0]
+        return torch.searchsorted(self.label_ends, number, right=True)

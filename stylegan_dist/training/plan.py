@@ -1,0 +1,71 @@
+"""What a run is going to do, in words: the header of a start, and the output of --dry-run."""
+
+from __future__ import annotations
+
+import torch
+
+from stylegan_dist.config import Config, dump_config
+from stylegan_dist.data.index import DatasetIndex, load_index
+from stylegan_dist.errors import InputError
+from stylegan_dist.training.rules import Resolved, resolve, steps_in
+from stylegan_dist.training.state import TrainState
+
+
+def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, engine: str) -> list[tuple[str, str]]:
+    """(name, value) pairs that a person should see at the start."""
+    c = resolved.config
+    run, p = c.run, c.precision
+    classes = f", {resolved.num_classes} classes" if resolved.conditional else ", unconditional"
+    sizes = {name: sum(x.numel() for x in network.parameters()) for name, network in state.networks.items()}
+    precision = p.dtype if p.dtype == "fp32" else f"{p.dtype} in the top {p.top_resolutions} resolutions, fp32 below"
+    facts = [
+        ("run", f"{run.dir}, seed {run.seed}" + (f", continued at {state.nimg / 1000:g} kimg" if state.nimg else "")),
+        ("engine", engine),
+        ("data", f"{c.data.shards}: {index.num_samples:,} images, {index.resolution} px, "
+                 f"{index.channels} channel{'s' * (index.channels > 1)}{classes}"),
+        ("generator", f"{sizes['g']:,} parameters"),
+        ("discriminator", f"{sizes['d']:,} parameters, {c.discriminator.architecture}"),
+        ("precision", precision),
+        ("ops", "plain PyTorch"),
+        ("batch", f"{run.batch} images per step, {run.batch_gpu} at once per rank"),
+        ("length", f"{run.kimg:g} kimg = {steps_in(c):,} steps"),
+        ("loss", f"{c.loss.adversarial}, R1 gamma {c.loss.r1_gamma:g}" +
+                 (f", R2 gamma {c.loss.r2_gamma:g}" if c.loss.r2_gamma else "")),
+        ("phases", ", ".join(phase.name + (f" every {phase.interval}" if phase.interval > 1 else "")
+                             for phase in state.phases)),
+    ]
+    return facts + [("rule" if i == 0 else "", note) for i, note in enumerate(resolved.notes)]
+
+
+def describe_plan(config: Config, world_size: int) -> str:
+    """The resolved configuration and what a run with it would do, without starting anything."""
+    index = load_index_of(config)
+    device_type = "cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu"
+    bf16_ok = device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    resolved = resolve(config, index, world_size, device_type, bf16_ok)
+    state = TrainState(resolved, index, torch.device("meta"))
+    facts = header_facts(resolved, index, state, f"{world_size} x {device_type}")
+    c, total = resolved.config, steps_in(resolved.config)
+    uses = ", ".join(f"{phase.name} {-(-total // phase.interval):,} x" for phase in state.phases)
+    facts += [
+        ("images", f"{c.run.batch // world_size} per rank and step, in micro-batches of {c.run.batch_gpu}"),
+        ("optimizer", f"steps: {uses}"),
+        ("epochs", f"{total * c.run.batch / index.num_samples:,.1f} over the data"),
+        ("memory", _memory(state)),
+    ]
+    width = max(len(name) for name, _ in facts)
+    return dump_config(c) + "\n" + "\n".join(f"# {name:<{width}}  {value}" for name, value in facts)
+
+
+def load_index_of(config: Config) -> DatasetIndex:
+    """The index of the data that a configuration names."""
+    if not config.data.shards:
+        raise InputError("no data: set data.shards=FOLDER, a folder made by `stylegan-dist pack IMAGES FOLDER`")
+    return load_index(config.data.shards)
+
+
+def _memory(state: TrainState) -> str:
+    """Bytes per rank that do not depend on the batch."""
+    g, d = (sum(x.numel() for x in network.parameters()) for network in state.networks.values())
+    floats = 4 * (g + d) + g  # parameters, gradients, two moments; the averaged generator
+    return f"about {floats * 4 / 2**20:,.0f} MiB per rank before activations (parameters, gradients, moments, average)"

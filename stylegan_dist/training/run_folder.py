@@ -1,0 +1,110 @@
+"""The folder of a run: who may write there, what it was trained with, where it continues."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+from stylegan_dist.config import Config, dump_config, load_config, to_dict
+from stylegan_dist.errors import InputError
+from stylegan_dist.training.checkpoint import checkpoint_folder, load_state, newest_whole_checkpoint
+
+CONFIG_NAME = "config.yaml"
+SAMPLES_NAME = "samples"
+# A run that continues with another value of one of these would not be the same run.
+IDENTITY = ("run.seed", "data.conditional", "data.mirror", "data.lanes", "data.block", "generator", "discriminator")
+# These may differ between two starts of one run without a word.
+INCIDENTAL = ("run.dir", "run.batch_gpu", "run.world_size", "run.device", "run.threads", "data.shards", "data.workers",
+              "data.prefetch", "monitor", "checkpoint")
+
+
+class RunFolder:
+    """A run's folder, locked for this process until it ends. For rank 0.
+
+    Raises:
+        InputError: the folder cannot be written, or another process trains in it.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        try:
+            (self.path / SAMPLES_NAME).mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the process ends
+        except OSError as error:
+            raise InputError(
+                f"cannot write to the run's folder {self.path}: {error.strerror}; choose another run.dir"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise InputError(
+                    f"another process is training in {self.path}: wait for it, or choose another run.dir"
+                ) from None
+            # Some network file systems have no locks; then we go without.
+
+    def starting_point(self, config: Config, data_fingerprint: str) -> tuple[int, list[str]]:
+        """Where the run continues.
+
+        Returns: images seen at the newest whole checkpoint (0 for a new run), and lines that the user
+            should read: damaged checkpoints passed over, settings that have changed.
+        Raises:
+            InputError: the run was trained with other data or networks than configured now.
+        """
+        nimg, damage = newest_whole_checkpoint(self.path)
+        lines = [f"passing over a damaged checkpoint: {problem}" for problem in damage]
+        if nimg == 0:
+            return 0, lines
+        state = load_state(checkpoint_folder(self.path, nimg))
+        if state["data"]["fingerprint"] != data_fingerprint:
+            raise InputError(f"{self.path} was trained on other data than {config.data.shards}: choose another run.dir, "
+                             "or set data.shards to the data it was started with")
+        before, now = _flat(state["config"]), _flat(to_dict(config))
+        for key in now:
+            if before.get(key) == now[key] or _within(key, INCIDENTAL):
+                continue
+            if _within(key, IDENTITY):
+                raise InputError(f"{self.path} was trained with {key}={before.get(key)}, not {now[key]}: choose another "
+                                 f"run.dir, or set {key} back")
+            lines.append(f"changed since the last start: {key} = {now[key]} (was {before.get(key)})")
+        return nimg, lines
+
+    def save_config(self, config: Config) -> None:
+        """Write the resolved configuration."""
+        temporary = self.path / (CONFIG_NAME + ".tmp")
+        temporary.write_text(dump_config(config))
+        temporary.replace(self.path / CONFIG_NAME)
+
+    def close(self) -> None:
+        """Give the folder free."""
+        with contextlib.suppress(OSError):
+            self._lock.close()
+
+
+def read_run_config(path: Path) -> Config:
+    """The resolved configuration of a run.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not (path / CONFIG_NAME).is_file():
+        raise InputError(f"{path} is not the folder of a run: it has no {CONFIG_NAME}")
+    return load_config(path / CONFIG_NAME)
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            result |= _flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result
+
+
+def _within(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in names)

@@ -1,0 +1,37 @@
+"""The one way in which tools and evaluation get a trained generator."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from stylegan_dist.errors import InputError
+from stylegan_dist.networks.layers import Precision
+from stylegan_dist.networks.stylegan2 import Generator
+from stylegan_dist.training.build import build_generator, precision_policy
+from stylegan_dist.training.checkpoint import checkpoint_folder, load_network, load_state, newest_whole_checkpoint
+from stylegan_dist.training.run_folder import read_run_config
+
+
+def load_generator(run_dir: str | os.PathLike, device: torch.device) -> tuple[Generator, int]:
+    """The averaged generator of a run's newest whole checkpoint, in full precision, and the images it has seen.
+
+    Raises:
+        InputError: not a run, or no whole checkpoint.
+    """
+    run_dir = Path(run_dir)
+    config = read_run_config(run_dir)
+    nimg, damage = newest_whole_checkpoint(run_dir)
+    if nimg == 0:
+        reason = f" ({damage[0]})" if damage else ""
+        raise InputError(f"{run_dir} has no whole checkpoint{reason}: train it first")
+    folder = checkpoint_folder(run_dir, nimg)
+    shape = load_state(folder)["data"]
+    generator = build_generator(
+        config, shape["resolution"], shape["channels"], shape["num_classes"], device,
+        precision=Precision(clamp=precision_policy(config).clamp),
+    )
+    load_network(generator, folder, "g_ema")
+    return generator.eval().requires_grad_(False), nimg

@@ -1,0 +1,43 @@
+"""How long the phases of a step take, without waiting for the device."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+
+
+class PhaseTimer:
+    """Sums the time of named stretches; CUDA events on a GPU, a wall clock on a CPU."""
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self._stretches: dict[str, list] = defaultdict(list)
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begin = self._now()
+        yield
+        self._stretches[name].append((begin, self._now()))
+
+    def take(self) -> dict[str, tuple[float, int]]:
+        """(seconds, count) by name since the last call. Waits for the device."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        taken = {name: (sum(self._seconds(*s) for s in stretches), len(stretches))
+                 for name, stretches in self._stretches.items()}
+        self._stretches.clear()
+        return taken
+
+    def _now(self) -> torch.cuda.Event | float:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _seconds(self, begin: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+        return begin.elapsed_time(end) / 1000 if self._on_gpu else end - begin

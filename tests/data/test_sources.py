@@ -1,0 +1,150 @@
+"""Sources: listing, labels in all their forms, and what is refused."""
+
+import json
+import os
+import pickle
+import zipfile
+
+import pytest
+
+from stylegan_dist.data import sources
+from stylegan_dist.data.sources import open_source
+from stylegan_dist.errors import InputError
+
+
+def make(kind, tmp_path, files):
+    """A source of either kind holding `files`: name -> bytes."""
+    if kind == "zip":
+        path = tmp_path / "source.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    else:
+        path = tmp_path / "source"
+        for name, data in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(data)
+    return path
+
+
+@pytest.fixture(params=["folder", "zip"])
+def kind(request):
+    return request.param
+
+
+FILES = {"b/2.PNG": b"two", "a/1.jpg": b"one", "a/.hidden.png": b"", "__MACOSX/a/1.jpg": b"", "a/notes.txt": b""}
+
+
+def with_labels(labels) -> dict:
+    return {**FILES, "dataset.json": json.dumps(labels).encode()}
+
+
+def labels_of(source):
+    return [item.label for item in source.items]
+
+
+def test_lists_images_sorted_and_reads_them(kind, tmp_path):
+    source = open_source(make(kind, tmp_path, FILES))
+    assert [item.name for item in source.items] == ["a/1.jpg", "b/2.PNG"]
+    assert labels_of(source) == [None, None]
+    assert source.classes is None
+    copy = pickle.loads(pickle.dumps(source))  # what a worker process gets
+    assert [copy.read(item.name) for item in copy.items] == [b"one", b"two"]
+
+
+def test_labels_from_folders(kind, tmp_path):
+    source = open_source(make(kind, tmp_path, FILES), "folders")
+    assert labels_of(source) == [0, 1]
+    assert source.classes == ["a", "b"]
+
+
+def test_labels_from_folders_need_folders(kind, tmp_path):
+    with pytest.raises(InputError, match=r"'top\.png'"):
+        open_source(make(kind, tmp_path, {**FILES, "top.png": b""}), "folders")
+
+
+@pytest.mark.parametrize("labels", [
+    {"labels": [["a/1.jpg", 3], ["b/2.PNG", 0], ["absent.png", 7]]},
+    {"labels": {"a/1.jpg": 3, "b/2.PNG": 0}},
+])
+@pytest.mark.parametrize("mode", ["auto", "json"])
+def test_labels_from_json(kind, tmp_path, labels, mode):
+    source = open_source(make(kind, tmp_path, with_labels(labels)), mode)
+    assert labels_of(source) == [3, 0]
+    assert source.classes == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("content", [{"labels": None}, {}, None])
+def test_json_without_labels(kind, tmp_path, content):
+    path = make(kind, tmp_path, with_labels(content))
+    assert open_source(path, "auto").classes is None
+    with pytest.raises(InputError, match="no dataset.json with labels"):
+        open_source(path, "json")
+
+
+@pytest.mark.parametrize(("labels", "message"), [
+    ([["a/1.jpg", 3]], "no label for 'b/2.PNG'"),
+    ([["a/1.jpg", [0.5, 1.0]], ["b/2.PNG", 0]], "'a/1.jpg' a list of numbers"),
+    ([["a/1.jpg", 1.5], ["b/2.PNG", 0]], "the class 1.5"),
+    ([["a/1.jpg", True], ["b/2.PNG", 0]], "the class True"),
+    ([["a/1.jpg", -1], ["b/2.PNG", 0]], "the class -1"),
+    ([["a/1.jpg", 10**12], ["b/2.PNG", 0]], "the class 1000000000000"),
+    (5, "list of"),
+    ([3, 4], "list of"),
+])
+def test_wrong_labels_are_named(kind, tmp_path, labels, message):
+    path = make(kind, tmp_path, with_labels({"labels": labels}))
+    with pytest.raises(InputError, match=message):
+        open_source(path)
+    assert open_source(path, "none").classes is None
+
+
+def test_damaged_json_is_an_input_error(kind, tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        open_source(make(kind, tmp_path, {**FILES, "dataset.json": b"{"}))
+
+
+def test_nothing_to_read(kind, tmp_path):
+    with pytest.raises(InputError, match="holds no image"):
+        open_source(make(kind, tmp_path, {"notes.txt": b""}))
+    with pytest.raises(InputError, match="does not exist"):
+        open_source(tmp_path / "nowhere")
+    (tmp_path / "file.txt").write_text("text")
+    with pytest.raises(InputError, match="neither a folder nor a zip"):
+        open_source(tmp_path / "file.txt")
+
+
+def test_listing_decides_the_checksum(kind, tmp_path):
+    path = make(kind, tmp_path, FILES)
+    first = open_source(path).sha256
+    assert open_source(path).sha256 == first
+    assert open_source(path, "folders").sha256 != first
+    assert open_source(make(kind, tmp_path, {**FILES, "a/1.jpg": b"longer"})).sha256 != first
+
+
+def test_files_beyond_the_size_limit_are_not_read(kind, tmp_path, monkeypatch):
+    source = open_source(make(kind, tmp_path, {"bomb.png": bytes(5000)}))
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 4999)
+    with pytest.raises(ValueError, match="limit"):
+        source.read("bomb.png")
+
+
+def test_damaged_member_of_a_zip(tmp_path):
+    path = make("zip", tmp_path, {"a.png": b"0123456789"})
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"0123456789", b"0123456780"))
+    with pytest.raises(ValueError, match="CRC"):
+        open_source(path).read("a.png")
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    path = make("folder", tmp_path, {"a/1.png": b"1"})
+    other = make("folder", tmp_path / "other", {"2.png": b"2"})
+    os.symlink(other, path / "linked")
+    os.symlink(path, path / "a" / "circle")
+    os.symlink(tmp_path / "nowhere", path / "dangling.png")
+    source = open_source(path)
+    assert [item.name for item in source.items] == ["a/1.png", "dangling.png", "linked/2.png"]
+    assert source.read("linked/2.png") == b"2"
+    with pytest.raises(ValueError, match="No such file"):
+        source.read("dangling.png")

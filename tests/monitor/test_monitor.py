@@ -1,0 +1,79 @@
+import inspect
+
+import pytest
+from wandb_reader import read_offline_runs
+
+from stylegan_dist.monitor.jsonl import read
+from stylegan_dist.monitor.monitor import Monitor, NullMonitor
+
+
+def make(run_dir, **changes):
+    settings = {"segment": 0, "resume_nimg": 0, "total_nimg": 10_000, "config": {}, "wandb_mode": "disabled"}
+    return Monitor(run_dir, **{**settings, **changes})
+
+
+def test_a_tick_reaches_every_reader(tmp_path, capsys):
+    monitor = make(tmp_path, wandb_mode="offline", segment=2)
+    monitor.header([("data set", "photos")])
+    monitor.tick({"loss/g_main": 1.25}, 4000)
+    monitor.record({"eval/fid": 9.5}, 4000)
+    monitor.alert("diverged", "the loss is NaN")
+    monitor.close(0)
+
+    tick, evaluation = read(tmp_path / "metrics.jsonl")
+    assert (tick["nimg"], tick["kimg"], tick["segment"], tick["loss/g_main"]) == (4000, 4.0, 2, 1.25)
+    assert evaluation["eval/fid"] == 9.5
+    assert tick["time"] > 1.6e9
+    shown = capsys.readouterr().out
+    log = (tmp_path / "log.txt").read_text()
+    for text in ("data set   photos", "G 1.250", "WARNING: diverged: the loss is NaN"):
+        assert text in shown
+        assert text in log
+    assert shown.count("kimg") == 1  # an evaluation has no status line
+    (run,) = read_offline_runs(tmp_path)
+    assert run.values("loss/g_main") == {4000: 1.25}
+    assert run.values("eval/fid") == {4000: 9.5}
+    assert run.alerts == [("diverged", "the loss is NaN")]
+
+
+def test_resume_leaves_no_overlap(tmp_path, capsys):
+    first = make(tmp_path)
+    for nimg in (1000, 2000, 3000):
+        first.tick({}, nimg)
+    first.close(75)
+    second = make(tmp_path, segment=1, resume_nimg=2000)
+    second.tick({}, 2500)
+    second.close(0)
+    records = read(tmp_path / "metrics.jsonl")
+    assert [(r["nimg"], r["segment"]) for r in records] == [(1000, 0), (2000, 0), (2500, 1)]
+    assert "dropped 1 lines beyond the checkpoint at 2 kimg" in capsys.readouterr().out
+
+
+def test_metrics_that_cannot_be_written_are_one_warning(tmp_path, capsys, monkeypatch):
+    monitor = make(tmp_path)
+
+    def full(record):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(monitor._metrics, "append", full)
+    for nimg in (1000, 2000):
+        monitor.tick({"loss/g_main": 1.0}, nimg)
+    shown = capsys.readouterr().out
+    assert shown.count("WARNING") == 1
+    assert shown.count("G 1.000") == 2
+    monitor.close(0)
+
+
+def test_null_monitor_has_every_method_of_the_monitor(capsys):
+    null = NullMonitor()
+    for name, method in inspect.getmembers(Monitor, inspect.isfunction):
+        if not name.startswith("_"):
+            arguments = [None] * (len(inspect.signature(method).parameters) - 1)
+            assert getattr(null, name)(*arguments) is None
+    assert capsys.readouterr().out == ""
+
+
+def test_a_record_that_cannot_be_kept_true_stops_the_start(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        make(tmp_path)

@@ -1,0 +1,314 @@
+"""Real W&B runs, offline, read back from their files; and W&B broken in the ways that clusters break it.
+
+Every run is a process of its own, as in life: W&B keeps state per process, and some of these runs kill a part of it.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from wandb_reader import read_offline_runs
+
+from stylegan_dist.monitor.images import save_grid
+from stylegan_dist.monitor.redact import redact
+from stylegan_dist.monitor.wandb_tracker import WandbTracker, resolve_mode, stable_run_id
+
+FAKE_KEY = "0123456789abcdef" * 2 + "01234567"
+
+PRELUDE = """
+import json, os, signal, sys, time
+from stylegan_dist.monitor.wandb_tracker import WandbTracker
+
+said, warned = [], []
+began = time.monotonic()
+
+def tracker(mode="offline", segment=0, config=None, **timeouts):
+    return WandbTracker({run_dir!r}, mode, "project", None, "name", config or {{}}, segment,
+                        say=said.append, warn=warned.append, **timeouts)
+
+def service():
+    # The wandb-core process that this process has started.
+    for _ in range(200):
+        for task in os.listdir("/proc/self/task"):
+            for pid in open(f"/proc/self/task/{{task}}/children").read().split():
+                if open(f"/proc/{{pid}}/comm").read().strip() == "wandb-core":
+                    return int(pid)
+        time.sleep(0.05)
+    raise AssertionError("wandb-core did not start")
+
+def wait_for(condition):
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+"""
+
+ENDING = """
+print(json.dumps(dict(said=said, warned=warned, seconds=time.monotonic() - began,
+                      wandb="wandb" in sys.modules, service=os.environ.get("WANDB_SERVICE"))))
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a script with a tracker in a process of its own; returns what it printed, and the process's time."""
+    home = tmp_path / "home"
+    home.mkdir()
+
+    def run(script, args=(), **environment):
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+        clean |= {"HOME": str(home), "NETRC": str(home / "netrc"), **environment}
+        code = PRELUDE.format(run_dir=str(tmp_path)) + textwrap.dedent(script) + ENDING
+        start = time.monotonic()
+        result = subprocess.run([sys.executable, "-c", code, *args], env=clean, timeout=60, check=False,
+                                capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert "Traceback" not in result.stderr
+        return json.loads(result.stdout.splitlines()[-1]) | {"whole": time.monotonic() - start}
+
+    return run
+
+
+def test_offline_run_reads_back(run, tmp_path):
+    pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    save_grid(tmp_path / "samples.png", pixels, 2)
+    out = run(f"""
+        w = tracker(config={{"optim": {{"lr": 0.002}}, "data": {{"api_key": "hush"}}}}, segment=3)
+        w.log({{"loss/g_main": 1.25, "loss/d_main": float("nan")}}, 4000)
+        w.log_images({{"samples": {str(tmp_path / "samples.png")!r}}}, 4000)
+        w.log({{"loss/g_main": 1.5}}, 8000)
+        w.alert("diverged", "the loss is NaN")
+        w.finish(0)
+        w.log({{"loss/g_main": 9.0}}, 12000)
+        w.finish(0)
+    """)
+    assert out["warned"] == []
+    assert len(out["said"]) == 1
+    assert "wandb sync" in out["said"][0]
+
+    (segment,) = read_offline_runs(tmp_path)
+    assert segment.run_id == (tmp_path / "wandb_id").read_text().strip()
+    assert (segment.project, segment.name) == ("project", "name")
+    assert segment.values("loss/g_main") == {4000: 1.25, 8000: 1.5}
+    assert math.isnan(float(segment.values("loss/d_main")[4000]))
+    assert segment.values("nimg") == {4000: 4000, 8000: 8000}
+    assert set(segment.values("run/segment").values()) == {3}
+    assert segment.metrics["*"] == "nimg"
+    assert segment.alerts == [("diverged", "the loss is NaN")]
+    assert (segment.exit_code, segment.preempting) == (0, False)
+    assert segment.config["optim"] == {"lr": 0.002}
+    assert segment.config["data"] == {"api_key": "***"}
+    ours, theirs = (np.array(Image.open(p)) for p in (tmp_path / "samples.png", segment.image_path("samples", 4000)))
+    assert np.array_equal(ours, theirs)
+
+
+def test_restart_continues_the_same_run(run, tmp_path):
+    for segment, steps in enumerate([(4000, 8000), (6000, 10000)]):
+        time.sleep(1.1 * segment)  # W&B names folders by the second
+        run(f"""
+            w = tracker(segment={segment}, config={{"segment_of_test": {segment}}})
+            for nimg in {steps}:
+                w.log({{"loss/g_main": nimg / 1000}}, nimg)
+            w.finish({75 if segment == 0 else 0})
+        """)
+    first, second = read_offline_runs(tmp_path)
+    assert first.run_id == second.run_id
+    assert (first.preempting, first.exit_code) == (True, 75)
+    assert (second.preempting, second.exit_code) == (False, 0)
+    assert second.values("loss/g_main") == {6000: 6.0, 10000: 10.0}
+    assert set(second.values("run/segment").values()) == {1}
+
+
+def test_disabled_does_not_even_import_wandb(run, tmp_path):
+    out = run("""
+        w = tracker("disabled")
+        w.log({"loss/g_main": 1.0}, 1)
+        w.finish(0)
+    """)
+    assert not out["wandb"]
+    assert out["said"] == out["warned"] == []
+    assert not (tmp_path / "wandb").exists()
+    assert not (tmp_path / "wandb_id").exists()
+
+
+def test_unreachable_server_becomes_an_offline_record(run, tmp_path):
+    out = run("""
+        w = tracker("online", init_timeout=2.0, finish_timeout=10.0)
+        for nimg in range(1000, 4000, 1000):
+            w.log({"loss/g_main": 1.0}, nimg)
+        in_the_way = time.monotonic() - began
+        assert in_the_way < 0.5, in_the_way
+        w.finish(0)
+    """, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=FAKE_KEY)
+    assert out["seconds"] < 15
+    (warning,) = out["warned"]
+    assert "out of reach" in warning
+    assert "wandb sync" in warning
+    (segment,) = read_offline_runs(tmp_path)
+    assert sorted(segment.values("loss/g_main")) == [1000, 2000, 3000]
+
+
+def test_the_key_is_in_no_file(run, tmp_path):
+    run("""
+        w = tracker("online", init_timeout=1.0, config={"note": "key " + os.environ["WANDB_API_KEY"]})
+        w.log({"loss/g_main": 1.0}, 1)
+        w.finish(0)
+    """, args=[f"data.shards=https://user:{FAKE_KEY}@host/"], WANDB_BASE_URL="http://127.0.0.1:9",
+        WANDB_API_KEY=FAKE_KEY)
+    files = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    assert [path for path in files if FAKE_KEY.encode() in path.read_bytes()] == []
+
+
+def test_unwritable_folder_is_one_warning(run, tmp_path):
+    (tmp_path / "wandb").write_text("a file where W&B wants a folder")
+    out = run("""
+        w = tracker()
+        for nimg in range(10):
+            w.log({"loss/g_main": 1.0}, nimg)
+        w.finish(0)
+    """)
+    assert out["seconds"] < 10
+    (warning,) = out["warned"]
+    assert "W&B is off" in warning
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds the service in /proc")
+def test_service_killed_under_us(run):
+    out = run("""
+        w = tracker()
+        w.log({"loss/g_main": 1.0}, 1)
+        wait_for(lambda: w._run is not None)
+        os.kill(service(), signal.SIGKILL)
+        time.sleep(0.5)
+        for nimg in range(2, 20):
+            w.log({"loss/g_main": 1.0}, nimg)
+            time.sleep(0.02)
+        w.alert("title", "text")
+        w.finish(0)
+    """)
+    assert out["seconds"] < 10
+    assert len(out["warned"]) == 2
+    assert "W&B failed in logging" in out["warned"][0]
+    assert "W&B is off" in out["warned"][1]
+    assert out["service"] is None  # child processes must not look for the dead service
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds the service in /proc")
+def test_service_that_hangs_delays_neither_training_nor_the_exit(run):
+    out = run("""
+        w = tracker(init_timeout=1.0, finish_timeout=2.0)
+        wait_for(lambda: w._run is not None)
+        os.kill(service(), signal.SIGSTOP)
+        began_logging = time.monotonic()
+        for nimg in range(2000):
+            w.log({f"metric/{i}": 1.0 for i in range(20)}, nimg)
+        assert time.monotonic() - began_logging < 2
+        w.finish(0)
+    """)
+    assert out["seconds"] < 12
+    assert out["whole"] < out["seconds"] + 5
+    assert any("did not finish in time" in warning for warning in out["warned"])
+
+
+def test_one_failure_is_one_warning_and_logging_goes_on(run, tmp_path):
+    out = run("""
+        w = tracker()
+        w.log({"loss/g_main": 1.0}, 1)
+        for name in ("a", "b"):
+            w.log_images({name: "no such file.png"}, 1)
+        w.log({"loss/g_main": 2.0}, 2)
+        w.log_images({"c": "no such file.png"}, 2)
+        w.finish(0)
+    """)
+    assert len(out["warned"]) == 1
+    assert read_offline_runs(tmp_path)[0].values("loss/g_main") == {1: 1.0, 2: 2.0}
+
+
+@pytest.mark.parametrize(("mode", "variable", "netrc_host", "expected"), [
+    ("auto", None, None, "offline"),
+    ("auto", None, "api.wandb.ai", "online"),
+    ("auto", None, "other.example", "offline"),
+    ("auto", "disabled", "api.wandb.ai", "disabled"),
+    ("auto", "offline", "api.wandb.ai", "offline"),
+    ("auto", "dryrun", "api.wandb.ai", "offline"),
+    ("auto", "online", None, "offline"),  # without a key W&B would ask on the terminal, and wait
+    ("online", None, None, "offline"),
+    ("online", "disabled", "api.wandb.ai", "online"),
+    ("offline", "online", "api.wandb.ai", "offline"),
+    ("disabled", "online", "api.wandb.ai", "disabled"),
+])
+def test_mode(mode, variable, netrc_host, expected, tmp_path, monkeypatch):
+    clear_credentials(tmp_path, monkeypatch)
+    if variable:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    if netrc_host:
+        (tmp_path / "netrc").write_text(f"machine {netrc_host}\n  login user\n  password {FAKE_KEY}\n")
+    assert resolve_mode(mode)[0] == expected
+
+
+def test_key_of_another_server(tmp_path, monkeypatch):
+    clear_credentials(tmp_path, monkeypatch)
+    (tmp_path / "netrc").write_text(f"machine wandb.example:8080\n  login user\n  password {FAKE_KEY}\n")
+    assert resolve_mode("auto")[0] == "offline"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example:8080")
+    assert resolve_mode("auto")[0] == "online"
+    monkeypatch.delenv("WANDB_BASE_URL")
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.example:8080\n")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))  # where `wandb login --host` stores it
+    assert resolve_mode("auto")[0] == "online"
+
+
+def test_key_in_the_environment(tmp_path, monkeypatch):
+    clear_credentials(tmp_path, monkeypatch)
+    monkeypatch.setenv("WANDB_API_KEY", FAKE_KEY)
+    assert resolve_mode("auto")[0] == "online"
+
+
+def clear_credentials(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def test_unknown_mode_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="auto, online, offline, disabled"):
+        WandbTracker(tmp_path, "on", None, None, None, {}, 0, say=print, warn=print)
+
+
+def test_run_id_is_written_once(tmp_path):
+    first = stable_run_id(Path(tmp_path))
+    assert stable_run_id(Path(tmp_path)) == first
+    assert [path.name for path in tmp_path.iterdir()] == ["wandb_id"]
+
+
+def test_secrets_are_masked(monkeypatch):
+    monkeypatch.setenv("SOME_SERVICE_TOKEN", "tok-1234567890")
+    config = {
+        "wandb": {"api_key": "k", "project": "p"},
+        "HF_TOKEN": "x",
+        "passwords": ["a", "b"],
+        "tokenizer": "bpe", "num_tokens": 77, "secret": None,
+        "shards": ["s3://id:pw@bucket/x", "https://h/x?X-Amz-Signature=abc&part=1&sig=q", "gs://bucket/x"],
+        "note": "uses tok-1234567890 here",
+    }
+    assert redact(config) == {
+        "wandb": {"api_key": "***", "project": "p"},
+        "HF_TOKEN": "***",
+        "passwords": ["***", "***"],
+        "tokenizer": "bpe", "num_tokens": 77, "secret": None,
+        "shards": ["s3://***@bucket/x", "https://h/x?X-Amz-Signature=***&part=1&sig=***", "gs://bucket/x"],
+        "note": "uses *** here",
+    }
+    assert config["wandb"]["api_key"] == "k"
