@@ -42,7 +42,7 @@ _TAR_BLOCK = 512
 _SHARD_BYTES = 64 << 20             # of raw pixels, by the automatic rule
 _SHARD_SAMPLES = (256, 4096)        # least and most, by the automatic rule
 _SHARD_MULTIPLE = 8                 # shards divide evenly among up to 8 readers
-_LOCK_SECONDS = 3.0
+_LOCK_SECONDS = 2.0
 _SHOWN = 5                          # unreadable files named in a message
 
 
@@ -292,12 +292,10 @@ def _write_shard(job: _Job, slot: int, task: _Task, progress: pool.Progress) -> 
     rows, keys, skipped, enlarged = [], [], [], 0
     ending = job.image.encoding
     try:
-        with open(temporary, "wb") as file:
-            # Fixed times and owners: equal images make equal tar files. "cls" sorts before every ending
-            # of an image, so the writer puts the image last and it ends where the tar stream stands.
-            writer = webdataset.TarWriter(
-                file, user="", group="", mode=0o644, mtime=0, encoder=False, compress=False
-            )
+        # Fixed times and owners: equal images make equal tar files.
+        with open(temporary, "wb") as file, webdataset.TarWriter(
+            file, user="", group="", mode=0o644, mtime=0, encoder=False, compress=False
+        ) as writer:
             writer.tarstream.format = tarfile.USTAR_FORMAT  # the default is PAX, which is slower to write
             for position, item in enumerate(task.items, task.first):
                 if progress.stopped:
@@ -315,15 +313,14 @@ def _write_shard(job: _Job, slot: int, task: _Task, progress: pool.Progress) -> 
                 if item.label is not None:
                     sample["cls"] = b"%d" % item.label
                 writer.write(sample)
+                # Members are sorted, and "cls" comes before every ending of an image: the image is the
+                # last one, and its padding ends where the tar stream now stands.
                 padded = -(-len(data) // _TAR_BLOCK) * _TAR_BLOCK
                 label = NO_LABEL if item.label is None else item.label
                 rows.append((writer.tarstream.offset - padded, len(data), label))
                 keys.append(key)
                 enlarged += converted.enlarged
                 progress.done[slot] += 1
-            writer.close()
-            file.flush()
-            os.fsync(file.fileno())
         shard = _publish(job.out, task.name, temporary, np.array(rows, np.int64), [f"{k}.{ending}" for k in keys])
         result = {"finished": True, "shard": shard and asdict(shard), "skipped": skipped, "enlarged": enlarged}
         _write_json(work / f"{task.name}.json", result)
@@ -339,6 +336,7 @@ def _publish(out: Path, name: str, temporary: Path, table: np.ndarray, members: 
     if not len(table):
         return None
     with open(temporary, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        os.fsync(file.fileno())
         for member, (offset, size, _) in zip(members, table.tolist(), strict=True):
             header = content[offset - _TAR_BLOCK : offset]
             assert header[:100].rstrip(b"\0") == member.encode(), (member, offset)

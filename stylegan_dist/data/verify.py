@@ -54,7 +54,12 @@ def verify(folder: str | os.PathLike, deep: bool = True, workers: int | None = N
         deep: decode every image and compare its resolution and channels with the index.
         workers: processes; None: one a core.
     Returns: everything that is wrong, in the order of the shards; empty for a sound set.
+
+    Raises:
+        InputError: `workers` below 1.
     """
+    if workers is not None and workers < 1:
+        raise InputError(f"workers must be at least 1, not {workers}")
     folder = Path(folder)
     try:
         index = read_index(folder)

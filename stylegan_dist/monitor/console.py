@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from tqdm import tqdm
 
@@ -47,7 +47,7 @@ class Console:
         self._quiet = quiet
         self._stream = stream or sys.stdout
         self._lock = threading.RLock()
-        self._log = None
+        self._log: BinaryIO | None = None
         self._log_warned = False
         self._stream_lost = False
         self._bar_wanted = not quiet and self._stream.isatty()

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from stylegan_dist.errors import EXIT_INTERRUPTED
@@ -76,11 +77,12 @@ class WandbTracker:
         self._say, self._warn = say, warn
         self._init_timeout, self._finish_timeout = init_timeout, finish_timeout
         self._start_deadline = time.monotonic() + init_timeout
-        self._run = None
+        self._run: Any = None     # the W&B run, once it has started
         self._failures = 0        # in a row
         self._warned = False
         self._jobs: queue.Queue = queue.Queue(QUEUE_LENGTH)
         self._on = True
+        self._thread: threading.Thread | None = None
         self.mode, reason = resolve_mode(mode)
         if self.mode == "disabled":
             self._on = False
@@ -116,7 +118,7 @@ class WandbTracker:
         Returns within `finish_timeout` seconds, whatever W&B does; a run that has only just begun also gets the rest
         of `init_timeout`, so that a server which does not answer can still become an offline record.
         """
-        if not self._on:
+        if self._thread is None:
             return
 
         def call():
@@ -125,12 +127,14 @@ class WandbTracker:
             self._run.finish(exit_code=exit_code)
 
         deadline = max(time.monotonic(), self._start_deadline) + self._finish_timeout
-        with contextlib.suppress(queue.Full):  # then the thread is stuck, and the join finds that out
-            for job in (("finish", call), None):
-                self._jobs.put(job, timeout=max(0.0, deadline - time.monotonic()))
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._on:
+            with contextlib.suppress(queue.Full):  # then the thread is stuck, and the join finds that out
+                for job in (("finish", call), None):
+                    self._jobs.put(job, timeout=max(0.0, deadline - time.monotonic()))
+        thread, self._thread = self._thread, None
+        thread.join(max(0.0, deadline - time.monotonic()))
         self._on = False
-        if self._thread.is_alive():
+        if thread.is_alive():
             self._warn(f"W&B did not finish in time and is left behind; upload with: {self._sync_command}")
             _kill_service()
 
@@ -148,14 +152,12 @@ class WandbTracker:
             self._warn_once("W&B does not keep up, some records are left out there; metrics.jsonl has all of them")
 
     def _work(self) -> None:
-        """The background thread: start the run, then make the calls in order until None comes."""
+        """The background thread: start the run, make the calls in order until None comes, let go of W&B."""
         try:
             self._start()
         except Exception as error:
             self._turn_off(f"W&B is off, it did not start ({_brief(error)}); metrics.jsonl has everything")
-        while (job := self._jobs.get()) is not None:
-            if not self._on:
-                continue
+        while self._on and (job := self._jobs.get()) is not None:
             what, call = job
             try:
                 call()
@@ -163,10 +165,10 @@ class WandbTracker:
             except Exception as error:
                 self._failures += 1
                 self._warn_once(f"W&B failed in {what} ({_brief(error)}); metrics.jsonl has everything")
-                if what == "finish":
-                    _teardown()
-                elif self._failures >= MAX_FAILURES:
+                if self._failures >= MAX_FAILURES:
                     self._turn_off(f"W&B is off after {MAX_FAILURES} failures in a row")
+        # W&B's own finish returns before its service has written the file; the end of the service is the end of that.
+        _teardown()
 
     def _start(self) -> None:
         run_id = stable_run_id(self._run_dir)
@@ -194,10 +196,10 @@ class WandbTracker:
 
         return wandb.init(
             dir=self._run_dir,
-            mode=self.mode,
+            mode=self.mode,  # type: ignore[arg-type]
             id=run_id,
             resume="allow",
-            reinit="create_new",       # a run of the user's own in this process stays as it is
+            reinit="create_new",       # never a run that someone else began in this process
             allow_val_change=True,     # a restart may have changed the config
             settings=wandb.Settings(
                 init_timeout=self._init_timeout,
@@ -219,7 +221,6 @@ class WandbTracker:
     def _turn_off(self, text: str) -> None:
         self._on = False
         self._warn(text)
-        _teardown()
 
 
 def resolve_mode(mode: str) -> tuple[str, str]:
@@ -287,7 +288,7 @@ def _brief(error: Exception) -> str:
 def _teardown() -> None:
     """Let go of W&B's service, dead or alive, so that neither exit hooks nor child processes look for it."""
     # Not an import: the background thread may be stuck in that very import.
-    wandb = sys.modules.get("wandb")
+    wandb: Any = sys.modules.get("wandb")
     with contextlib.suppress(Exception):  # a dead service raises here, after W&B has removed its hooks
         wandb.teardown()
 
@@ -297,7 +298,7 @@ def _kill_service() -> None:
 
     W&B has no public handle on the process. If a later version keeps it elsewhere, nothing happens here.
     """
-    wandb = sys.modules.get("wandb")
+    wandb: Any = sys.modules.get("wandb")
     try:
         os.kill(wandb.setup()._connection._proc._process.pid, signal.SIGKILL)
     except Exception:

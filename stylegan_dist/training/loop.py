@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from stylegan_dist import randomness
@@ -231,8 +232,8 @@ class Trainer:
             return
         m, d, reader = self.config.monitor, self.config.data, ShardReader(self.config.data.shards, self.index)
         order = GlobalOrder([shard.samples for shard in self.index.shards], self.config.run.seed, d.lanes, d.block)
-        images = [torch.from_numpy(reader.read(*place)[0]) for place in order.locate(0, m.grid_columns * m.grid_rows)]
-        self._save_picture("reals", self.run_dir / SAMPLES_NAME / "reals.png", torch.stack(images))
+        images = np.stack([reader.read(*place)[0] for place in order.locate(0, m.grid_columns * m.grid_rows)])
+        self._save_picture("reals", self.run_dir / SAMPLES_NAME / "reals.png", torch.from_numpy(images))
 
     def _save_picture(self, name: str, path: Path, images: torch.Tensor) -> None:
         try:

@@ -1,7 +1,5 @@
 """Small sources of real images, made on the fly."""
 
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,29 +7,28 @@ from PIL import Image
 from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.pack import PackOptions, pack
 
-
-def encoded(array, format="PNG", **parameters) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, format, **parameters)
-    return file.getvalue()
-
-
-def random_image(seed: int, size=(20, 16)) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-
-
-def write_photos(folder, count: int, classes=("bird", "cat", "dog"), size=(20, 16)):
-    for number in range(count):
-        path = folder / classes[number * len(classes) // count] / f"{number:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(random_image(number, size)))
-    return folder
+CLASSES = ("bird", "cat", "dog")
 
 
 @pytest.fixture
-def photos(tmp_path):
+def make_photos(tmp_path):
+    """A function that writes `count` PNG files of random pixels into three sub-folders."""
+
+    def make(count: int, size=(20, 16), name: str = "photos"):
+        for number in range(count):
+            path = tmp_path / name / CLASSES[number * len(CLASSES) // count] / f"{number:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def photos(make_photos):
     """60 PNG files of 16 x 20 pixels in three sub-folders of 20."""
-    return write_photos(tmp_path / "photos", 60)
+    return make_photos(60)
 
 
 @pytest.fixture

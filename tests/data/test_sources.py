@@ -78,7 +78,7 @@ def test_labels_from_json(kind, tmp_path, labels, mode):
 def test_json_without_labels(kind, tmp_path, content):
     path = make(kind, tmp_path, with_labels(content))
     assert open_source(path, "auto").classes is None
-    with pytest.raises(InputError, match="no dataset.json with labels"):
+    with pytest.raises(InputError, match=r"no dataset\.json with labels"):
         open_source(path, "json")
 
 
@@ -135,6 +135,24 @@ def test_damaged_member_of_a_zip(tmp_path):
     path.write_bytes(data.replace(b"0123456789", b"0123456780"))
     with pytest.raises(ValueError, match="CRC"):
         open_source(path).read("a.png")
+
+
+def test_methods_of_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "source.zip", "w") as archive:
+        for name, method in (("a.png", zipfile.ZIP_STORED), ("b.png", zipfile.ZIP_DEFLATED), ("c.png", zipfile.ZIP_LZMA)):
+            archive.writestr(name, name.encode() * 100, method)
+    source = open_source(tmp_path / "source.zip")
+    for name in ("a.png", "b.png"):
+        assert source.read(name) == name.encode() * 100
+    with pytest.raises(ValueError, match="another method"):
+        source.read("c.png")
+
+
+def test_truncated_zip(tmp_path):
+    path = make("zip", tmp_path, FILES)
+    os.truncate(path, path.stat().st_size - 30)
+    with pytest.raises(InputError, match=r"neither a folder nor a zip|cannot be read"):
+        open_source(path)
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
