@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from stylegan_dist import __version__
 from stylegan_dist.config import describe, load_config
 from stylegan_dist.data.commands import add_pack, add_verify
-from stylegan_dist.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, InputError, Interrupted
+from stylegan_dist.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    InputError,
+    Interrupted,
+    LocalInputError,
+    RankLost,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,9 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except InputError as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # every rank fails in the same way; one line is enough
+        # Ranks fail together and say the same; one line is enough.
+        if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         return EXIT_BAD_INPUT
+    except RankLost as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_FAILURE
     except Interrupted:
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:

@@ -14,5 +14,13 @@ class InputError(Exception):
     """
 
 
+class LocalInputError(InputError):
+    """An `InputError` that one rank has found alone, so that this rank must print it."""
+
+
+class RankLost(Exception):
+    """Another rank has ended or does not answer; this one cannot go on. The state is that of the last checkpoint."""
+
+
 class Interrupted(Exception):
     """The run was asked to stop, has saved its state, and can be continued."""

@@ -122,7 +122,8 @@ def permutation(seed: int, purpose: str, index: int, size: int) -> np.ndarray:
     Sorts 64-bit Philox keys with a stable sort, so the result does not depend on the NumPy version.
     """
     i = np.arange(size, dtype=np.int64)
-    w0, w1, _, _ = philox4x32(i & MASK32, i >> 32, *_index_words(np.array([index])), seed, purpose_id(purpose))
+    low, high = _index_words(np.array([index]))
+    w0, w1, _, _ = philox4x32(i & MASK32, i >> 32, low, high, seed, purpose_id(purpose))
     keys = (w0.astype(np.uint64) << np.uint64(32)) | w1.astype(np.uint64)
     return np.argsort(keys, kind="stable").astype(np.int64)
 

@@ -8,9 +8,13 @@ all times of a run are counted in images, never in steps or epochs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-Auto = Literal["auto"]
+if TYPE_CHECKING:
+    # Training works on resolved configurations, in which no value is "auto": so says the type, too.
+    from typing import NoReturn as Auto
+else:
+    Auto = Literal["auto"]
 
 
 def knob(default: Any, doc: str) -> Any:

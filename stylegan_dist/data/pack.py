@@ -268,8 +268,6 @@ def _resume(out: Path, tasks: Sequence[_Task], record: dict) -> dict[int, dict]:
         _write_json(plan, record)
     elif json.loads(plan.read_text())["fingerprint"] != record["fingerprint"]:
         raise _other_set(out)
-    for stale in work.glob("*.tmp"):
-        stale.unlink()
     results = {}
     for number, task in enumerate(tasks):
         try:

@@ -18,7 +18,7 @@ from stylegan_dist import randomness
 from stylegan_dist.data.images import decode
 from stylegan_dist.data.index import DatasetIndex, load_offsets
 from stylegan_dist.data.order import GlobalOrder
-from stylegan_dist.errors import InputError
+from stylegan_dist.errors import InputError, LocalInputError
 
 OPEN_SHARDS = 256
 
@@ -125,7 +125,7 @@ class BatchStream:
         order = GlobalOrder([shard.samples for shard in index.shards], seed, lanes, block)
         dataset = BatchDataset(folder, index, order, first=rank * count, count=count, mirror=mirror)
         self.seconds_waited = 0.0
-        self._batches = iter(DataLoader(
+        self._batches: Iterator[Batch | InputError] = iter(DataLoader(
             dataset, batch_size=None, sampler=_Numbers(start, batch), num_workers=workers,
             prefetch_factor=prefetch if workers else None, pin_memory=pin_memory,
         ))
@@ -134,12 +134,12 @@ class BatchStream:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch. Raises InputError where the data turns out to be damaged."""
+        """The next batch. Raises LocalInputError where the data turns out to be damaged."""
         began = time.perf_counter()
         batch = next(self._batches)
         self.seconds_waited += time.perf_counter() - began
         if isinstance(batch, InputError):
-            raise batch
+            raise LocalInputError(str(batch))
         return batch
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ STATUS_FIELDS = (
     ("grad_norm/g", "|g| G {:<8.2g}"),
     ("grad_norm/d", "|g| D {:<8.2g}"),
     ("time/data_wait", "wait {:<4.0%}"),
-    ("memory/peak_gib", "mem {:<6.1f}"),
+    ("memory/peak_gib", "GiB {:<6.1f}"),
 )
 NONFINITE_PREFIX = "grad_nonfinite/"
 

@@ -142,19 +142,17 @@ class MappingNetwork(nn.Module):
         self.num_classes = num_classes
         self.embed = Dense(num_classes, w_dim) if num_classes else None
         width = z_dim + (w_dim if num_classes else 0)
-        self.layers = nn.ModuleList(
+        self.layers = nn.Sequential(*(
             Dense(width if i == 0 else w_dim, w_dim, "lrelu", lr_multiplier=lr_multiplier) for i in range(num_layers)
-        )
+        ))
 
     def forward(self, z: torch.Tensor | None, label: torch.Tensor | None) -> torch.Tensor:
         """z: [N, z_dim] or None, label: int64 [N] or None -> w: [N, w_dim]."""
         parts = []
         if z is not None:
-            parts.append(normalize_second_moment(z.to(self.layers[0].weight.dtype)))
+            parts.append(normalize_second_moment(z.to(next(self.parameters()).dtype)))
         if self.embed is not None:
+            assert label is not None, "a conditional network needs labels"
             one_hot = nn.functional.one_hot(label, self.num_classes).to(self.embed.weight.dtype)
             parts.append(normalize_second_moment(self.embed(one_hot)))
-        x = torch.cat(parts, dim=1)
-        for layer in self.layers:
-            x = layer(x)
-        return x
+        return self.layers(torch.cat(parts, dim=1))

@@ -32,6 +32,8 @@ def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
 class SynthesisLayer(nn.Module):
     """Modulated 3x3 convolution, noise, bias, leaky ReLU: [N, in, H, W] -> [N, out, H * up, W * up]."""
 
+    noise_const: torch.Tensor  # [H * up, W * up]
+
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, up: int, clamp: float | None):
         super().__init__()
         self.up = up
@@ -80,6 +82,8 @@ class ToRGB(nn.Module):
 class SynthesisBlock(nn.Module):
     """All layers of one resolution. The 4x4 block starts from a learned constant and has one convolution."""
 
+    const: nn.Parameter  # [out, 4, 4], of the first block
+
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, img_channels: int,
                  clamp: float | None):
         super().__init__()
@@ -102,6 +106,8 @@ class SynthesisNetwork(nn.Module):
     One w drives each convolution; the toRGB layer of a block shares the w of the next block's first
     convolution (the last one has its own), so there are `num_ws` = convolutions + 1 of them.
     """
+
+    b4: SynthesisBlock
 
     def __init__(self, w_dim: int, resolution: int, img_channels: int, channel_base: int, channel_max: int,
                  precision: Precision):
@@ -133,21 +139,21 @@ class SynthesisNetwork(nn.Module):
         full = ws.dtype
         maps = iter(noise if noise is not None else [None] * len(self.noise_shapes))
         w = iter(ws.unbind(dim=1))
-        x = rgb = None
+        rgb: torch.Tensor | None = None
         next_w = next(w)
+        x = self.b4.const.expand(len(ws), -1, -1, -1)
         for r in self.resolutions:
             block = getattr(self, f"b{r}")
             dtype = self.precision.of_block(r, self.resolutions[-1], full)
-            if block.first:
-                x = self.precision.place(block.const.expand(len(ws), -1, -1, -1), dtype)
-            else:
-                x = self.precision.place(x, dtype)
+            x = self.precision.place(x, dtype)
+            if not block.first:
                 x = block.conv0(x, next_w, next(maps))
                 next_w = next(w)
             x = block.conv1(x, next_w, next(maps))
             next_w = next(w)
             skip = block.torgb(x, next_w).to(full)
             rgb = skip if rgb is None else ops.upsample2d(rgb) + skip
+        assert rgb is not None
         return rgb
 
 
@@ -159,6 +165,8 @@ class Generator(nn.Module):
         img_channels: 1, 3 or 4.
         num_classes: 0 for an unconditional generator.
     """
+
+    w_avg: torch.Tensor  # [w_dim], running mean of w
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +23,7 @@ class AdversarialLoss:
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]  # (real, fake) -> [N]
-    generator: Callable[[Tensor, Tensor | None], Tensor]  # (fake, real if paired) -> [N]
+    generator: Callable[[Tensor, Any], Tensor]  # (fake, real if paired, else None) -> [N]
     paired: bool = False
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
@@ -10,6 +12,8 @@ from stylegan_dist.config.schema import OptimizerConfig
 from stylegan_dist.networks.layers import Precision, initialize
 from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.training.rules import DTYPES, optimizer_arguments
+
+N = TypeVar("N", bound=nn.Module)
 
 
 def precision_policy(config: Config) -> Precision:
@@ -43,7 +47,7 @@ def build_discriminator(config: Config, resolution: int, channels: int, num_clas
     return _with_values(network, config, "init.d")
 
 
-def _with_values(network: nn.Module, config: Config, purpose: str) -> nn.Module:
+def _with_values(network: N, config: Config, purpose: str) -> N:
     if next(network.parameters()).device.type != "meta":
         initialize(network, config.run.seed, purpose)
     return network

@@ -112,7 +112,7 @@ def check_checkpoint(folder: Path) -> str | None:
 
 def newest_whole_checkpoint(run_dir: Path) -> tuple[int, list[str]]:
     """Images seen at the newest undamaged checkpoint (0 if there is none), and the damage passed over."""
-    damage = []
+    damage: list[str] = []
     for nimg, folder in reversed(list_checkpoints(run_dir)):
         problem = check_checkpoint(folder)
         if problem is None:

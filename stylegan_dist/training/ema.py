@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+
+from stylegan_dist.networks.stylegan2 import Generator
 
 
 class AveragedGenerator:
@@ -18,7 +19,7 @@ class AveragedGenerator:
         rampup: the half-life is at most this share of the images seen; 0 for no ramp-up.
     """
 
-    def __init__(self, generator: nn.Module, half_life: float, rampup: float):
+    def __init__(self, generator: Generator, half_life: float, rampup: float):
         self.network = copy.deepcopy(generator).eval().requires_grad_(False)
         self.half_life = half_life
         self.rampup = rampup
@@ -29,9 +30,10 @@ class AveragedGenerator:
         return 0.5 ** (batch / half_life) if half_life > 0 else 0.0
 
     @torch.no_grad()
-    def update(self, generator: nn.Module, nimg: int, batch: int) -> None:
+    def update(self, generator: Generator, nimg: int, batch: int) -> None:
         """Move towards the generator; buffers (such as the mean of w) are copied."""
-        old, new = list(self.network.parameters()), list(generator.parameters())
+        old: list[torch.Tensor] = list(self.network.parameters())
+        new: list[torch.Tensor] = list(generator.parameters())
         torch._foreach_lerp_(old, new, 1 - self.decay(nimg, batch))
         for average, current in zip(self.network.buffers(), generator.buffers(), strict=True):
             average.copy_(current)

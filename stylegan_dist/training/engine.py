@@ -12,13 +12,13 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from stylegan_dist.errors import InputError
+from stylegan_dist.errors import InputError, RankLost
 from stylegan_dist.training.launch_check import check_environment, check_joined
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ class Engine:
         extras = [value.float().reshape(-1) for value in means.values()]
         flat = torch.cat(pieces + extras)
         if self.world_size > 1:
-            dist.all_reduce(flat)
+            self._collective(dist.all_reduce, flat)
         size = sum(piece.numel() for piece in pieces)
         gradient = flat[:size]
         nonfinite = size - torch.isfinite(gradient).sum()
@@ -99,33 +99,40 @@ class Engine:
         reduced = {name: part.view_as(means[name]) for name, part in zip(means, summed, strict=True)}
         return reduced, nonfinite, torch.linalg.vector_norm(gradient)
 
+    def together(self, function: Callable[[], T]) -> T:
+        """Run `function` on every rank; if it raises InputError on any, all raise the first one's."""
+        result, failure = None, None
+        try:
+            result = function()
+        except InputError as error:
+            failure = str(error)
+        if self.world_size > 1:
+            first = torch.tensor(self.world_size if failure is None else self.rank, device=self.device)
+            self._collective(dist.all_reduce, first, op=dist.ReduceOp.MIN)
+            if int(first) < self.world_size:
+                failure = self.broadcast(failure, source=int(first))
+        if failure is not None:
+            raise InputError(failure)
+        return cast(T, result)
+
     def on_main(self, function: Callable[[], T]) -> T | None:
         """Run `function` on rank 0 alone while the others wait; its InputError is raised on every rank.
 
         Returns: what the function returned on rank 0, None elsewhere.
         """
-        result, failure = None, None
-        if self.is_main:
-            try:
-                result = function()
-            except InputError as error:
-                failure = str(error)
-        failure = self.from_main(failure)
-        if failure is not None:
-            raise InputError(failure)
-        return result
+        return self.together(lambda: function() if self.is_main else None)
 
-    def from_main(self, value: Any) -> Any:
-        """Rank 0's value on every rank. Anything that JSON can carry."""
+    def broadcast(self, value: Any, source: int = 0) -> Any:
+        """One rank's value on every rank. Anything that JSON can carry."""
         if self.world_size == 1:
             return value
-        text = json.dumps(value).encode() if self.is_main else b""
+        text = json.dumps(value).encode() if self.rank == source else b""
         length = torch.tensor([len(text)], device=self.device)
-        dist.broadcast(length, src=0)
+        self._collective(dist.broadcast, length, src=source)
         content = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
-        if self.is_main:
+        if self.rank == source:
             content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        dist.broadcast(content, src=0)
+        self._collective(dist.broadcast, content, src=source)
         return json.loads(bytes(content.tolist()))
 
     def agree(self, values: Sequence[float]) -> bool:
@@ -134,8 +141,8 @@ class Engine:
             return True
         here = torch.tensor(values, dtype=torch.float64, device=self.device)
         low, high = here.clone(), here.clone()
-        dist.all_reduce(low, op=dist.ReduceOp.MIN)
-        dist.all_reduce(high, op=dist.ReduceOp.MAX)
+        self._collective(dist.all_reduce, low, op=dist.ReduceOp.MIN)
+        self._collective(dist.all_reduce, high, op=dist.ReduceOp.MAX)
         return torch.equal(low, high)
 
     def read_later(self, value: torch.Tensor) -> Callable[[], float]:
@@ -153,6 +160,14 @@ class Engine:
             return float(host)
 
         return wait
+
+    @staticmethod
+    def _collective(function: Callable, *args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except RuntimeError as error:  # the backends have no common type for a peer that is gone
+            reason = str(error).strip().splitlines()[-1]
+            raise RankLost(f"lost contact with another rank, which says why above or on its own machine ({reason})") from error
 
     def close(self) -> None:
         """Leave the process group; without this some backends abort at exit."""

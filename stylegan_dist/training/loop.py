@@ -48,18 +48,20 @@ class Trainer:
 
     def __init__(self, config: Config, engine: Engine):
         self.engine = engine
-        self.index = load_index_of(config)
-        self.resolved = resolve(config, self.index, engine.world_size, engine.device.type, engine.supports_bf16)
+        self.index = engine.together(lambda: load_index_of(config))
+        self.resolved = engine.together(
+            lambda: resolve(config, self.index, engine.world_size, engine.device.type, engine.supports_bf16)
+        )
         self.config = self.resolved.config
         self.run_dir = Path(self.config.run.dir)
         self._check_agreement()
         set_arithmetic(self.config)
 
         self.folder = engine.on_main(lambda: RunFolder(self.run_dir))
-        start, self.notices = engine.from_main(engine.on_main(self._starting_point))
+        start, self.notices = engine.broadcast(engine.on_main(self._starting_point))
         self.state = TrainState(self.resolved, self.index, engine.device)
         if start:
-            self.state.restore(checkpoint_folder(self.run_dir, start))
+            engine.together(lambda: self.state.restore(checkpoint_folder(self.run_dir, start)))
         self.batch = self.config.run.batch
         self.total = steps_in(self.config) * self.batch
         self.timer = PhaseTimer(engine.device)
@@ -132,7 +134,7 @@ class Trainer:
             if step % phase.interval == 0:
                 with self.timer(phase.name):
                     self._run_phase(phase, parts, stop_requested)
-        state.ema.update(state.networks["g"], state.nimg, self.batch)
+        state.ema.update(state.generator, state.nimg, self.batch)
         state.nimg += self.batch
         return self.engine.read_later(self.stopping)
 
@@ -153,11 +155,11 @@ class Trainer:
                 for name, value in stats.items():
                     means[name] = means[name] + value.detach()
 
-        parameters = list(network.parameters())
+        parameters: list[torch.Tensor] = list(network.parameters())
         means, nonfinite, norm = self.engine.reduce(parameters, means)
         l1 = getattr(self.config.optim, phase.network).l1
         if l1 and phase.interval == 1:
-            torch._foreach_add_([p.grad for p in parameters], torch._foreach_sign(parameters), alpha=l1)
+            torch._foreach_add_([p.grad for p in parameters if p.grad is not None], torch._foreach_sign(parameters), alpha=l1)
         optimizer.step()
 
         self.stopping = means.pop("stop")
@@ -259,7 +261,7 @@ class Trainer:
                 return False
             return True
 
-        self.unsaved = not self.engine.from_main(self.engine.on_main(write))
+        self.unsaved = not self.engine.broadcast(self.engine.on_main(write))
 
     # Preparation
 
@@ -271,10 +273,11 @@ class Trainer:
                              "check that data.shards is the same folder on every node")
 
     def _starting_point(self) -> tuple[int, list[str]]:
+        assert self.folder is not None  # runs on rank 0
         return self.folder.starting_point(self.config, self.index.fingerprint)
 
     def _open_monitor(self) -> Monitor | NullMonitor:
-        if not self.engine.is_main:
+        if self.folder is None:  # not rank 0
             return NullMonitor()
         m = self.config.monitor
         self.folder.save_config(self.config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from stylegan_dist.config import to_dict
 from stylegan_dist.data.index import DatasetIndex
@@ -41,13 +42,12 @@ class TrainState:
         }
         self.nimg = 0
         self.segment = 0  # how often the run was continued
-        self.networks = {
-            "g": build_generator(config, *shape),
-            "d": build_discriminator(config, *shape),
-        }
-        self.ema = AveragedGenerator(self.networks["g"], config.ema.half_life_kimg * 1000, config.ema.rampup)
+        self.generator = build_generator(config, *shape)
+        self.discriminator = build_discriminator(config, *shape)
+        self.networks: dict[str, nn.Module] = {"g": self.generator, "d": self.discriminator}
+        self.ema = AveragedGenerator(self.generator, config.ema.half_life_kimg * 1000, config.ema.rampup)
         counts = torch.tensor(index.class_counts) if resolved.num_classes else None
-        self.objective = Objective(config, self.networks["g"], self.networks["d"], counts)
+        self.objective = Objective(config, self.generator, self.discriminator, counts)
         self.phases = self.objective.phases()
         self.optimizers = {}
         for name, network in self.networks.items():

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -32,12 +33,12 @@ class PhaseTimer:
         self._stretches.clear()
         return taken
 
-    def _now(self) -> torch.cuda.Event | float:
+    def _now(self) -> Any:
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def _seconds(self, begin: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+    def _seconds(self, begin: Any, end: Any) -> float:
         return begin.elapsed_time(end) / 1000 if self._on_gpu else end - begin

@@ -29,14 +29,14 @@ def screen():
 def test_status_line_has_all_facts():
     assert " ".join(status_line(12_800, 25_000_000, FULL).split()) == (
         "kimg 12.8 0.1% img/s 123.4 sec/kimg 8.10 G 1.234 D 0.500 r1 0.012 real +0.51 fake -0.49 "
-        "|g| G 0.5 |g| D 1.5 wait 1% mem 3.2 ETA 2d 8h"
+        "|g| G 0.5 |g| D 1.5 wait 1% GiB 3.2 ETA 2d 8h"
     )
 
 
 def test_status_lines_stand_in_columns():
     early = status_line(1, 25_000_000, FULL)
     late = status_line(24_999_999, 25_000_000, {**FULL, "loss/g_main": 123.4, "logits/fake": -88.0})
-    names = ["img/s", "sec/kimg", " G ", " D ", "r1", "real", "fake", "wait", "mem", "ETA"]
+    names = ["img/s", "sec/kimg", " G ", " D ", "r1", "real", "fake", "wait", "GiB", "ETA"]
     assert [early.index(name) for name in names] == [late.index(name) for name in names]
 
 

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# From nothing to pictures: install, pack the handwritten digits of scikit-learn, train on them, draw.
+# Uses the GPUs that are there, otherwise two processes on the CPU. Run it again to continue or redraw.
+# Arguments are configuration overrides, for example: launch/demo.sh run.dir=runs/longer run.kimg=100
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash launch/setup.sh demo
+bin=${VENV:-.venv}/bin
+
+"$bin/python" shards/digits.py data/digits-png
+"$bin/stylegan-dist" pack data/digits-png data/digits --resolution 32 --channels 1 --labels folders
+
+gpus=$("$bin/python" -c 'import torch; print(torch.cuda.device_count())')
+processes=2 config=cpu.yaml
+for n in 1 2 4 8; do
+  if [ "$n" -le "$gpus" ]; then processes=$n config=8gpu.yaml; fi
+done
+[ "$processes" -gt 1 ] || config=1gpu.yaml
+"$bin/accelerate" launch --config_file "launch/accelerate/$config" --num_processes "$processes" \
+  launch/train.py launch/presets/demo.yaml run.world_size="$processes" "$@"
+
+run=runs/demo
+for argument in "$@"; do case $argument in run.dir=*) run=${argument#run.dir=};; esac; done
+"$bin/stylegan-dist" generate "$run" --seeds 0-79 --columns 10 --trunc 0.8 --out "$run/pictures"
+echo "Samples, one digit per column: $run/pictures/grid.png"
+echo "How they came about, from noise on: $run/samples/"
