@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RankLost as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return EXIT_FAILURE
-    except Interrupted:
+    except Interrupted as stop:
+        if str(stop):
+            print(stop, file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

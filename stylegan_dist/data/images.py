@@ -31,7 +31,7 @@ FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 ENCODINGS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 # Formats that only hold pixels. Pillow can also start other programs (EPS), which no file may ask for.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million; Pillow itself only warns up to twice as many
+MAX_PIXELS = 1 << 26  # 67 million; Pillow itself only warns above 89 and refuses above 179
 # Run-length matching after PNG's row filters: as small as zlib level 6 (1 to 6 % larger at 128 pixels and more)
 # in a quarter of its time, and smaller and no slower than level 1.
 PNG_STRATEGY = zlib.Z_RLE
@@ -221,7 +221,8 @@ def _to_srgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         alpha = image.getchannel("A")
         image = image.convert(image.mode[:-1])
     if profile and image.mode in ("L", "RGB", "CMYK") and (transform := _profile_transform(profile, image.mode)):
-        image = ImageCms.applyTransform(image, transform)
+        transformed = ImageCms.applyTransform(image, transform)
+        image = transformed or image  # None only where it works in place
     return (image if image.mode in ("L", "RGB") else image.convert("RGB")), alpha
 
 

@@ -233,7 +233,7 @@ def _pack(source: Source, out: Path, options: PackOptions, tasks: Sequence[_Task
 
     missing = [number for number in range(len(tasks)) if number not in results]
     packed = sum(len(tasks[number].items) for number in results)
-    workers = options.workers or os.cpu_count()
+    workers = options.workers or os.cpu_count() or 1
     print(f"packing {count} images into {len(tasks)} shards with {workers} worker{'s' * (workers > 1)}")
     if packed:
         print(f"continuing: {len(results)} shards are finished, {count - packed} images are left")
@@ -287,7 +287,8 @@ def _write_shard(job: _Job, slot: int, task: _Task, progress: pool.Progress) -> 
     """In a worker: write one shard, its offsets and its record, the record last."""
     work = job.out / WORK_FOLDER
     temporary = work / f"{task.name}.tar.tmp"
-    rows, keys, skipped, enlarged = [], [], [], 0
+    rows, keys, enlarged = [], [], 0
+    skipped: list[dict] = []
     ending = job.image.encoding
     try:
         # Fixed times and owners: equal images make equal tar files.
@@ -343,10 +344,10 @@ def _publish(out: Path, name: str, temporary: Path, table: np.ndarray, members: 
         total = len(content)
     offsets = out / f"{name}.offsets.npy"
     temporary_offsets = out / WORK_FOLDER / f"{name}.npy.tmp"
-    with open(temporary_offsets, "wb") as file:
-        np.save(file, table)
-        file.flush()
-        os.fsync(file.fileno())
+    with open(temporary_offsets, "wb") as target:
+        np.save(target, table)
+        target.flush()
+        os.fsync(target.fileno())
     offsets_checksum = hashlib.sha256(temporary_offsets.read_bytes()).hexdigest()
     temporary_offsets.replace(offsets)
     temporary.replace(out / f"{name}.tar")

@@ -12,9 +12,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from tqdm import tqdm
 
@@ -45,7 +46,7 @@ class Progress:
 
 def run(
     function: Callable, tasks: Sequence, workers: int, bar: tqdm, failures_allowed: int | None = None
-) -> Iterator[tuple[int, object]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Call `function(slot, task, progress)` for every task in worker processes.
 
     The function adds to `progress.done[slot]` and `progress.failed[slot]` as it goes, and returns early
@@ -101,5 +102,6 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _run_task(slot: int, task):
+    assert _work is not None, "set when the worker started"
     function, progress = _work
     return function(slot, task, progress)

@@ -156,7 +156,7 @@ def open_source(path: str | os.PathLike, labels: str = "auto") -> Source:
         raise InputError(f"labels must be one of {', '.join(LABEL_MODES)}, not {labels!r}")
     try:
         if path.is_dir():
-            files = Folder(path)
+            files: Folder | Archive = Folder(path)
         elif path.is_file() and zipfile.is_zipfile(path):
             files = Archive(path)
         elif path.exists():

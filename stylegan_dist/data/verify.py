@@ -69,7 +69,7 @@ def verify(folder: str | os.PathLike, deep: bool = True, workers: int | None = N
     interval = 0.2 if sys.stderr.isatty() else 30
     with tqdm(total=index.num_samples, desc="verifying", unit="img", mininterval=interval) as bar:
         checks = pool.run(
-            partial(_check_shard, folder, index, deep), index.shards, workers or os.cpu_count(), bar
+            partial(_check_shard, folder, index, deep), index.shards, workers or os.cpu_count() or 1, bar
         )
         with closing(checks):
             for slot, result in checks:
@@ -88,7 +88,7 @@ def _check_shard(
     folder: Path, index: DatasetIndex, deep: bool, slot: int, shard: Shard, progress: pool.Progress
 ) -> tuple[list[Problem], np.ndarray | None]:
     """In a worker: the problems of one shard and its samples per class (None if its offsets are unusable)."""
-    problems = []
+    problems: list[Problem] = []
     table = _check_offsets(folder, index, shard, problems)
     path = folder / shard.name
     try:
@@ -185,7 +185,8 @@ def _scan(
     content: mmap.mmap, ending: str, shard: Shard, problems: list[Problem]
 ) -> tuple[dict[int, tuple[str, int]], dict[str, bytes]]:
     """Walk the headers of a tar file: images as {payload offset: (name, bytes)}, labels as {key: text}."""
-    images, labels = {}, {}
+    images: dict[int, tuple[str, int]] = {}
+    labels: dict[str, bytes] = {}
     start = 0
     while start + _TAR_BLOCK <= len(content):
         header = content[start : start + _TAR_BLOCK]
