@@ -119,9 +119,13 @@ def same_conv(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def conv_up(x: Tensor, weight: Tensor) -> Tensor:
-    """Insert zeros, filter with gain 4, convolve: on a plane of zeros, cropped at the very end."""
+    """Insert zeros, filter with gain 4, convolve: on a plane of zeros, cropped at the very end.
+
+    A convolution in the sense of mathematics, which mirrors the kernel; `same_conv` does not. Kernels are
+    learned, so this is a convention and no part of the papers: it is that of a transposed convolution.
+    """
     plane = F.pad(with_zeros(x), (MARGIN,) * 4)
-    plane = same_conv(filtered(plane, 2, 1) * 4, weight)
+    plane = same_conv(filtered(plane, 2, 1) * 4, weight.flip([2, 3]))
     return plane[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
@@ -154,7 +158,8 @@ def noise_shapes(resolution: int) -> list[int]:
 # Networks
 
 
-def synthesis_layer(state: State, name: str, x: Tensor, w: Tensor, noise: Tensor | None, up: int, clamp: float | None) -> Tensor:
+def synthesis_layer(state: State, name: str, x: Tensor, w: Tensor, noise: Tensor | None, up: int,
+                    clamp: float | None) -> Tensor:
     style = dense(state, f"{name}.affine", w)
     x = modulated_conv(x, state[f"{name}.weight"], style, up)
     if noise is not None:
@@ -183,7 +188,8 @@ def synthesis(state: State, ws: Tensor, noise: list[Tensor] | None, clamp: float
         addition = to_rgb(state, f"{name}.torgb", x, ws[:, layer], clamp)  # shares the next convolution's w
         rgb = addition if rgb is None else upsampled(rgb) + addition
         resolution *= 2
-    assert ws.shape[1] == layer + 1 and not maps
+    assert ws.shape[1] == layer + 1, "one w for each convolution and one more"
+    assert not maps, "one noise map for each convolution"
     return rgb
 
 
@@ -342,3 +348,43 @@ def ema_weight(seen: int, batch: int, half_life: float, rampup: float) -> float:
     if rampup > 0:
         half_life = min(half_life, rampup * seen)
     return 0.0 if half_life == 0 else 2 ** (-batch / half_life)
+
+
+# Comparison
+
+
+def randomize(network: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Give all parameters and buffers normal values, so that no term is zero, or one, by accident.
+
+    The mapping's layers are multiplied by 0.01 when used, so they get a hundred times as much.
+    """
+    source = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            scale = 100 if "mapping.layers." in name else 1
+            value.copy_(torch.randn(value.shape, generator=source, dtype=torch.float64) * scale)
+    return network
+
+
+def normals(seed: int, *shape: int) -> Tensor:
+    """Standard normal values, float64."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def difference(value: Tensor, expected: Tensor) -> float:
+    """Largest deviation relative to the largest expected value, which must not be zero."""
+    assert value.shape == expected.shape, f"{tuple(value.shape)} instead of {tuple(expected.shape)}"
+    size = expected.detach().abs().max().item()
+    assert size > 0, "nothing to compare"
+    deviation = (value.detach().double() - expected.detach().double()).abs().max().item()
+    return math.inf if math.isnan(deviation) else deviation / size
+
+
+def gradient_differences(network: torch.nn.Module, state: State) -> dict[str, float]:
+    """For each parameter, how far its `.grad` is from that of the reference's leaf; one may be None for zeros."""
+    result = {}
+    for name, parameter in network.named_parameters():
+        here, there = parameter.grad, state[name].grad
+        empty = [g is None or not g.any() for g in (here, there)]
+        result[name] = 0.0 if all(empty) else math.inf if any(empty) else difference(here, there)
+    return result

@@ -32,9 +32,9 @@ def load_config(preset: str | Path | None, overrides: Sequence[str] = ()) -> Con
             raise InputError(f"{override!r} is no override: write key=value, for example run.batch=32")
         try:
             value = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # ValueError: an impossible date
             value = text
-        _set(config, key.strip(), value, origin="on the command line")
+        _set(config, key.strip(), value, origin="on the command line", text=text)
     return config
 
 
@@ -63,16 +63,32 @@ def _knobs(node: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
             yield f"{prefix}{item.name}", node, item
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice; YAML's usual answer is to forget the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        result = super().construct_mapping(node, deep)
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return result
+
+
 def _apply_file(config: Config, path: Path) -> None:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _StrictLoader)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read the configuration {path}: {reason}") from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
-        raise InputError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', error)}") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise InputError(f"{path}{line} is not valid YAML: {problem}") from None
+    except ValueError as error:  # an impossible date
+        raise InputError(f"{path} is not valid YAML: {error}") from None
     for key, value in _flatten(content or {}, "", path):
         _set(config, key, value, origin=f"in {path}")
 
@@ -94,7 +110,8 @@ def _sections() -> set[str]:
     return {".".join(parts[:n]) for key in keys for parts in [key.split(".")] for n in range(1, len(parts))}
 
 
-def _set(config: Config, dotted: str, value: Any, origin: str) -> None:
+def _set(config: Config, dotted: str, value: Any, origin: str, text: str | None = None) -> None:
+    """Set one knob; one that holds text takes `text` as it was typed, so that run.dir=007 is not octal."""
     known = {key: (owner, knob) for key, owner, knob in _knobs(config, "")}
     if dotted not in known:
         if dotted in _sections():
@@ -104,6 +121,8 @@ def _set(config: Config, dotted: str, value: Any, origin: str) -> None:
                          "(stylegan-dist train --help-config lists all)")
     owner, knob = known[dotted]
     wanted = typing.get_type_hints(type(owner))[knob.name]
+    if wanted is str and text is not None:
+        value = text
     try:
         setattr(owner, knob.name, _convert(value, wanted))
     except (TypeError, ValueError):

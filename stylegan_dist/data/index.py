@@ -110,9 +110,11 @@ def read_index(folder: str | os.PathLike) -> DatasetIndex:
         shards = [Shard(**shard) for shard in content.pop("shards")]
         index = DatasetIndex(shards=shards, **content)
         held = index.num_samples
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); pack the data again or restore the file") from None
-    if promised != held or not index.shards:
+    if promised != held or held < 1:
         raise InputError(f"{path} is damaged: it promises {promised} samples, its shards hold {held}")
     for shard in index.shards:
         check_plain_name(shard.name, path)

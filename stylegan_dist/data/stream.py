@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -52,7 +53,13 @@ class ShardReader:
         info = self.index.shards[shard]
         file, table = self._opened(shard)
         offset, size, label = (int(v) for v in table[sample])
-        data = os.pread(file, size, offset)
+        try:
+            data = os.pread(file, size, offset)
+        except OSError as error:
+            raise InputError(
+                f"cannot read {self.folder / info.name}, sample {sample} at byte {offset}: {error.strerror}; "
+                "check the disk or the network file system"
+            ) from None
         try:
             return decode(data, self.index.channels, self.index.resolution), label
         except ValueError as error:
@@ -66,15 +73,23 @@ class ShardReader:
             self._open.move_to_end(shard)
             return self._open[shard]
         info = self.index.shards[shard]
+        table = load_offsets(self.folder, info)
         try:
             file = os.open(self.folder / info.name, os.O_RDONLY)
         except OSError as error:
             raise InputError(f"cannot open {self.folder / info.name}: {error.strerror}; restore it") from None
-        self._open[shard] = (file, load_offsets(self.folder, info))
+        self._open[shard] = (file, table)
         if len(self._open) > OPEN_SHARDS:
             _, (oldest, _) = self._open.popitem(last=False)
             os.close(oldest)
         return self._open[shard]
+
+    def close(self) -> None:
+        """Close all shards; a later read opens them again."""
+        while self._open:
+            os.close(self._open.popitem()[1][0])
+
+    __del__ = close
 
 
 class BatchDataset(Dataset):
@@ -125,9 +140,10 @@ class BatchStream:
         order = GlobalOrder([shard.samples for shard in index.shards], seed, lanes, block)
         dataset = BatchDataset(folder, index, order, first=rank * count, count=count, mirror=mirror)
         self.seconds_waited = 0.0
+        self._reader = dataset.reader
         self._batches: Iterator[Batch | InputError] = iter(DataLoader(
             dataset, batch_size=None, sampler=_Numbers(start, batch), num_workers=workers,
-            prefetch_factor=prefetch if workers else None, pin_memory=pin_memory,
+            prefetch_factor=prefetch if workers else None, pin_memory=pin_memory, worker_init_fn=_outlive_stop_requests,
         ))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -143,8 +159,19 @@ class BatchStream:
         return batch
 
     def close(self) -> None:
-        """End the reader processes."""
+        """End the reader processes, and close the shards that this process has open."""
         self._batches = iter(())
+        self._reader.close()
+
+
+def _outlive_stop_requests(_worker: int) -> None:
+    """In each reader: ignore the signals that ask a run to stop.
+
+    Slurm and Ctrl-C send them to all processes of a run. The training process answers them, and needs the
+    readers until it has finished its step; then it ends them. They also end by themselves when it dies.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Numbers:

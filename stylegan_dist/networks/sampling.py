@@ -1,4 +1,4 @@
-"""Images from a generator, one latent a picture, independent of how they are batched."""
+"""Images from a generator, one latent a picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def sample_images(generator: Generator, z: Tensor, labels: Tensor | None, trunca
         z: [N, z_dim].
         labels: int64 [N], or None for an unconditional generator.
         truncation: psi, 1 for none.
-        batch: images that are computed at once.
+        batch: images that are computed at once; another number gives the same images up to rounding.
         noise: "const" or "none".
     Returns: float [N, C, R, R], nominally in [-1, 1], on the CPU.
     """

@@ -57,6 +57,9 @@ def save_checkpoint(run_dir: Path, nimg: int, tensors: dict[str, dict[str, torch
     final.parent.mkdir(parents=True, exist_ok=True)
     for leftover in final.parent.glob(".*.tmp"):  # of a process that was killed while it wrote
         shutil.rmtree(leftover, ignore_errors=True)
+    for entry in final.parent.iterdir():  # and of one that was killed while it removed
+        if _NAME.fullmatch(entry.name) and not (entry / MANIFEST).is_file():
+            shutil.rmtree(entry, ignore_errors=True)
     temporary = final.parent / f".{final.name}.tmp"
     temporary.mkdir()
     try:
@@ -91,7 +94,7 @@ def prune_checkpoints(run_dir: Path, keep: int, archive_every: int) -> None:
     for _, folder in checkpoints[:-keep]:
         if folder not in archived:
             # Without its manifest a half-removed folder counts as none.
-            (folder / MANIFEST).unlink()
+            (folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
 
 

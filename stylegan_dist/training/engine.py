@@ -40,6 +40,8 @@ class Engine:
     def __init__(self, device: str = "auto", world_size: int | str = "auto", threads: int | str = "auto",
                  timeout: float = 600.0):
         launched = check_environment(os.environ, world_size)
+        if threads != "auto" and int(threads) < 1:
+            raise InputError(f"run.threads={threads} must be at least 1, or auto")
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("run.device=cuda but PyTorch sees no GPU: install a CUDA build of PyTorch, or set run.device=cpu")
         cpu = device == "cpu" or not torch.cuda.is_available()
@@ -54,7 +56,8 @@ class Engine:
         self.device = self._accelerator.device
         self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if threads == "auto":
-            threads = max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            threads = max(1, cores // self.local_world_size)
         torch.set_num_threads(int(threads))
 
     @property
@@ -71,6 +74,7 @@ class Engine:
         how = "one flat all-reduce per phase" if self.world_size > 1 else "no communication"
         return f"{self.world_size} x {name}, {how}"
 
+    @torch.no_grad()
     def reduce(self, parameters: Sequence[torch.Tensor], means: Mapping[str, torch.Tensor]
                ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
         """Sum gradients and statistics over the ranks, and make non-finite gradients finite.
@@ -136,10 +140,10 @@ class Engine:
         return json.loads(bytes(content.tolist()))
 
     def agree(self, values: Sequence[float]) -> bool:
-        """Whether all ranks hold the same numbers (compared as float64)."""
+        """Whether all ranks hold the same numbers (compared as the bits of float64, so that NaN equals NaN)."""
         if self.world_size == 1:
             return True
-        here = torch.tensor(values, dtype=torch.float64, device=self.device)
+        here = torch.tensor(values, dtype=torch.float64).view(torch.int64).to(self.device)
         low, high = here.clone(), here.clone()
         self._collective(dist.all_reduce, low, op=dist.ReduceOp.MIN)
         self._collective(dist.all_reduce, high, op=dist.ReduceOp.MAX)

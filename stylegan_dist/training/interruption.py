@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class StopRequest:
@@ -21,3 +26,12 @@ class StopRequest:
         """Put the former handlers back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def end_with_launcher() -> None:
+    """Be asked to stop when the launcher dies: killed with -9, it would leave its workers behind for ever."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before we had asked
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -43,9 +43,10 @@ def check_environment(env: Mapping[str, str], promised: int | str) -> int:
         raise InputError(f"this run was promised {promised} processes (run.world_size) but the launcher started {world_size}: "
                          "correct --num_processes, or run.world_size")
     tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
-    if tasks > 1 and world_size == 1:
+    if tasks > 1 and world_size == 1 and promised != 1:
         raise InputError(f"srun started {tasks} tasks but each believes that it is alone: start one `accelerate launch` per "
-                         "node (--ntasks-per-node=1) with --num_machines, --machine_rank and --main_process_ip")
+                         "node (--ntasks-per-node=1) with --num_machines, --machine_rank and --main_process_ip; or set "
+                         "run.world_size=1 if they are runs of their own")
     return world_size
 
 

@@ -20,7 +20,7 @@ from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 from stylegan_dist.networks.sampling import sample_images
 from stylegan_dist.training.checkpoint import checkpoint_folder, prune_checkpoints, save_checkpoint
 from stylegan_dist.training.engine import Engine
-from stylegan_dist.training.interruption import StopRequest
+from stylegan_dist.training.interruption import StopRequest, end_with_launcher
 from stylegan_dist.training.phases import MicroBatch, Phase
 from stylegan_dist.training.plan import header_facts, load_index_of
 from stylegan_dist.training.rules import resolve, steps_in
@@ -36,6 +36,7 @@ def train(config: Config) -> None:
         InputError: configuration, data or launch are wrong.
         Interrupted: the run was asked to stop and has saved its state.
     """
+    end_with_launcher()
     engine = Engine(config.run.device, config.run.world_size, config.run.threads)
     try:
         Trainer(config, engine).run()

@@ -65,6 +65,8 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
                          "or set data.conditional=false")
 
     auto(run, "run", "batch", min(8 * min(4096 // resolution, 32), 64), "from the resolution")
+    if run.batch <= 0:  # before the rules that divide by it
+        raise InputError(f"run.batch={run.batch} must be greater than zero")
     auto(config.generator, "generator", "mapping_layers", 2, "the usual choice outside the paper's own presets")
     auto(config.generator, "generator", "channel_base", 32768 if resolution >= 512 else 16384, "from the resolution")
     auto(config.discriminator, "discriminator", "channel_base", config.generator.channel_base, "as the generator")
@@ -84,7 +86,7 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
     auto(precision, "precision", "clamp", FP16_CLAMP if precision.dtype == "fp16" else 0.0, "from the dtype")
     auto(precision, "precision", "channels_last", on_gpu and precision.dtype != "fp32", "from the device")
 
-    _check(config, world_size)
+    _check(config, resolution, world_size)
     unit = _micro_batch_unit(config)
     per_rank = run.batch // world_size
     auto(run, "run", "batch_gpu", _largest_micro_batch(per_rank, unit, max(4096 // resolution, unit)),
@@ -95,14 +97,14 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
 
 def steps_in(config: Config) -> int:
     """Steps of a whole run."""
-    return max(1, math.ceil(config.run.kimg * 1000 / config.run.batch))
+    return max(1, math.ceil(round(config.run.kimg * 1000) / config.run.batch))
 
 
 def optimizer_arguments(settings: OptimizerConfig, where: str) -> dict:
     """Keyword arguments for the optimizer's constructor.
 
     Raises:
-        InputError: no such optimizer, or a knob was changed that it does not have.
+        InputError: no such optimizer, a knob was changed that it does not have, or values that it refuses.
     """
     cls = getattr(torch.optim, settings.name, None)
     if not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer):
@@ -113,12 +115,26 @@ def optimizer_arguments(settings: OptimizerConfig, where: str) -> dict:
         value = getattr(settings, key)
         if key in accepted:
             arguments[key] = tuple(value) if key == "betas" else value
+            if key == "betas" and len(value) != len(accepted[key].default):
+                raise InputError(f"{where}.betas={value} must be {len(accepted[key].default)} numbers for {settings.name}")
         elif value != getattr(OptimizerConfig(), key):
             raise InputError(f"{where}.{key}={value} has no meaning for {settings.name}: remove it")
+    try:
+        _try_out(cls, arguments)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{where}: torch.optim.{settings.name} cannot train with these settings "
+                         f"({str(error).splitlines()[0]}): correct them, or choose another optimizer") from None
     return arguments
 
 
-def _check(config: Config, world_size: int) -> None:
+def _try_out(cls: type[torch.optim.Optimizer], arguments: dict) -> None:
+    """One step of a small convolution: finds values out of range, and optimizers that want something special."""
+    weight = torch.nn.Parameter(torch.zeros(1, 1, 3, 3))
+    weight.grad = torch.zeros_like(weight)
+    cls([weight], **arguments).step()
+
+
+def _check(config: Config, resolution: int, world_size: int) -> None:
     """Everything that needs neither the micro-batch nor the networks."""
     run, loss = config.run, config.loss
     if not 0 <= run.seed < SEED_LIMIT:
@@ -150,8 +166,17 @@ def _check(config: Config, world_size: int) -> None:
     for key, value in not_negative.items():
         if value < 0:
             raise InputError(f"{key}={value} must not be negative")
-    if not 0 <= loss.style_mixing <= 1:
-        raise InputError(f"loss.style_mixing={loss.style_mixing} is a probability, between 0 and 1")
+    shares = {
+        "loss.style_mixing": loss.style_mixing, "loss.path_length_decay": loss.path_length_decay,
+        "generator.w_avg_decay": config.generator.w_avg_decay,
+    }
+    for key, value in shares.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"{key}={value} must be between 0 and 1")
+    for name in ("generator", "discriminator"):
+        if (base := getattr(config, name).channel_base) < resolution:
+            raise InputError(f"{name}.channel_base={base} leaves no feature maps at {resolution} px: it must be at least "
+                             f"{resolution}, and 16384 is usual")
     if loss.adversarial not in ADVERSARIAL:
         raise InputError(f"loss.adversarial={loss.adversarial!r} is unknown; choose one of {', '.join(ADVERSARIAL)}")
     for name in ("g", "d"):
@@ -170,11 +195,7 @@ def _check(config: Config, world_size: int) -> None:
 def _micro_batch_unit(config: Config) -> int:
     """Every micro-batch is a multiple of this, so that no group of images is ever split."""
     group = config.discriminator.mbstd_group
-    shrink = config.loss.path_length_shrink if config.loss.path_length_weight else 1
-    unit = group
-    while unit % shrink:
-        unit += group
-    return unit
+    return math.lcm(group, config.loss.path_length_shrink if config.loss.path_length_weight else 1)
 
 
 def _largest_micro_batch(per_rank: int, unit: int, limit: int) -> int:

@@ -16,7 +16,8 @@ from stylegan_dist.training.checkpoint import checkpoint_folder, load_state, new
 CONFIG_NAME = "config.yaml"
 SAMPLES_NAME = "samples"
 # A run that continues with another value of one of these would not be the same run.
-IDENTITY = ("run.seed", "data.conditional", "data.mirror", "data.lanes", "data.block", "generator", "discriminator")
+IDENTITY = ("run.seed", "data.conditional", "data.mirror", "data.lanes", "data.block", "generator", "discriminator",
+            "optim.g.name", "optim.d.name")
 # These may differ between two starts of one run without a word.
 INCIDENTAL = ("run.dir", "run.batch_gpu", "run.world_size", "run.device", "run.threads", "data.shards", "data.workers",
               "data.prefetch", "monitor", "checkpoint")

@@ -1,0 +1,348 @@
+"""The stream: the same global batches whoever reads them, from wherever one starts, and clear errors."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stylegan_dist.data.images import ImageOptions
+from stylegan_dist.data.index import load_index, load_offsets
+from stylegan_dist.data.pack import PackOptions, pack
+from stylegan_dist.data.stream import BatchStream, ShardReader
+from stylegan_dist.errors import InputError, LocalInputError
+
+ORDER = {"seed": 5, "lanes": 4, "block": 3}
+SAMPLES = 44
+
+
+def pack_random(folder, channels: int = 3):
+    """44 images of random pixels in three classes, in seven shards."""
+    for number in range(SAMPLES):
+        path = folder / "images" / "abc"[number % 3] / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    options = PackOptions(ImageOptions(8, channels), labels="folders", samples_per_shard=7, workers=1)
+    pack(folder / "images", folder / "shards", options)
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return pack_random(tmp_path_factory.mktemp("stream"))
+
+
+@pytest.fixture
+def own_shards(shards, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(shards, tmp_path / "shards")
+
+
+def open_stream(folder, **options) -> BatchStream:
+    return BatchStream(folder, load_index(folder), **{**ORDER, "batch": 8, **options})
+
+
+def take(folder, count: int, **options) -> list:
+    stream = open_stream(folder, **options)
+    try:
+        return [next(stream) for _ in range(count)]
+    finally:
+        stream.close()
+
+
+def same(a, b) -> bool:
+    return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.index, b.index)
+
+
+def joined(parts):
+    """The parts of all ranks as one batch."""
+    first = parts[0]
+    return replace(first, **{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(first)})
+
+
+STEPS = 13  # 104 images: beyond the second epoch of 44
+
+
+@pytest.fixture(scope="module")
+def reference(shards):
+    return take(shards, STEPS, mirror=True)
+
+
+def test_what_a_batch_is(shards, reference):
+    """The samples that the order names, in its order, with their classes and numbers."""
+    index = load_index(shards)
+    batches = take(shards, STEPS)
+    from stylegan_dist.data.order import GlobalOrder
+
+    places = GlobalOrder([s.samples for s in index.shards], **ORDER).locate(0, 8 * STEPS)
+    reader = ShardReader(shards, index)
+    whole = joined(batches)
+    assert whole.images.shape == (8 * STEPS, 3, 8, 8)
+    assert (whole.images.dtype, whole.labels.dtype, whole.index.dtype) == (torch.uint8, torch.int64, torch.int64)
+    assert whole.index.tolist() == list(range(8 * STEPS))
+    for image, label, place in zip(whole.images, whole.labels, places, strict=True):
+        pixels, expected = reader.read(*place)
+        assert np.array_equal(image.numpy(), pixels)
+        assert int(label) == expected
+    epoch = whole.images[:SAMPLES].flatten(1)
+    assert len({row.numpy().tobytes() for row in epoch}) == SAMPLES, "every image once"
+    reader.close()
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_the_same_global_batches(shards, reference, world, workers):
+    parts = [take(shards, STEPS, mirror=True, rank=rank, world_size=world, workers=workers) for rank in range(world)]
+    for step in range(STEPS):
+        assert same(joined([part[step] for part in parts]), reference[step])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("step", [1, 5, 6, 11, 12])
+def test_resume_anywhere(shards, reference, workers, step):
+    """On another number of ranks, too."""
+    for world in (1, 2):
+        parts = [take(shards, STEPS - step, mirror=True, rank=r, world_size=world, start=8 * step, workers=workers)
+                 for r in range(world)]
+        assert all(same(joined(part), old) for part, old in zip(zip(*parts, strict=True), reference[step:], strict=True))
+
+
+def test_another_batch_size_goes_on_at_the_same_image(shards, reference):
+    whole = joined(reference)
+    part = take(shards, 3, mirror=True, start=40, batch=12)
+    assert torch.equal(joined(part).images, whole.images[40:76])
+
+
+def test_far_away(shards):
+    a, b = take(shards, 2, start=8 * 10**9), take(shards, 2, start=8 * 10**9)
+    assert same(joined(a), joined(b))
+    assert a[0].index[0] == 8 * 10**9
+
+
+def test_mirror_is_a_function_of_the_image_number(shards, reference):
+    plain, mirrored = joined(take(shards, STEPS)), joined(reference)
+    flipped = [not torch.equal(a, b) for a, b in zip(plain.images, mirrored.images, strict=True)]
+    assert 0.25 < np.mean(flipped) < 0.75
+    for a, b, flip in zip(plain.images, mirrored.images, flipped, strict=True):
+        assert torch.equal(b, a.flip(2) if flip else a)
+    assert any(flipped[i] != flipped[i + SAMPLES] for i in range(SAMPLES)), "another draw in each epoch"
+    other = joined(take(shards, 1, mirror=True, seed=6))
+    assert not torch.equal(other.images, mirrored.images[:8])
+
+
+def test_grey_images(tmp_path):
+    folder = pack_random(tmp_path, channels=1)
+    one, two = take(folder, 3), take(folder, 3, workers=2)
+    assert one[0].images.shape == (8, 1, 8, 8)
+    assert same(joined(one), joined(two))
+
+
+# Damage
+
+def first_place(folder, image: int = 0):
+    """(shard, sample, offset, size) of an image of the line."""
+    from stylegan_dist.data.order import GlobalOrder
+
+    index = load_index(folder)
+    shard, sample = GlobalOrder([s.samples for s in index.shards], **ORDER).locate(image, 1)[0]
+    offset, size, _ = load_offsets(folder, index.shards[shard])[sample]
+    return index.shards[shard], sample, int(offset), int(size)
+
+
+def assert_one_line(message: str) -> None:
+    assert "\n" not in message
+    assert "Traceback" not in message
+    assert "Error" not in message
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_sample_is_named(own_shards, workers):
+    shard, sample, offset, size = first_place(own_shards, image=20)
+    with open(own_shards / shard.name, "r+b") as file:
+        file.seek(offset)
+        file.write(b"\0" * size)
+    stream = open_stream(own_shards, workers=workers)
+    assert next(stream).index[0] == 0
+    assert next(stream).index[0] == 8
+    with pytest.raises(LocalInputError) as caught:
+        next(stream)
+    stream.close()
+    message = str(caught.value)
+    assert f"{own_shards / shard.name}, sample {sample} at byte {offset}: not an image" in message
+    assert "stylegan-dist verify" in message
+    assert_one_line(message)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_only_the_rank_that_reads_it_fails(own_shards, workers):
+    shard, _, offset, _ = first_place(own_shards, image=6)
+    with open(own_shards / shard.name, "r+b") as file:
+        file.seek(offset)
+        file.write(b"damage")
+    take(own_shards, 1, rank=0, world_size=2, workers=workers)
+    with pytest.raises(InputError, match=re.escape(shard.name)):
+        take(own_shards, 1, rank=1, world_size=2, workers=workers)
+
+
+def test_a_shard_cut_short_while_training(own_shards):
+    index = load_index(own_shards)
+    for shard in index.shards:
+        os.truncate(own_shards / shard.name, 600)
+    with pytest.raises(InputError, match="is damaged"):
+        next(BatchStream(own_shards, index, **ORDER, batch=8))
+    with pytest.raises(InputError, match=r"has 600 bytes, the index promises .* restore it or pack the data again"):
+        load_index(own_shards)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_missing_shard(own_shards, workers):
+    index = load_index(own_shards)
+    shard = first_place(own_shards)[0]
+    (own_shards / shard.name).unlink()
+    stream = BatchStream(own_shards, index, **ORDER, batch=8, workers=workers)
+    with pytest.raises(InputError) as caught:
+        next(stream)
+    stream.close()
+    assert f"cannot open {own_shards / shard.name}: No such file" in str(caught.value)
+    assert_one_line(str(caught.value))
+    with pytest.raises(InputError, match=f"{shard.name} is missing: restore it"):
+        load_index(own_shards)
+
+
+def test_missing_and_foreign_offsets(own_shards):
+    index = load_index(own_shards)
+    shard = first_place(own_shards)[0]
+    table = np.load(own_shards / shard.offsets)
+    np.save(own_shards / shard.offsets, table[:-1])
+    with pytest.raises(InputError, match="does not fit"):
+        next(BatchStream(own_shards, index, **ORDER, batch=8))
+    (own_shards / shard.offsets).unlink()
+    with pytest.raises(InputError, match="is damaged"):
+        next(BatchStream(own_shards, index, **ORDER, batch=8))
+    assert open_shards_of(own_shards) == 0
+
+
+def test_a_disk_that_fails_is_a_user_error(own_shards, monkeypatch):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(InputError, match=r"cannot read .*, sample \d+ at byte \d+: Input/output error; check the disk"):
+        next(open_stream(own_shards))
+
+
+def test_index_errors(own_shards):
+    path = own_shards / "index.json"
+    text = path.read_text()
+    path.write_text(text.replace(f'"num_samples": {SAMPLES}', f'"num_samples": {SAMPLES + 1}'))
+    with pytest.raises(InputError, match="promises 45 samples, its shards hold 44"):
+        load_index(own_shards)
+    path.write_text(text[:100])
+    with pytest.raises(InputError, match="is damaged"):
+        load_index(own_shards)
+    path.write_text(re.sub(r'"version": \d+', '"version": 99', text))
+    with pytest.raises(InputError, match="has format version 99"):
+        load_index(own_shards)
+    path.write_text(text.replace('"name": "', '"name": "../', 1))
+    with pytest.raises(InputError, match="not a plain file name"):
+        load_index(own_shards)
+    path.unlink()
+    with pytest.raises(InputError, match="pack the images first"):
+        load_index(own_shards)
+
+
+# Resources
+
+def open_shards_of(folder) -> int:
+    """Shards that this process has open."""
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        if os.path.islink(link := f"/proc/self/fd/{name}"):
+            links.append(os.readlink(link))
+    return sum(link.startswith(f"{folder}/") for link in links)
+
+
+def test_no_shard_stays_open(own_shards, monkeypatch):
+    stream = open_stream(own_shards)
+    for _ in range(6):
+        next(stream)
+    assert open_shards_of(own_shards) == 7
+    stream.close()
+    assert open_shards_of(own_shards) == 0
+    reader = ShardReader(own_shards, load_index(own_shards))
+    reader.read(0, 0)
+    assert open_shards_of(own_shards) == 1
+    del reader
+    assert open_shards_of(own_shards) == 0
+
+    monkeypatch.setattr("stylegan_dist.data.stream.OPEN_SHARDS", 2)
+    limited, free = open_stream(own_shards, mirror=True), take(own_shards, STEPS, mirror=True)
+    for expected in free:
+        assert same(next(limited), expected)
+        assert open_shards_of(own_shards) <= 2
+    limited.close()
+
+
+def test_readers_outlive_a_stop_request_and_end_with_the_stream(shards):
+    """Slurm and Ctrl-C signal the readers as well; the step that is under way still needs them."""
+    stream = open_stream(shards, workers=2)
+    next(stream)
+    readers = multiprocessing.active_children()
+    assert len(readers) == 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        for reader in readers:
+            os.kill(reader.pid, number)
+        time.sleep(0.05)
+    for step in range(1, 30):
+        assert next(stream).index[0] == 8 * step
+    stream.close()
+    assert not any(reader.is_alive() for reader in readers)
+
+
+def test_readers_end_when_the_trainer_is_killed(shards):
+    """So that they do not hold on to the lock of the run's folder, and to the memory."""
+    code = f"""
+import multiprocessing, os, signal
+from stylegan_dist.data.index import load_index
+from stylegan_dist.data.stream import BatchStream
+stream = BatchStream({str(shards)!r}, load_index({str(shards)!r}), seed=0, lanes=4, block=3, batch=8, workers=2)
+next(stream)
+print(*(reader.pid for reader in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    dead = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert dead.returncode == -signal.SIGKILL
+    readers = [int(pid) for pid in dead.stdout.split()]
+    deadline = time.monotonic() + 20
+
+    def alive(pid: int) -> bool:
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+        except OSError:
+            return False
+
+    assert len(readers) == 2
+    while any(map(alive, readers)):
+        assert time.monotonic() < deadline, "readers without a trainer must end"
+        time.sleep(0.1)
+
+
+def test_waiting_is_measured(shards):
+    stream = open_stream(shards)
+    next(stream)
+    assert 0 < stream.seconds_waited < 10
+    assert iter(stream) is stream
+    stream.close()

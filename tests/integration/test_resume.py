@@ -1,0 +1,145 @@
+"""The one idea, end to end: a run does not depend on interruptions or on the number of processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from launching import TIMEOUT, alive, descendants, kill_all, started, train_command, trained, wait_for
+from safetensors.torch import load_file
+
+from stylegan_dist.monitor.jsonl import read
+from stylegan_dist.training.checkpoint import newest_whole_checkpoint
+
+pytestmark = pytest.mark.slow
+STEPS_20 = "run.kimg=0.16"  # 20 steps of 8 images, a checkpoint after every 10
+LAST = "checkpoints/nimg-00000160"
+HALF = "checkpoints/nimg-00000080"
+FILES = ("g", "d", "g_ema", "optimizer_g", "optimizer_d")
+# Adam divides a gradient by its own size, so that rounding errors of the smallest ones grow tenfold a
+# step. A larger eps keeps different summation orders comparable over 30 steps.
+CALM = ("optim.g.eps=1e-2", "optim.d.eps=1e-2", "optim.g.lr=0.001", "optim.d.lr=0.001")
+
+
+@pytest.fixture(scope="module")
+def straight(labelled_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 20 steps in one process that nobody disturbs."""
+    run_dir = tmp_path_factory.mktemp("straight") / "run"
+    trained(labelled_shards, run_dir, STEPS_20)
+    return run_dir
+
+
+def assert_bit_equal(one: Path, other: Path, at: str = LAST) -> None:
+    """Weights of G, D, average and optimizers, and the running means."""
+    for name in FILES:
+        a, b = (load_file(run / at / f"{name}.safetensors") for run in (one, other))
+        assert a.keys() == b.keys()
+        for key in a:
+            assert torch.equal(a[key], b[key]), (name, key)
+    a, b = (json.loads((run / at / "state.json").read_text()) for run in (one, other))
+    assert a["path_mean"] == b["path_mean"] != 0
+    assert a["nimg"] == b["nimg"]
+
+
+def losses(run_dir: Path) -> list[dict[str, float]]:
+    """What each tick measured of the training itself."""
+    kept = ("loss/", "logits/", "sign/", "path_length/", "grad_norm/")
+    return [{"nimg": record["nimg"]} | {key: value for key, value in record.items() if key.startswith(kept)}
+            for record in read(run_dir / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_continued_equals_straight(processes: int, labelled_shards: Path, straight: Path, tmp_path: Path):
+    if processes > 1:
+        reference = tmp_path / "straight"
+        trained(labelled_shards, reference, STEPS_20, processes=processes)
+    else:
+        reference = straight
+    run_dir = tmp_path / "killed"
+    command = train_command(labelled_shards, run_dir, "run.kimg=1000", processes=processes)
+    with started(command) as process:
+        wait_for(run_dir / HALF / "manifest.json", process)
+        kill_all(process)
+    for later in (run_dir / "checkpoints").iterdir():  # it may have got further before it died
+        if later.name > Path(HALF).name:
+            shutil.rmtree(later)
+    trained(labelled_shards, run_dir, STEPS_20, processes=processes)
+    assert_bit_equal(reference, run_dir)
+    assert losses(run_dir) == losses(reference)
+    assert {record["segment"] for record in read(run_dir / "metrics.jsonl")} == {0, 1}
+
+
+def test_terminated_run_saves_and_continues(labelled_shards: Path, tmp_path: Path):
+    run_dir = tmp_path / "terminated"
+    command = train_command(labelled_shards, run_dir, "run.kimg=1000", "checkpoint.every_kimg=1000")
+    with started(command) as process:
+        wait_for(run_dir / "samples/nimg-00000000.png", process)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 75, out + err
+    (saved,) = (run_dir / "checkpoints").glob("nimg-*")
+    nimg = int(saved.name.removeprefix("nimg-"))
+    assert f"stopped on request at {nimg / 1000:g} kimg" in out
+    kimg = f"run.kimg={(nimg + 40) / 1000}"
+    trained(labelled_shards, run_dir, kimg)
+    trained(labelled_shards, tmp_path / "straight", kimg)
+    assert_bit_equal(tmp_path / "straight", run_dir, f"checkpoints/nimg-{nimg + 40:08d}")
+
+
+def test_two_ranks_then_one_then_two_equals_one(labelled_shards: Path, tmp_path: Path):
+    one, changing = tmp_path / "one", tmp_path / "changing"
+    trained(labelled_shards, one, "run.kimg=0.24", *CALM)
+    for kimg, processes in (("0.08", 2), ("0.16", 1), ("0.24", 2)):
+        trained(labelled_shards, changing, f"run.kimg={kimg}", *CALM, processes=processes)
+    expected, actual = losses(one), losses(changing)
+    assert len(expected) == 30
+    for a, b in zip(expected, actual, strict=True):
+        assert b == pytest.approx(a, rel=1e-5, abs=1e-5)
+
+
+def test_micro_batches_do_not_change_the_run(labelled_shards: Path, tmp_path: Path):
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    trained(labelled_shards, whole, STEPS_20, *CALM, "run.batch_gpu=8")
+    trained(labelled_shards, split, STEPS_20, *CALM, "run.batch_gpu=2")
+    for a, b in zip(losses(whole), losses(split), strict=True):
+        assert b == pytest.approx(a, rel=1e-5, abs=1e-5)
+
+
+def test_reader_processes_do_not_change_the_run(labelled_shards: Path, straight: Path, tmp_path: Path):
+    trained(labelled_shards, tmp_path / "run", STEPS_20, "data.workers=2")
+    assert_bit_equal(straight, tmp_path / "run")
+
+
+def test_finished_run_is_left_alone(labelled_shards: Path, straight: Path):
+    before = (straight / "metrics.jsonl").read_bytes()
+    result = trained(labelled_shards, straight, STEPS_20)
+    assert "finished before" in result.stdout
+    assert (straight / "metrics.jsonl").read_bytes() == before
+
+
+def test_damaged_checkpoint_is_passed_over(labelled_shards: Path, straight: Path, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(straight, run_dir)
+    weights = run_dir / LAST / "g.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    result = trained(labelled_shards, run_dir, STEPS_20)
+    assert "passing over a damaged checkpoint" in result.stdout + result.stderr
+    assert_bit_equal(straight, run_dir)
+
+
+def test_workers_do_not_outlive_their_launcher(labelled_shards: Path, tmp_path: Path):
+    run_dir = tmp_path / "orphans"
+    with started(train_command(labelled_shards, run_dir, "run.kimg=1000", processes=2)) as launcher:
+        wait_for(run_dir / HALF / "manifest.json", launcher)
+        workers = [pid for pid in descendants(launcher.pid) if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert len(workers) == 2
+        launcher.kill()
+        launcher.communicate(timeout=TIMEOUT)  # returns when the last worker has closed its end of the pipe
+        assert not any(alive(pid) for pid in workers)
+    assert newest_whole_checkpoint(run_dir)[0] > 80  # they saved before they went
