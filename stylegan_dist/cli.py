@@ -35,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_verify(verbs)
     _add_train(verbs)
     _add_generate(verbs)
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if not hasattr(args, "overrides") or any(word.startswith("-") for word in rest):
+        parser.parse_args(argv)  # complains about what is left over
+    else:
+        args.overrides += rest  # overrides may stand behind options, too
     try:
         return args.run(args)
     except InputError as error:

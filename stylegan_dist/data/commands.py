@@ -52,7 +52,7 @@ def add_pack(subparsers) -> None:
     parser.add_argument("out", metavar="OUT", help="the folder for the shards; made if it is not there")
 
     images = parser.add_argument_group("images")
-    images.add_argument("--resolution", type=int, required=True, choices=RESOLUTIONS, metavar="PIXELS",
+    images.add_argument("--resolution", type=int, required=True, metavar="PIXELS",
                         help=f"side of the square images: {', '.join(map(str, RESOLUTIONS))}")
     images.add_argument("--channels", type=int, default=3, choices=list(MODES),
                         help="1 grey, 3 colour, 4 colour with transparency (default 3)")

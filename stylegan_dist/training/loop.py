@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ from stylegan_dist.networks.sampling import sample_images
 from stylegan_dist.training.checkpoint import checkpoint_folder, prune_checkpoints, save_checkpoint
 from stylegan_dist.training.engine import Engine
 from stylegan_dist.training.interruption import StopRequest, end_with_launcher
-from stylegan_dist.training.phases import MicroBatch, Phase
 from stylegan_dist.training.plan import header_facts, load_index_of
 from stylegan_dist.training.rules import resolve, steps_in
 from stylegan_dist.training.run_folder import SAMPLES_NAME, RunFolder
 from stylegan_dist.training.state import TrainState
+from stylegan_dist.training.step import micro_batches, run_phase
 from stylegan_dist.training.timing import PhaseTimer
 
 
@@ -127,58 +128,21 @@ class Trainer:
             stream.close()
             stop.close()
 
-    def _step(self, batch: Batch, stop_requested: bool):
+    def _step(self, batch: Batch, stop_requested: bool) -> Callable[[], float]:
         """Train both networks on one global batch; returns a function that tells if any rank wants to stop."""
         state, step = self.state, self.state.nimg // self.batch
-        parts = self._micro_batches(batch)
+        parts = micro_batches(batch, self.config.run.batch_gpu, self.resolved.conditional, self.engine.device)
+        stop = torch.tensor(float(stop_requested), device=self.engine.device)
         for phase in state.phases:
             if step % phase.interval == 0:
                 with self.timer(phase.name):
-                    self._run_phase(phase, parts, stop_requested)
+                    result = run_phase(state, self.engine, phase, parts, {"stop": stop})
+                stopping = result.means.pop("stop")
+                self._note({**result.means, f"grad_norm/{phase.name.removesuffix('_main')}": result.gradient_norm})
+                self._note({f"grad_nonfinite/{phase.network}": result.nonfinite}, mean=False)
         state.ema.update(state.generator, state.nimg, self.batch)
         state.nimg += self.batch
-        return self.engine.read_later(self.stopping)
-
-    def _run_phase(self, phase: Phase, parts: list[MicroBatch], stop_requested: bool) -> None:
-        """One optimizer step of one network."""
-        state = self.state
-        network, optimizer = state.networks[phase.network], state.optimizers[phase.network]
-        for name, other in state.networks.items():
-            other.requires_grad_(name == phase.network)
-        optimizer.zero_grad(set_to_none=True)
-
-        means: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.engine.device))
-        means["stop"] = torch.tensor(float(stop_requested), device=self.engine.device)
-        for part in parts:
-            for loss in phase.losses:
-                share, stats = loss(part)
-                share.backward()
-                for name, value in stats.items():
-                    means[name] = means[name] + value.detach()
-
-        parameters: list[torch.Tensor] = list(network.parameters())
-        means, nonfinite, norm = self.engine.reduce(parameters, means)
-        l1 = getattr(self.config.optim, phase.network).l1
-        if l1 and phase.interval == 1:
-            torch._foreach_add_([p.grad for p in parameters if p.grad is not None], torch._foreach_sign(parameters), alpha=l1)
-        optimizer.step()
-
-        self.stopping = means.pop("stop")
-        state.objective.after(means, self.config.generator.w_avg_decay)
-        suffix = phase.name.removesuffix("_main")
-        self._note({**means, f"grad_norm/{suffix}": norm})
-        self._note({f"grad_nonfinite/{phase.network}": nonfinite}, mean=False)
-
-    def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
-        device = self.engine.device
-        images = batch.images.to(device, non_blocking=True).float().div_(127.5).sub_(1)
-        labels = batch.labels.to(device, non_blocking=True) if self.resolved.conditional else None
-        index = batch.index.to(device, non_blocking=True)
-        size = self.config.run.batch_gpu
-        return [
-            MicroBatch(images[i:i + size], None if labels is None else labels[i:i + size], index[i:i + size])
-            for i in range(0, len(images), size)
-        ]
+        return self.engine.read_later(stopping)
 
     # Records
 

@@ -75,6 +75,7 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
     auto(config.ema, "ema", "half_life_kimg", run.batch * 10 / 32, "10 kimg at batch 32, in proportion")
     for name in ("g", "d"):
         optimizer = getattr(config.optim, name)
+        _optimizer_class(optimizer, f"optim.{name}")
         if optimizer.lr == "auto" and not optimizer.name.startswith("Adam"):
             raise InputError(f"optim.{name}.lr has no rule for {optimizer.name}: set it, for example optim.{name}.lr=0.01")
         auto(optimizer, f"optim.{name}", "lr", 0.002 if resolution >= 1024 else 0.0025, "from the resolution")
@@ -106,9 +107,7 @@ def optimizer_arguments(settings: OptimizerConfig, where: str) -> dict:
     Raises:
         InputError: no such optimizer, a knob was changed that it does not have, or values that it refuses.
     """
-    cls = getattr(torch.optim, settings.name, None)
-    if not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer):
-        raise InputError(f"{where}.name={settings.name!r} is not in torch.optim; try Adam, SGD, RMSprop, Adagrad or Adadelta")
+    cls = _optimizer_class(settings, where)
     accepted = inspect.signature(cls).parameters
     arguments = {}
     for key in OPTIMIZER_KNOBS:
@@ -125,6 +124,13 @@ def optimizer_arguments(settings: OptimizerConfig, where: str) -> dict:
         raise InputError(f"{where}: torch.optim.{settings.name} cannot train with these settings "
                          f"({str(error).splitlines()[0]}): correct them, or choose another optimizer") from None
     return arguments
+
+
+def _optimizer_class(settings: OptimizerConfig, where: str) -> type[torch.optim.Optimizer]:
+    cls = getattr(torch.optim, settings.name, None)
+    if not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer):
+        raise InputError(f"{where}.name={settings.name!r} is not in torch.optim; try Adam, SGD, RMSprop, Adagrad or Adadelta")
+    return cls
 
 
 def _try_out(cls: type[torch.optim.Optimizer], arguments: dict) -> None:
@@ -161,7 +167,8 @@ def _check(config: Config, resolution: int, world_size: int) -> None:
         "loss.path_length_weight": loss.path_length_weight, "ema.half_life_kimg": config.ema.half_life_kimg,
         "ema.rampup": config.ema.rampup, "precision.clamp": config.precision.clamp,
         "precision.top_resolutions": config.precision.top_resolutions,
-        "checkpoint.archive_kimg": config.checkpoint.archive_kimg,
+        "checkpoint.archive_kimg": config.checkpoint.archive_kimg, "optim.g.l1": config.optim.g.l1,
+        "optim.d.l1": config.optim.d.l1,
     }
     for key, value in not_negative.items():
         if value < 0:
@@ -181,8 +188,6 @@ def _check(config: Config, resolution: int, world_size: int) -> None:
         raise InputError(f"loss.adversarial={loss.adversarial!r} is unknown; choose one of {', '.join(ADVERSARIAL)}")
     for name in ("g", "d"):
         optimizer_arguments(getattr(config.optim, name), f"optim.{name}")
-        if getattr(config.optim, name).l1 < 0:
-            raise InputError(f"optim.{name}.l1 must not be negative")
     if run.world_size not in ("auto", world_size):
         raise InputError(f"this run was promised {run.world_size} processes (run.world_size) and has {world_size}: "
                          "correct the launch command, or run.world_size")

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from stylegan_dist.training.checkpoint import checkpoint_folder, load_state, new
 
 CONFIG_NAME = "config.yaml"
 SAMPLES_NAME = "samples"
+# The reader processes of a trainer that was killed hold its lock until they notice, which takes 5 seconds.
+LOCK_SECONDS = 10.0
 # A run that continues with another value of one of these would not be the same run.
 IDENTITY = ("run.seed", "data.conditional", "data.mirror", "data.lanes", "data.block", "generator", "discriminator",
             "optim.g.name", "optim.d.name")
@@ -39,14 +42,21 @@ class RunFolder:
             raise InputError(
                 f"cannot write to the run's folder {self.path}: {error.strerror}; choose another run.dir"
             ) from None
+        deadline = time.monotonic() + LOCK_SECONDS
+        while self._locked_by_another():
+            if time.monotonic() > deadline:
+                self._lock.close()
+                raise InputError(
+                    f"another process is training in {self.path}: wait for it, or choose another run.dir"
+                )
+            time.sleep(0.1)
+
+    def _locked_by_another(self) -> bool:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise InputError(
-                    f"another process is training in {self.path}: wait for it, or choose another run.dir"
-                ) from None
-            # Some network file systems have no locks; then we go without.
+            return error.errno in (errno.EWOULDBLOCK, errno.EACCES)  # not: a network file system without locks
+        return False
 
     def starting_point(self, config: Config, data_fingerprint: str) -> tuple[int, list[str]]:
         """Where the run continues.

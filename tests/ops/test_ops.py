@@ -36,7 +36,7 @@ def naive_resample(x, up, down, padding, gain, taps):
     return out[:, :, ::down, ::down]
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 3)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (6, 4)])
 @pytest.mark.parametrize("padding", [(0, 0), (2, 1), (1, 1), (1, 2), (2, 2), (3, 0), (4, 5), (-1, 6), (6, -2)])
 @pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (1, 3), (3, 2), (4, 3)])
 def test_resample2d(up, down, padding, size):
@@ -49,7 +49,7 @@ def test_resample2d(up, down, padding, size):
         out = ops.resample2d(x, up, down, padding, gain=1.7, taps=taps)
         assert reference.difference(out, expected) < 1e-14
         compared += 1
-    assert compared or min(size) == 1
+    assert compared
 
 
 def test_upsample_and_downsample():
@@ -131,7 +131,8 @@ CHECKED = {
         lambda x, w, s: ops.modulated_conv2d(x, w, s, up=2), (leaf(0, 2, 2, 3, 3), leaf(1, 2, 2, 3, 3), leaf(2, 2, 2))
     ),
     "modulated_rgb": (
-        lambda x, w, s: ops.modulated_conv2d(x, w, s, demodulate=False), (leaf(0, 2, 2, 3, 3), leaf(1, 3, 2, 1, 1), leaf(2, 2, 2))
+        lambda x, w, s: ops.modulated_conv2d(x, w, s, demodulate=False),
+        (leaf(0, 2, 2, 3, 3), leaf(1, 3, 2, 1, 1), leaf(2, 2, 2)),
     ),
 }
 

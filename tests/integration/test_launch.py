@@ -1,0 +1,117 @@
+"""Every launch configuration starts what it says, and a launch that would start something else is refused."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+from launching import ROOT, TIMEOUT, finished, started, train_command
+from wandb_reader import read_offline_runs
+
+from stylegan_dist.cli import main
+from stylegan_dist.monitor.jsonl import read
+
+pytestmark = pytest.mark.slow
+SHORT = ("run.kimg=0.016",)
+
+
+def test_cpu_and_wandb_offline(labelled_shards: Path, tmp_path: Path):
+    """Two processes; the offline W&B run of both starts holds the losses and the pictures."""
+    run_dir = tmp_path / "run"
+    for kimg in ("0.016", "0.032"):
+        command = train_command(labelled_shards, run_dir, f"run.kimg={kimg}", "monitor.wandb=auto", processes=2)
+        result = finished(command, HOME=str(tmp_path))  # no key in sight
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "2 x CPU" in result.stdout
+    runs = read_offline_runs(run_dir)
+    assert len(runs) == 2
+    assert len({run.run_id for run in runs}) == 1
+    logged = {step: value for run in runs for step, value in run.values("loss/g_main").items()}
+    assert logged == {record["nimg"]: pytest.approx(record["loss/g_main"]) for record in read(run_dir / "metrics.jsonl")}
+    assert set(logged) == {8, 16, 24, 32}
+    assert runs[0].image_path("samples", 16).read_bytes() == (run_dir / "samples/nimg-00000016.png").read_bytes()
+    assert runs[0].config["run"]["batch"] == 8
+
+
+@pytest.mark.parametrize(("config", "processes"), [("1gpu.yaml", 1), ("8gpu.yaml", 2)])
+def test_single_machine(config: str, processes: int, labelled_shards: Path, tmp_path: Path):
+    result = finished(train_command(labelled_shards, tmp_path / "run", *SHORT, config=config, processes=processes))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{processes} x " in result.stdout
+
+
+def test_two_machines(labelled_shards: Path, tmp_path: Path):
+    """Two launchers on this machine, as two machines would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    commands = [
+        train_command(
+            labelled_shards, tmp_path / "run", *SHORT, config="multinode.yaml", processes=2,
+            launch_flags=("--num_machines", "2", "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1",
+                          "--main_process_port", str(port)),
+        )
+        for rank in (0, 1)
+    ]
+    with started(commands[0]) as first, started(commands[1]) as second:
+        out, err = first.communicate(timeout=TIMEOUT)
+        assert first.returncode == 0, out + err
+        assert second.wait(timeout=TIMEOUT) == 0
+    assert "2 x CPU" in out
+
+
+def test_fewer_processes_than_asked_for(labelled_shards: Path, tmp_path: Path):
+    command = train_command(labelled_shards, tmp_path / "run", *SHORT)
+    launcher = [command[0], "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", *command[1:]]
+    result = finished(launcher)
+    assert result.returncode != 0
+    assert "asked for several processes but started one" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_world_size(labelled_shards: Path, tmp_path: Path):
+    result = finished(train_command(labelled_shards, tmp_path / "run", *SHORT, "run.world_size=4", processes=2))
+    assert result.returncode != 0
+    assert result.stderr.count("error: this run was promised 4 processes") == 1
+
+
+def test_a_damaged_sample_on_one_rank_ends_all(labelled_shards: Path, tmp_path: Path):
+    """The rank that meets it says so in one line; the others end in seconds, without a traceback."""
+    import shutil
+
+    from stylegan_dist.data.index import load_index, load_offsets
+    from stylegan_dist.data.order import GlobalOrder
+
+    shards = Path(shutil.copytree(labelled_shards, tmp_path / "shards"))
+    index = load_index(shards)
+    order = GlobalOrder([shard.samples for shard in index.shards], 0, lanes=4, block=8)
+    ((shard, sample),) = order.locate(12, 1)  # in the second step, on rank 1; not among the first eight real samples shown
+    offset, size, _ = load_offsets(shards, index.shards[shard])[sample]
+    content = bytearray((shards / index.shards[shard].name).read_bytes())
+    content[offset:offset + size] = bytes(size)
+    (shards / index.shards[shard].name).write_bytes(content)
+    result = finished(train_command(shards, tmp_path / "run", "run.kimg=0.08", processes=2))
+    assert result.returncode != 0
+    assert f"sample {sample} at byte {offset}" in result.stderr
+    assert "lost contact" in result.stderr
+    assert "stylegan_dist/training" not in result.stderr, "a traceback of ours"
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "launch/presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_dry_run_of_every_preset(preset: Path, labelled_shards: Path, capsys: pytest.CaptureFixture):
+    assert main(["train", str(preset), f"data.shards={labelled_shards}", "--dry-run", "run.world_size=2"]) == 0
+    out = capsys.readouterr().out
+    resolved = yaml.safe_load(out)  # the plan below the configuration is a comment
+    assert "auto" not in {resolved["loss"]["r1_gamma"], resolved["run"]["batch"], resolved["optim"]["g"]["lr"]}
+    assert "# memory" in out
+
+
+def test_help_config_lists_every_key(capsys: pytest.CaptureFixture):
+    assert main(["train", "--help-config"]) == 0
+    out = capsys.readouterr().out
+    assert "run.batch_gpu" in out
+    assert len(out.splitlines()) > 50
+
+

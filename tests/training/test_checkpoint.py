@@ -1,0 +1,433 @@
+"""Checkpoints and the folder of a run: bit-exact, whole or not there at all, and never two writers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from stylegan_dist.config import load_config
+from stylegan_dist.data.index import DatasetIndex, Shard
+from stylegan_dist.errors import InputError
+from stylegan_dist.training import run_folder
+from stylegan_dist.training.checkpoint import (
+    check_checkpoint,
+    checkpoint_folder,
+    list_checkpoints,
+    load_network,
+    load_state,
+    load_tensors,
+    newest_whole_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from stylegan_dist.training.rules import resolve
+from stylegan_dist.training.run_folder import RunFolder, read_run_config
+from stylegan_dist.training.state import TrainState
+
+INDEX = DatasetIndex(8, 3, "png", ["a", "b"], [3, 5], [Shard("a.tar", 8, 1, "x", "a.npy", "y")])
+TINY = ["data.shards=somewhere", "run.batch=4", "generator.z_dim=8", "generator.w_dim=8", "generator.channel_base=64",
+        "generator.channel_max=8", "discriminator.channel_max=8", "discriminator.mapping_layers=1"]
+
+
+def config_with(*overrides: str):
+    return resolve(load_config(None, [*TINY, *overrides]), INDEX, 1, "cpu", False)
+
+
+def new_state(*overrides: str) -> TrainState:
+    return TrainState(config_with(*overrides), INDEX, torch.device("cpu"))
+
+
+def step(state: TrainState, seed: int) -> None:
+    """One optimizer step of both networks on random gradients, and what the loop does after it."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, network in state.networks.items():
+        for parameter in network.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        state.optimizers[name].step()
+    state.generator.w_avg.normal_(generator=generator)
+    state.objective.path_mean.uniform_(generator=generator)
+    state.ema.update(state.generator, state.nimg, 4)
+    state.nimg += 4
+
+
+def contents(state: TrainState) -> dict[str, bytes]:
+    """Every bit of the state by name."""
+    flat = {f"{file}/{key}": value.numpy().tobytes() for file, tensors in state.tensors().items()
+            for key, value in tensors.items()}
+    return flat | {"path_mean": state.objective.path_mean.numpy().tobytes(), "nimg": str(state.nimg).encode()}
+
+
+def save(state: TrainState, run_dir: Path) -> Path:
+    return save_checkpoint(run_dir, state.nimg, state.tensors(), state.facts())
+
+
+@pytest.fixture
+def tensors():
+    """Something small to save."""
+    return {"g": {"weight": torch.arange(6.0).reshape(2, 3), "step": torch.tensor(3.0)}, "optimizer_g": {}}
+
+
+# Bit-exact
+
+OPTIMIZERS = {
+    "Adam": ("optim.{}.weight_decay=0.01",), "AdamW": ("optim.{}.weight_decay=0.01",), "NAdam": (), "RAdam": (), "Adamax": (),
+    "SGD": ("optim.{}.momentum=0.9", "optim.{}.nesterov=true"), "RMSprop": ("optim.{}.momentum=0.5",), "Adagrad": (),
+    "Adadelta": (), "ASGD": (), "Rprop": (),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_restored_state_continues_bit_for_bit(optimizer, tmp_path):
+    overrides = [text.format(n) for n in "gd" for text in ("optim.{}.name=" + optimizer, "optim.{}.lr=0.01",
+                                                           *OPTIMIZERS[optimizer])]
+    original = new_state(*overrides)
+    for number in range(3):
+        step(original, number)
+    saved = contents(original)
+    assert sum(key.startswith("optimizer_g/") for key in saved) > 10
+    folder = save(original, tmp_path)
+    assert check_checkpoint(folder) is None
+
+    restored = new_state(*overrides)
+    assert contents(restored) != saved
+    restored.restore(folder)
+    assert contents(restored) == saved
+    for number in (10, 11):
+        step(original, number)
+        step(restored, number)
+        assert contents(restored) == contents(original)
+    assert contents(original) != saved
+    assert restored.segment == original.segment + 1
+
+
+def test_hyper_parameters_belong_to_the_configuration(tmp_path):
+    original = new_state("optim.g.lr=0.1")
+    step(original, 0)
+    folder = save(original, tmp_path)
+    restored = new_state("optim.g.lr=0.2", "optim.g.eps=1e-3")
+    expected = restored.optimizers["g"].param_groups[0]["lr"]
+    restored.restore(folder)
+    assert restored.optimizers["g"].param_groups[0]["lr"] == expected != original.optimizers["g"].param_groups[0]["lr"]
+    assert restored.optimizers["g"].param_groups[0]["eps"] == 1e-3
+
+
+def test_parameters_stay_where_the_optimizer_knows_them(tmp_path):
+    """Restoring must not replace parameters: the optimizer would go on training the old ones."""
+    state = new_state()
+    folder = save(state, tmp_path)
+    before = [id(p) for network in state.networks.values() for p in network.parameters()]
+    state.restore(folder)
+    assert [id(p) for network in state.networks.values() for p in network.parameters()] == before
+    held = [id(p) for o in state.optimizers.values() for group in o.param_groups for p in group["params"]]
+    assert held == before
+
+
+def test_facts_and_checksums(tmp_path):
+    state = new_state()
+    step(state, 0)
+    facts = load_state(save(state, tmp_path))
+    assert facts["nimg"] == 4
+    assert facts["data"] == {"fingerprint": INDEX.fingerprint, "resolution": 8, "channels": 3, "num_classes": 2}
+    assert facts["config"]["run"]["batch"] == 4
+    assert torch.tensor(facts["path_mean"]) == state.objective.path_mean
+    other = new_state()
+    assert len(state.checksums()) == 3
+    assert all(a != b for a, b in zip(state.checksums(), other.checksums(), strict=True))
+
+
+def test_channels_last_and_shared_views_are_saved_plain(tmp_path):
+    weight = torch.arange(48.0).reshape(2, 3, 4, 2).to(memory_format=torch.channels_last)
+    folder = save_checkpoint(tmp_path, 1, {"g": {"w": weight, "part": torch.arange(10.0)[::2]}}, {})
+    loaded = load_tensors(folder, "g")
+    assert torch.equal(loaded["w"], weight)
+    assert torch.equal(loaded["part"], torch.arange(10.0)[::2])
+
+
+def test_another_network_is_refused_by_name(tmp_path):
+    folder = save(new_state(), tmp_path)
+    wider = new_state("generator.w_dim=16")
+    with pytest.raises(InputError, match=r"g\.safetensors does not fit the configured network: size mismatch for ") as caught:
+        load_network(wider.generator, folder, "g")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"d\.safetensors does not fit the configured network: Missing key"):
+        load_network(wider.generator, folder, "d")
+
+
+# Whole or not at all
+
+def test_manifest_names_every_file(tensors, tmp_path):
+    folder = save_checkpoint(tmp_path, 12800, tensors, {"nimg": 12800})
+    assert folder == tmp_path / "checkpoints" / "nimg-00012800" == checkpoint_folder(tmp_path, 12800)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    assert set(files) | {"manifest.json"} == {path.name for path in folder.iterdir()}
+    assert files["g.safetensors"]["bytes"] == (folder / "g.safetensors").stat().st_size
+    assert all(len(entry["sha256"]) == 64 for entry in files.values())
+
+
+FILES = ("g.safetensors", "optimizer_g.safetensors", "state.json", "manifest.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["flip a bit", "cut", "append", "empty", "remove"])
+def test_damage_is_found_and_an_older_checkpoint_used(name, damage, tensors, tmp_path):
+    for nimg in (100, 200):
+        save_checkpoint(tmp_path, nimg, tensors, {"nimg": nimg})
+    assert newest_whole_checkpoint(tmp_path) == (200, [])
+    path = checkpoint_folder(tmp_path, 200) / name
+    content = bytearray(path.read_bytes())
+    if damage == "flip a bit":
+        # In the manifest: of a checksum, or the text would be the same JSON.
+        content[content.find(b'"sha256": "') + 15 if name == "manifest.json" else len(content) // 2] ^= 1
+    path.write_bytes({"flip a bit": content, "cut": content[:-5], "append": content + b"x", "empty": b"",
+                      "remove": b""}[damage])
+    if damage == "remove":
+        path.unlink()
+    nimg, lines = newest_whole_checkpoint(tmp_path)
+    assert nimg == 100
+    if (name, damage) != ("manifest.json", "remove"):  # then it was never finished, which is no damage
+        assert len(lines) == 1
+        assert "nimg-00000200" in lines[0]
+        assert "missing" in lines[0] or "damaged" in lines[0]
+
+
+def test_all_damaged(tensors, tmp_path):
+    assert newest_whole_checkpoint(tmp_path) == (0, [])
+    folder = save_checkpoint(tmp_path, 100, tensors, {})
+    (folder / "g.safetensors").write_bytes(b"no")
+    assert newest_whole_checkpoint(tmp_path)[0] == 0
+    with pytest.raises(InputError, match=r"cannot read .*g\.safetensors: .*remove the folder to use an older one"):
+        load_tensors(folder, "g")
+    (folder / "state.json").write_text("{")
+    with pytest.raises(InputError, match=r"cannot read .*state\.json: .*remove the folder"):
+        load_state(folder)
+
+
+def test_remains_of_killed_processes_are_ignored_and_removed(tensors, tmp_path):
+    save_checkpoint(tmp_path, 100, tensors, {})
+    folder = tmp_path / "checkpoints"
+    for remains in (".nimg-00000200.tmp", "nimg-00000300"):  # killed while it wrote; while it removed
+        shutil.copytree(checkpoint_folder(tmp_path, 100), folder / remains)
+    (folder / "nimg-00000300" / "manifest.json").unlink()
+    (folder / "notes").mkdir()
+    (folder / "nimg-backup").mkdir()
+    (folder / "nimg-99").write_text("not a folder of ours")
+    assert list_checkpoints(tmp_path) == [(100, checkpoint_folder(tmp_path, 100))]
+    assert newest_whole_checkpoint(tmp_path) == (100, [])
+    save_checkpoint(tmp_path, 400, tensors, {})
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["nimg-00000100", "nimg-00000400", "nimg-99", "nimg-backup", "notes"]
+
+
+def test_saving_the_same_place_again_replaces_it(tensors, tmp_path):
+    folder = save_checkpoint(tmp_path, 100, tensors, {"a": 1})
+    (folder / "g.safetensors").write_bytes(b"damaged")
+    assert save_checkpoint(tmp_path, 100, tensors, {"a": 2}) == folder
+    assert check_checkpoint(folder) is None
+    assert load_state(folder) == {"a": 2}
+
+
+@pytest.mark.parametrize("failing", ["stylegan_dist.training.checkpoint.save_file", "stylegan_dist.training.checkpoint._sync",
+                                     "stylegan_dist.training.checkpoint._measure", "pathlib.Path.rename"])
+def test_a_failure_anywhere_leaves_nothing_behind(failing, tensors, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    save_checkpoint(tmp_path, 100, tensors, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, fail)
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(tmp_path, 200, tensors, {})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["nimg-00000100"]
+    assert newest_whole_checkpoint(tmp_path) == (100, [])
+
+
+SAVE_UNTIL_FULL = """
+    import sys
+    from pathlib import Path
+    import torch
+    {before}
+    from stylegan_dist.training.checkpoint import newest_whole_checkpoint, save_checkpoint
+    run_dir = Path(sys.argv[1])
+    for number in range(1, 20):
+        try:
+            size = 30_000 if number < 3 else 1_000_000
+            save_checkpoint(run_dir, number * 100, {{"g": {{"w": torch.ones(size)}}}}, {{}})
+        except OSError as error:
+            print("OSError:", error)
+            break
+    print(newest_whole_checkpoint(run_dir), sorted(path.name for path in (run_dir / "checkpoints").iterdir()))
+"""
+RESULT = "(200, []) ['nimg-00000100', 'nimg-00000200']"
+
+
+def can_mount() -> bool:
+    command = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs root, to mount a small file system")
+def test_full_disk(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SAVE_UNTIL_FULL.format(before="")))
+    (tmp_path / "disk").mkdir()
+    command = f"mount -t tmpfs -o size=1m tmpfs {tmp_path}/disk && {sys.executable} {script} {tmp_path}/disk"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "OSError:" in done.stdout
+    assert RESULT in done.stdout
+
+
+def test_file_size_limit(tmp_path):
+    """As a full disk, where nothing can be mounted."""
+    limit = "import resource, signal\n    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" \
+            "    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))"
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SAVE_UNTIL_FULL.format(before=limit)))
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "OSError:" in done.stdout
+    assert RESULT in done.stdout
+
+
+@pytest.mark.parametrize(("keep", "archive", "left"), [
+    (3, 0, [800, 900, 1000]), (1, 0, [1000]), (20, 0, list(range(100, 1001, 100))),
+    (2, 300, [100, 300, 600, 900, 1000]), (1, 1000, [100, 1000]), (1, 10**9, [100, 1000]),
+    (1, 100, list(range(100, 1001, 100))),
+])
+def test_prune(keep, archive, left, tmp_path):
+    for nimg in range(100, 1001, 100):
+        save_checkpoint(tmp_path, nimg, {"g": {}}, {})
+        prune_checkpoints(tmp_path, keep, archive)  # as the loop does: the outcome is the same as at the end
+        assert list_checkpoints(tmp_path)[-1][0] == nimg
+    assert [nimg for nimg, _ in list_checkpoints(tmp_path)] == left
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [f"nimg-{nimg:08d}" for nimg in left]
+
+
+def test_checkpoints_sort_by_number(tmp_path):
+    for nimg in (99_999_999, 100_000_000, 5):
+        save_checkpoint(tmp_path, nimg, {"g": {}}, {})
+    assert [nimg for nimg, _ in list_checkpoints(tmp_path)] == [5, 99_999_999, 100_000_000]
+
+
+# The folder of a run
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.2)
+
+
+def test_one_writer_at_a_time(tmp_path, impatient):
+    first = RunFolder(tmp_path / "run")
+    with pytest.raises(InputError, match=r"another process is training in .*run: wait for it, or choose another run\.dir"):
+        RunFolder(tmp_path / "run")
+    first.close()
+    RunFolder(tmp_path / "run").close()
+
+
+def test_the_lock_ends_with_the_process(tmp_path, impatient):
+    code = f"import os, stylegan_dist.training.run_folder as r; f = r.RunFolder({str(tmp_path)!r}); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == -9
+    RunFolder(tmp_path).close()
+
+
+def test_the_lock_waits_for_processes_that_are_about_to_end(tmp_path):
+    """A killed trainer's readers hold its lock until they notice."""
+    code = f"import sys, time, stylegan_dist.training.run_folder as r; f = r.RunFolder({str(tmp_path)!r}); " \
+           "print('locked', flush=True); time.sleep(0.7)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        RunFolder(tmp_path).close()
+
+
+def test_folders_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write to the run's folder .*; choose another run\.dir"):
+        RunFolder(tmp_path / "file")
+
+
+def test_config_of_a_run(tmp_path):
+    config = config_with("run.seed=9").config
+    folder = RunFolder(tmp_path)
+    folder.save_config(config)
+    folder.close()
+    assert read_run_config(tmp_path) == config
+    assert not list(tmp_path.glob("*.tmp"))
+    with pytest.raises(InputError, match=r"is not the folder of a run: it has no config\.yaml"):
+        read_run_config(tmp_path / "samples")
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run's folder with a checkpoint."""
+    folder = RunFolder(tmp_path / "run")
+    state = new_state()
+    step(state, 0)
+    save(state, folder.path)
+    yield folder
+    folder.close()
+
+
+def test_a_new_run_starts_at_zero(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.starting_point(config_with().config, INDEX.fingerprint) == (0, [])
+    folder.close()
+
+
+def test_the_same_run_continues_silently(trained):
+    assert trained.starting_point(config_with().config, INDEX.fingerprint) == (4, [])
+
+
+@pytest.mark.parametrize("override", [
+    "run.seed=1", "data.conditional=false", "data.mirror=true", "data.lanes=7", "data.block=8", "generator.z_dim=4",
+    "generator.channel_max=4", "generator.w_avg_decay=0.9", "discriminator.mbstd_group=2", "discriminator.architecture=orig",
+    "optim.g.name=AdamW", "optim.d.name=Adamax",
+])
+def test_another_identity_is_refused(trained, override):
+    key, _, value = override.partition("=")
+    with pytest.raises(InputError) as caught:
+        trained.starting_point(config_with(override).config, INDEX.fingerprint)
+    message = str(caught.value)
+    assert f"was trained with {key}=" in message
+    assert f", not {value.capitalize() if value in ('true', 'false') else value}: " in message
+    assert f"or set {key} back" in message
+
+
+@pytest.mark.parametrize("override", [
+    "run.dir=elsewhere", "run.batch_gpu=4", "run.threads=1", "run.device=cpu", "data.shards=moved", "data.workers=7",
+    "data.prefetch=1", "monitor.tick_kimg=9", "monitor.wandb=disabled", "checkpoint.keep=9", "checkpoint.every_kimg=1",
+])
+def test_incidental_changes_are_silent(trained, override):
+    assert trained.starting_point(config_with(override).config, INDEX.fingerprint) == (4, [])
+
+
+@pytest.mark.parametrize("override", ["loss.r1_gamma=7.5", "optim.g.lr=0.5", "run.kimg=3.5", "ema.rampup=0.5"])
+def test_other_changes_are_reported(trained, override):
+    key, _, value = override.partition("=")
+    nimg, lines = trained.starting_point(config_with(override).config, INDEX.fingerprint)
+    assert nimg == 4
+    assert len(lines) == 1
+    assert f"changed since the last start: {key} = {value} (was " in lines[0]
+
+
+def test_other_data_is_refused(trained):
+    with pytest.raises(InputError, match=r"was trained on other data than somewhere: choose another run\.dir"):
+        trained.starting_point(config_with().config, "another fingerprint")
+
+
+def test_damage_is_told(trained):
+    state = new_state()
+    step(state, 0)
+    step(state, 1)
+    folder = save(state, trained.path)
+    os.truncate(folder / "d.safetensors", 10)
+    nimg, lines = trained.starting_point(config_with().config, INDEX.fingerprint)
+    assert nimg == 4
+    assert lines == [f"passing over a damaged checkpoint: {folder / 'd.safetensors'} is damaged"]

@@ -1,0 +1,447 @@
+"""Whole phases against the reference, with the same random draws; optimizers, averages and running means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import reference
+import torch
+from torch import Tensor, nn
+
+from stylegan_dist import randomness
+from stylegan_dist.config import load_config
+from stylegan_dist.config.schema import OptimizerConfig
+from stylegan_dist.data.index import DatasetIndex, Shard
+from stylegan_dist.errors import InputError
+from stylegan_dist.training.build import build_discriminator, build_generator, build_optimizer
+from stylegan_dist.training.ema import AveragedGenerator
+from stylegan_dist.training.phases import MicroBatch, Objective, Phase
+from stylegan_dist.training.rules import resolve
+from stylegan_dist.training.state import TrainState
+
+SEED, BATCH, GROUP, RESOLUTION = 11, 8, 2, 8
+COUNTS = [5, 0, 9, 2]  # images of each class; one class is empty
+PATH_MEAN = 0.375
+SMALL = [
+    "generator.z_dim=5", "generator.w_dim=4", "generator.mapping_layers=2", "generator.channel_base=48",
+    "generator.channel_max=4", "discriminator.channel_base=48", "discriminator.channel_max=4",
+    "discriminator.mapping_layers=2", f"discriminator.mbstd_group={GROUP}", f"run.seed={SEED}", f"run.batch={BATCH}",
+    f"run.batch_gpu={GROUP}", "loss.r1_gamma=3", "optim.g.lr=0.01", "optim.d.lr=0.01",
+]
+
+
+class DoubleNoise(randomness.NoiseAddresses):
+    """The same noise in float64, so that nothing in a phase is rounded to float32."""
+
+    def draw(self, seed: int, purpose: str, index: Tensor) -> list[Tensor]:
+        return [x.double() for x in super().draw(seed, purpose, index)]
+
+
+@dataclass
+class Case:
+    """Networks with random values, their objective, real images, and the same as leaves of the reference."""
+
+    objective: Objective
+    networks: dict[str, nn.Module]
+    states: dict[str, reference.State]
+    real: MicroBatch
+
+    @property
+    def loss(self):
+        return self.objective.config
+
+    def phase(self, name: str) -> Phase:
+        return next(phase for phase in self.objective.phases() if phase.name == name)
+
+    def parts(self, count: int) -> list[MicroBatch]:
+        size = BATCH // count
+        real, slices = self.real, [slice(i, i + size) for i in range(0, BATCH, size)]
+        return [MicroBatch(real.images[s], None if real.labels is None else real.labels[s], real.index[s]) for s in slices]
+
+
+def make_index(channels: int, conditional: bool) -> DatasetIndex:
+    shard = Shard("a.tar", sum(COUNTS), 1, "0", "a.npy", "0")
+    classes = [f"class{i}" for i in range(len(COUNTS))] if conditional else None
+    return DatasetIndex(RESOLUTION, channels, "png", classes, COUNTS if conditional else None, [shard])
+
+
+def make_config(index: DatasetIndex, *overrides: str):
+    return resolve(load_config(None, [*SMALL, *overrides]), index, world_size=1, device_type="cpu", bf16_ok=False)
+
+
+def make_case(*overrides: str, channels: int = 1, conditional: bool = False) -> Case:
+    index = make_index(channels, conditional)
+    resolved = make_config(index, *overrides)
+    shape = (index.resolution, index.channels, resolved.num_classes, torch.device("cpu"))
+    g, d = build_generator(resolved.config, *shape), build_discriminator(resolved.config, *shape)
+    networks = {"g": reference.randomize(g, 1).double(), "d": reference.randomize(d, 2).double()}
+    objective = Objective(resolved.config, g, d, torch.tensor(COUNTS) if conditional else None)
+    objective.noise = DoubleNoise(g.synthesis.noise_shapes, torch.device("cpu"))
+    objective.path_mean = torch.tensor(PATH_MEAN).double()
+    images = reference.normals(3, BATCH, channels, RESOLUTION, RESOLUTION)
+    labels = torch.tensor([2, 0, 3, 2, 2, 0, 3, 0]) if conditional else None
+    real = MicroBatch(images, labels, torch.arange(1000, 1000 + BATCH))
+    return Case(objective, networks, {name: reference.weights_of(network) for name, network in networks.items()}, real)
+
+
+def learn(case: Case, phase: Phase, parts: list[MicroBatch]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The backward passes of one phase, as the training loop makes them: the summed loss and statistics."""
+    for name, network in case.networks.items():
+        network.requires_grad_(name == phase.network)
+        network.zero_grad(set_to_none=True)
+    total, means = torch.zeros(()).double(), {}
+    for part in parts:
+        for loss in phase.losses:
+            share, stats = loss(part)
+            share.backward()
+            total = total + share.detach()
+            for name, value in stats.items():
+                means[name] = means.get(name, 0) + value.detach()
+    return total, means
+
+
+# The reference's side of a phase: the whole batch at once
+
+
+@dataclass
+class Drawn:
+    """Everything that is drawn for the generated images of a phase."""
+
+    labels: Tensor | None
+    w1: Tensor
+    ws: Tensor
+    noise: list[Tensor]
+    cutoff: list[int]
+
+
+def draw(case: Case, phase: str, index: Tensor, real_labels: Tensor | None) -> Drawn:
+    """Draws at the addresses (seed, "phase.purpose", image), and w with style mixing."""
+    state = case.states["g"]
+    labels = None
+    if real_labels is not None:
+        labels = real_labels
+        if not case.objective.adversarial.paired:
+            picture = randomness.integers(SEED, f"{phase}.label", index, sum(COUNTS))[:, 0].tolist()
+            by_picture = [label for label, count in enumerate(COUNTS) for _ in range(count)]
+            labels = torch.tensor([by_picture[i] for i in picture])
+    z = randomness.normal(SEED, f"{phase}.z", index, (5,)).double()
+    z2 = randomness.normal(SEED, f"{phase}.mixing_z", index, (5,)).double()
+    layers = reference.num_ws(state)
+    chance = randomness.uniform(SEED, f"{phase}.mixing", index)[:, 0].tolist()
+    place = randomness.integers(SEED, f"{phase}.cutoff", index, layers - 1)[:, 0].tolist()
+    # A cut-off behind the last layer means no mixing.
+    cutoff = [1 + k if u < case.loss.style_mixing else layers for u, k in zip(chance, place, strict=True)]
+    part = reference.below(state, "mapping.")
+    w1, w2 = reference.mapping(part, z, labels), reference.mapping(part, z2, labels)
+    sizes = [(r, r) for r in reference.noise_shapes(RESOLUTION)]
+    noise = randomness.NoiseAddresses(sizes, torch.device("cpu")).draw(SEED, f"{phase}.noise", index)
+    return Drawn(labels, w1, reference.mixed(w1, w2, cutoff, layers), [x.double() for x in noise], cutoff)
+
+
+def fakes(case: Case, drawn: Drawn) -> Tensor:
+    return reference.synthesis(reference.below(case.states["g"], "synthesis."), drawn.ws, drawn.noise)
+
+
+def logits(case: Case, images: Tensor, labels: Tensor | None) -> Tensor:
+    return reference.discriminator(case.states["d"], images, labels, GROUP)
+
+
+def expected_g_main(case: Case) -> Tensor:
+    drawn = draw(case, "g_main", case.real.index, case.real.labels)
+    fake = logits(case, fakes(case, drawn), drawn.labels)
+    real = logits(case, case.real.images, case.real.labels)
+    return reference.GENERATOR_LOSS[case.loss.adversarial](real, fake).mean()
+
+
+def expected_d_main(case: Case) -> Tensor:
+    drawn = draw(case, "d_main", case.real.index, case.real.labels)
+    fake = logits(case, fakes(case, drawn).detach(), drawn.labels)
+    real = logits(case, case.real.images, case.real.labels)
+    return reference.DISCRIMINATOR_LOSS[case.loss.adversarial](real, fake).mean()
+
+
+def expected_d_penalty(case: Case) -> Tensor:
+    drawn = draw(case, "d_penalty", case.real.index, case.real.labels)
+    c = case.loss
+    r1 = reference.squared_gradients(lambda x: logits(case, x, case.real.labels), case.real.images).mean()
+    r2 = reference.squared_gradients(lambda x: logits(case, x, drawn.labels), fakes(case, drawn)).mean()
+    return c.penalty_interval * (c.r1_gamma / 2 * r1 + c.r2_gamma / 2 * r2)
+
+
+def expected_path_lengths(case: Case) -> Tensor:
+    n = case.loss.path_length_shrink
+    index, labels = case.real.index[::n], None if case.real.labels is None else case.real.labels[::n]
+    drawn = draw(case, "g_path", index, labels)
+    channels = case.real.images.shape[1]
+    direction = randomness.normal(SEED, "g_path.direction", index, (channels, RESOLUTION, RESOLUTION)).double()
+    part = reference.below(case.states["g"], "synthesis.")
+    return reference.path_lengths(
+        lambda w, i: reference.synthesis(part, w, [x[i:i + 1] for x in drawn.noise]), drawn.ws, direction)
+
+
+def expected_g_path(case: Case) -> Tensor:
+    c = case.loss
+    return c.path_length_interval * c.path_length_weight * ((expected_path_lengths(case) - PATH_MEAN) ** 2).mean()
+
+
+EXPECTED = {"g_main": expected_g_main, "g_path": expected_g_path, "d_main": expected_d_main, "d_penalty": expected_d_penalty}
+CASES = {
+    "plain": ((), {}),
+    "conditional": (("loss.adversarial=hinge", "discriminator.architecture=orig", "loss.r2_gamma=2"),
+                    {"conditional": True}),
+    "relativistic": (("loss.adversarial=relativistic", "loss.r2_gamma=5", "loss.style_mixing=0.5"),
+                     {"conditional": True}),
+    "unmixed": (("loss.adversarial=least_squares", "loss.style_mixing=0", "loss.path_length_shrink=1",
+                 "loss.path_length_interval=3", "loss.penalty_interval=5"), {}),
+    "colour": (("loss.adversarial=minimax", "loss.path_length_weight=0"), {"channels": 3}),
+}
+PHASES = [(case, phase) for case in CASES for phase in EXPECTED if (case, phase) != ("colour", "g_path")]
+
+
+def case_of(name: str) -> Case:
+    overrides, options = CASES[name]
+    return make_case(*overrides, **options)
+
+
+@pytest.mark.parametrize(("name", "phase_name"), PHASES)
+def test_phase_equals_the_reference(name, phase_name):
+    case = case_of(name)
+    phase = case.phase(phase_name)
+    assert phase.network == phase_name[0]
+    loss, _ = learn(case, phase, case.parts(1))
+    expected = EXPECTED[phase_name](case)
+    expected.backward()
+    assert reference.difference(loss, expected) < 1e-10
+    differences = reference.gradient_differences(case.networks[phase.network], case.states[phase.network])
+    assert max(differences.values()) < 1e-8, differences
+    other = case.networks["d" if phase.network == "g" else "g"]
+    assert all(p.grad is None for p in other.parameters()), "the other network has learnt"
+
+
+@pytest.mark.parametrize(("name", "phase_name"), PHASES)
+def test_shares_of_micro_batches_add_up(name, phase_name):
+    case = case_of(name)
+    results = []
+    for count in (1, 2, 4):
+        loss, stats = learn(case, case.phase(phase_name), case.parts(count))
+        network = case.networks[phase_name[0]]
+        grads = {n: None if p.grad is None else p.grad.clone() for n, p in network.named_parameters()}
+        results.append((loss, stats, grads))
+    loss, stats, grads = results[0]
+    largest = max(g.abs().max() for g in grads.values() if g is not None)
+    for other_loss, other_stats, other_grads in results[1:]:
+        assert reference.difference(other_loss, loss) < 1e-10
+        assert other_stats.keys() == stats.keys()
+        for key, value in stats.items():
+            torch.testing.assert_close(other_stats[key], value, rtol=1e-6, atol=1e-9)
+        for key, grad in grads.items():
+            assert (grad is None) == (other_grads[key] is None)
+            if grad is not None:
+                assert (other_grads[key] - grad).abs().max() < 1e-9 * largest, key
+
+
+def test_the_draws_of_the_cases_are_not_trivial():
+    """Otherwise equality with the reference would say little about mixing and labels."""
+    case = case_of("conditional")
+    drawn = draw(case, "g_main", torch.arange(400), torch.zeros(400).long())
+    assert set(drawn.cutoff) == {1, 2, 3, 4}, "the first layer is never mixed; 4 means not at all"
+    assert drawn.cutoff.count(4) / 400 == pytest.approx(0.1, abs=0.04)
+    for cutoff in (1, 2, 3):
+        assert drawn.cutoff.count(cutoff) / 400 == pytest.approx(0.3, abs=0.08)
+    for label, count in enumerate(COUNTS):
+        assert (drawn.labels == label).float().mean().item() == pytest.approx(count / sum(COUNTS), abs=0.08)
+    assert set(draw(case, "g_main", case.real.index, case.real.labels).cutoff) > {1, 2}
+
+
+def test_labels_have_the_frequencies_of_the_data():
+    case = case_of("conditional")
+    real = MicroBatch(case.real.images, torch.zeros(1600).long(), torch.arange(1600))
+    labels = case.objective._labels("d_main", real)
+    found = torch.bincount(labels, minlength=4) / 1600
+    assert found.tolist() == pytest.approx([count / sum(COUNTS) for count in COUNTS], abs=0.04)
+    assert found[1] == 0, "a class without images is never generated"
+
+
+def test_relativistic_pairs_have_equal_labels_and_numbers():
+    """The loss of a fake depends on the real image of its own number, and is given that image's label."""
+    case = case_of("relativistic")
+    seen: list[tuple[Tensor, Tensor]] = []
+    d = case.objective.discriminator
+    d.register_forward_pre_hook(lambda _m, arguments: seen.append(arguments))
+    for loss in (case.objective.g_main, case.objective.d_main):
+        seen.clear()
+        loss(case.real)
+        (fake, fake_labels), (real, real_labels) = seen
+        assert real is case.real.images
+        assert fake is not real
+        assert torch.equal(fake_labels, case.real.labels)
+        assert torch.equal(real_labels, case.real.labels)
+
+
+def test_statistics_of_the_main_phases():
+    case = case_of("plain")
+    _, stats = learn(case, case.phase("d_main"), case.parts(2))
+    drawn = draw(case, "d_main", case.real.index, None)
+    fake, real = logits(case, fakes(case, drawn), None), logits(case, case.real.images, None)
+    expected = {"logits/real": real.mean(), "logits/fake": fake.mean(), "sign/real": real.sign().mean(),
+                "sign/fake": fake.sign().mean(), "loss/d_main": expected_d_main(case)}
+    assert stats.keys() == expected.keys()
+    for name, value in expected.items():
+        assert stats[name].item() == pytest.approx(value.item(), rel=1e-9), name
+
+
+def test_running_means():
+    """w_avg and the target path length move towards the global means of their phases."""
+    case = case_of("plain")
+    g, objective = case.networks["g"], case.objective
+    before = g.w_avg.clone()
+    _, stats = learn(case, case.phase("g_main"), case.parts(4))
+    objective.after(stats, w_avg_decay=0.9)
+    mean = draw(case, "g_main", case.real.index, None).w1.mean(0)
+    assert reference.difference(g.w_avg, 0.9 * before + 0.1 * mean) < 1e-9
+    assert "w_mean" not in stats, "it is a vector and no statistic to log"
+
+    _, stats = learn(case, case.phase("g_path"), case.parts(4))
+    assert objective.path_mean.item() == PATH_MEAN, "constant during the phase"
+    objective.after(stats, w_avg_decay=0.9)
+    mean = expected_path_lengths(case).mean().item()
+    assert objective.path_mean.item() == pytest.approx(PATH_MEAN + 0.01 * (mean - PATH_MEAN), rel=1e-6)
+    assert abs(mean - PATH_MEAN) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected", "lazy"),
+    [
+        ([], [("g_main", 1, 1), ("g_path", 4, 1), ("d_main", 1, 1), ("d_penalty", 16, 1)], (4, 16)),
+        (["loss.path_length_weight=0"], [("g_main", 1, 1), ("d_main", 1, 1), ("d_penalty", 16, 1)], (1, 16)),
+        (["loss.r1_gamma=0", "loss.path_length_interval=1"], [("g_main", 1, 2), ("d_main", 1, 1)], (1, 1)),
+        (["loss.penalty_interval=1", "loss.path_length_interval=8"],
+         [("g_main", 1, 1), ("g_path", 8, 1), ("d_main", 1, 2)], (8, 1)),
+        (["loss.r1_gamma=0", "loss.r2_gamma=1", "loss.penalty_interval=2"],
+         [("g_main", 1, 1), ("g_path", 4, 1), ("d_main", 1, 1), ("d_penalty", 2, 1)], (4, 2)),
+    ],
+)
+def test_phases_and_the_optimizers_they_need(overrides, expected, lazy):
+    index = make_index(1, False)
+    state = TrainState(make_config(index, *overrides), index, torch.device("cpu"))
+    assert [(p.name, p.interval, len(p.losses)) for p in state.phases] == expected
+    for name, interval in zip(("g", "d"), lazy, strict=True):
+        lr, betas = reference.lazy_adam(0.01, (0.0, 0.99), interval)
+        group, = state.optimizers[name].param_groups
+        assert (group["lr"], *group["betas"]) == pytest.approx((lr, *betas), rel=1e-12)
+        assert group["eps"] == 1e-8
+        assert {id(p) for p in group["params"]} == {id(p) for p in state.networks[name].parameters()}
+
+
+def test_a_joined_regulariser_is_not_multiplied():
+    case = make_case("loss.penalty_interval=1", "loss.path_length_interval=1")
+    for main, regulariser in (("g_main", "g_path"), ("d_main", "d_penalty")):
+        loss, _ = learn(case, case.phase(main), case.parts(2))
+        assert reference.difference(loss, EXPECTED[main](case) + EXPECTED[regulariser](case)) < 1e-10
+
+
+# Optimizers
+
+KNOBS = {  # optimizer -> what lazy regularisation with k = 16 makes of its knobs; m = 16 / 17
+    "Adam": ({"betas": [0.5, 0.9]}, {"betas": (0.5 ** (16 / 17), 0.9 ** (16 / 17))}),
+    "AdamW": ({"betas": [0.0, 0.9], "weight_decay": 0.1}, {"betas": (0.0, 0.9 ** (16 / 17)), "weight_decay": 0.1}),
+    "SGD": ({"momentum": 0.8, "nesterov": True}, {"momentum": 0.8, "nesterov": True}),
+    "RMSprop": ({"alpha": 0.95, "momentum": 0.3}, {"alpha": 0.95 ** (16 / 17), "momentum": 0.3}),
+    "Adagrad": ({"eps": 1e-6}, {"eps": 1e-6, "lr_decay": 0}),
+    "Adadelta": ({"rho": 0.8, "eps": 1e-5}, {"rho": 0.8 ** (16 / 17), "eps": 1e-5}),
+}
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_lazy_correction_by_optimizer(name):
+    options, expected = KNOBS[name]
+    network = nn.Linear(3, 2)
+    settings = OptimizerConfig(name=name, lr=0.02, **options)
+    corrected = build_optimizer(network, settings, "optim.g", lazy_interval=16)
+    assert type(corrected) is getattr(torch.optim, name)
+    group, = corrected.param_groups
+    assert group["lr"] == pytest.approx(0.02 * 16 / 17, rel=1e-12)
+    for key, value in expected.items():
+        assert group[key] == pytest.approx(value, rel=1e-12), key
+    plain, = build_optimizer(network, settings, "optim.g", lazy_interval=1).param_groups
+    assert plain["lr"] == 0.02
+    for key, value in options.items():
+        assert plain[key] == (tuple(value) if key == "betas" else value), key
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("SGD", {"betas": [0.5, 0.9]}), ("SGD", {"rho": 0.5}), ("SGD", {"eps": 1e-6}), ("Adam", {"momentum": 0.9}),
+     ("Adam", {"alpha": 0.9}), ("RMSprop", {"betas": [0.0, 0.9]}), ("RMSprop", {"nesterov": True}),
+     ("Adagrad", {"momentum": 0.1}), ("Adagrad", {"rho": 0.5}), ("Adadelta", {"alpha": 0.5})],
+)
+def test_a_knob_that_the_optimizer_does_not_have(name, options):
+    with pytest.raises(InputError, match=rf"optim\.d\.{next(iter(options))}.*{name}"):
+        build_optimizer(nn.Linear(2, 2), OptimizerConfig(name=name, lr=0.1, **options), "optim.d", 1)
+
+
+def test_unknown_optimizer():
+    for name in ("Adamm", "Optimizer", "lr_scheduler"):
+        with pytest.raises(InputError, match=r"optim\.g\.name"):
+            build_optimizer(nn.Linear(2, 2), OptimizerConfig(name=name, lr=0.1), "optim.g", 1)
+
+
+@pytest.mark.parametrize("interval", [1, 4, 16])
+@pytest.mark.parametrize("betas", [(0.0, 0.99), (0.5, 0.9)])
+def test_adam_takes_textbook_steps(interval, betas):
+    network = nn.Linear(4, 3).double()
+    optimizer = build_optimizer(network, OptimizerConfig(lr=0.01, betas=list(betas)), "optim.g", interval)
+    start = network.weight.detach().clone()
+    gradients = [reference.normals(i, 3, 4) * 10.0 ** (1 - i) for i in range(5)]
+    for gradient in gradients:
+        network.weight.grad = gradient.clone()
+        optimizer.step()
+    lr, lazy_betas = reference.lazy_adam(0.01, betas, interval)
+    expected = reference.adam(start, gradients, lr, lazy_betas, eps=1e-8)
+    assert reference.difference(network.weight - start, expected - start) < 1e-11
+
+
+def test_lazy_adam_forgets_as_much_and_moves_as_far_in_k_steps():
+    """k steps without the regulariser, and k + 1 with it, decay the moments alike and have the same total rate."""
+    for k in (2, 4, 16):
+        lr, betas = reference.lazy_adam(0.002, (0.5, 0.99), k)
+        assert betas[0] ** (k + 1) == pytest.approx(0.5**k)
+        assert betas[1] ** (k + 1) == pytest.approx(0.99**k)
+        assert lr * (k + 1) == pytest.approx(0.002 * k)
+
+
+# The averaged generator
+
+
+@pytest.mark.parametrize("rampup", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("nimg", [0, 32, 1000, 10**6])
+def test_weight_of_the_average(rampup, nimg):
+    average = AveragedGenerator(nn.Linear(1, 1), half_life=10_000, rampup=rampup)
+    expected = reference.ema_weight(nimg, 32, 10_000, rampup)
+    assert average.decay(nimg, 32) == pytest.approx(expected, rel=1e-12)
+    if nimg == 10**6 or not rampup:
+        steps = 10_000 / 32
+        assert average.decay(nimg, 32) ** steps == pytest.approx(0.5), "an old value counts half after a half-life"
+    assert AveragedGenerator(nn.Linear(1, 1), half_life=0, rampup=rampup).decay(nimg, 32) == 0
+
+
+def test_average_of_a_changing_generator():
+    index = make_index(1, False)
+    g = build_generator(make_config(index).config, RESOLUTION, 1, 0, torch.device("cpu"))
+    reference.randomize(g, 0).double()
+    average = AveragedGenerator(g, half_life=100, rampup=0.25)
+    expected = {name: value.clone() for name, value in g.state_dict().items()}
+    for step in range(6):
+        reference.randomize(g, step + 1)
+        average.update(g, nimg=32 * step, batch=32)
+        weight = reference.ema_weight(32 * step, 32, 100, 0.25)
+        for name, value in g.named_parameters():
+            expected[name] = weight * expected[name] + (1 - weight) * value.detach()
+        expected.update({name: value.clone() for name, value in g.named_buffers()})
+        for name, value in average.network.state_dict().items():
+            assert reference.difference(value, expected[name]) < 1e-12, name
+        if step == 0:
+            assert all(torch.equal(a, b) for a, b in zip(average.network.parameters(), g.parameters(), strict=True))
+    assert not any(p.requires_grad for p in average.network.parameters())
+    assert all(p.requires_grad for p in g.parameters()), "the average is a copy"

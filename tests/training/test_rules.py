@@ -1,0 +1,260 @@
+"""The rules behind `auto`, and every complaint about a configuration that cannot work."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stylegan_dist.config import Config, load_config, to_dict
+from stylegan_dist.config.schema import OptimizerConfig
+from stylegan_dist.data.index import DatasetIndex, Shard
+from stylegan_dist.errors import InputError
+from stylegan_dist.training.rules import optimizer_arguments, resolve, steps_in
+
+PRESETS = sorted((Path(__file__).parents[2] / "launch" / "presets").glob("*.yaml"))
+
+
+def index_of(resolution: int = 64, classes: int = 0) -> DatasetIndex:
+    names = [f"class{i}" for i in range(classes)] or None
+    return DatasetIndex(resolution, 3, "png", names, [10] * classes or None, [Shard("a.tar", 100, 1, "", "a.npy", "")])
+
+
+def resolve_with(*overrides: str, resolution: int = 64, classes: int = 0, world: int = 1, device: str = "cpu",
+                 bf16: bool = False):
+    config = load_config(None, ["data.shards=somewhere", *overrides])
+    return resolve(config, index_of(resolution, classes), world, device, bf16)
+
+
+def values(node, prefix: str = "") -> dict:
+    """Dotted key -> value."""
+    result = {}
+    for key, value in node.items():
+        result |= values(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
+
+
+@pytest.mark.parametrize(("resolution", "expected"), [
+    # batch, r1_gamma, EMA half-life, learning rate, channel_base, images at once on one process
+    (8, (64, 0.0002, 20, 0.0025, 16384, 64)),
+    (32, (64, 0.0032, 20, 0.0025, 16384, 64)),
+    (128, (64, 0.0512, 20, 0.0025, 16384, 32)),
+    (256, (64, 0.2048, 20, 0.0025, 16384, 16)),
+    (512, (64, 0.8192, 20, 0.0025, 32768, 8)),
+    (1024, (32, 6.5536, 10, 0.002, 32768, 4)),
+])
+def test_rules_by_resolution(resolution, expected):
+    c = resolve_with(resolution=resolution).config
+    assert c.loss.r1_gamma == pytest.approx(expected[1], rel=1e-9)
+    assert (c.run.batch, c.ema.half_life_kimg, c.optim.g.lr, c.generator.channel_base, c.run.batch_gpu) == (
+        expected[0], *expected[2:])
+    assert c.optim.d.lr == c.optim.g.lr
+    assert c.discriminator.channel_base == c.generator.channel_base
+    assert c.discriminator.mbstd_group == 4
+    assert c.generator.mapping_layers == 2
+    assert c.data.conditional is False
+
+
+def test_no_auto_remains_and_each_is_explained():
+    before = load_config(None, ["data.shards=somewhere"])
+    untouched = to_dict(before)
+    resolved = resolve(before, index_of(), 1, "cpu", False)
+    assert to_dict(before) == untouched, "the configuration given is left alone"
+    explained = [note.split(" = ")[0] for note in resolved.notes]
+    free = {"run.world_size", "run.device", "run.threads", "monitor.wandb"}  # settled by launcher, machine and account
+    after = values(to_dict(resolved.config))
+    assert {key for key, value in after.items() if value == "auto"} <= free
+    assert {key for key, value in values(untouched).items() if value == "auto"} - free == set(explained)
+    assert len(explained) == len(set(explained))
+    for note in resolved.notes:
+        key, value = note.split(" (")[0].split(" = ")
+        assert str(after[key]) == value
+
+
+def test_resolving_twice_changes_nothing():
+    once = resolve_with(classes=3).config
+    again = resolve(once, index_of(classes=3), 1, "cpu", False)
+    assert again.config == once
+    assert again.notes == []
+
+
+def test_values_that_are_set_stay():
+    resolved = resolve_with("run.batch=16", "loss.r1_gamma=3", "discriminator.mbstd_group=8", "generator.channel_base=8192",
+                            "optim.d.lr=0.1", "precision.clamp=5", "ema.half_life_kimg=7", "run.batch_gpu=8")
+    c = resolved.config
+    assert (c.run.batch, c.loss.r1_gamma, c.discriminator.mbstd_group, c.discriminator.channel_base) == (16, 3, 8, 8192)
+    assert (c.optim.d.lr, c.precision.clamp, c.ema.half_life_kimg, c.run.batch_gpu) == (0.1, 5, 7, 8)
+
+
+@pytest.mark.parametrize(("device", "bf16", "overrides", "expected"), [
+    ("cpu", False, (), ("fp32", 0.0, False)), ("cuda", True, (), ("bf16", 0.0, True)),
+    ("cuda", False, (), ("fp32", 0.0, False)), ("cuda", True, ("precision.dtype=fp16",), ("fp16", 256.0, True)),
+    ("cpu", False, ("precision.dtype=bf16",), ("bf16", 0.0, False)),
+])
+def test_precision(device, bf16, overrides, expected):
+    p = resolve_with(*overrides, device=device, bf16=bf16).config.precision
+    assert (p.dtype, p.clamp, p.channels_last) == expected
+
+
+def test_labels():
+    assert resolve_with(classes=3).num_classes == 3
+    assert resolve_with(classes=3).conditional
+    assert resolve_with(classes=1).num_classes == 0, "one class is no condition, unless asked for"
+    assert resolve_with("data.conditional=true", classes=1).num_classes == 1
+    assert resolve_with("data.conditional=false", classes=3).num_classes == 0
+    assert not resolve_with().conditional
+
+
+def test_nothing_but_the_micro_batch_depends_on_the_world():
+    reference = values(to_dict(resolve_with(classes=2).config))
+    seen = set()
+    for world in (2, 4, 8, 16):
+        now = values(to_dict(resolve_with(classes=2, world=world).config))
+        seen |= {key for key in now if now[key] != reference[key]}
+    assert seen == {"run.batch_gpu"}
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_presets_resolve(preset):
+    for resolution in (16, 256):
+        config = load_config(preset, ["data.shards=somewhere"])
+        assert resolve(config, index_of(resolution), 2, "cuda", True).config.run.batch_gpu > 0
+
+
+# The micro-batch
+
+@given(
+    batch=st.integers(1, 300), world=st.integers(1, 16), group=st.integers(1, 12), shrink=st.integers(1, 6),
+    weight=st.sampled_from([0, 2]), resolution=st.sampled_from([16, 128, 512, 1024]),
+)
+def test_the_micro_batch_is_valid_or_the_launch_is_refused(batch, world, group, shrink, weight, resolution):
+    """Never splits a group; refused exactly if there is no micro-batch at all that would do."""
+    def valid(size: int) -> bool:
+        return size > 0 and (batch // world) % size == 0 and size % group == 0 and (not weight or size % shrink == 0)
+
+    possible = [size for size in range(1, batch // world + 1) if valid(size)] if batch % world == 0 else []
+    config = Config()
+    config.run.batch, config.discriminator.mbstd_group = batch, group
+    config.loss.path_length_shrink, config.loss.path_length_weight = shrink, weight
+    try:
+        size = resolve(config, index_of(resolution), world, "cpu", False).config.run.batch_gpu
+    except InputError:
+        assert not possible
+        return
+    assert valid(size)
+    limit = max(4096 // resolution, min(possible))
+    assert size == max(n for n in possible if n <= limit), "the largest within the limit"
+
+
+@given(st.integers(1, 64), st.integers(1, 8))
+def test_steps(batch, world):
+    config = Config()
+    for kimg in (0.001, 0.1, 1, 16.1, 25000):
+        config.run.kimg, config.run.batch = kimg, batch
+        steps = steps_in(config)
+        assert steps * batch >= round(kimg * 1000)
+        assert (steps - 1) * batch < round(kimg * 1000)
+
+
+def test_steps_are_not_fooled_by_floats():
+    config = load_config(None, ["run.kimg=16.1", "run.batch=100"])
+    assert 16.1 * 1000 > 16100, "the trap"
+    assert steps_in(config) == 161
+
+
+# Complaints
+
+COMPLAINTS = [
+    (("data.conditional=true",), {}, ["data.conditional", "somewhere has no labels", "--labels folders"]),
+    (("optim.g.name=SGD",), {}, ["optim.g.lr has no rule for SGD", "optim.g.lr=0.01"]),
+    (("optim.d.name=Adadelta",), {}, ["optim.d.lr has no rule for Adadelta"]),
+    (("run.seed=-1",), {}, ["run.seed=-1", "between 0 and 4294967295"]),
+    (("run.seed=4294967296",), {}, ["run.seed=4294967296", "between 0 and 4294967295"]),
+    (("run.batch=0",), {}, ["run.batch=0 must be greater than zero"]),
+    (("run.batch=-4",), {}, ["run.batch=-4 must be greater than zero"]),
+    (("loss.style_mixing=1.5",), {}, ["loss.style_mixing=1.5 must be between 0 and 1"]),
+    (("loss.path_length_decay=2",), {}, ["loss.path_length_decay=2.0 must be between 0 and 1"]),
+    (("generator.w_avg_decay=-0.1",), {}, ["generator.w_avg_decay=-0.1 must be between 0 and 1"]),
+    (("generator.channel_base=32",), {}, ["generator.channel_base=32 leaves no feature maps at 64 px", "at least 64"]),
+    (("discriminator.channel_base=63",), {}, ["discriminator.channel_base=63 leaves no feature maps"]),
+    (("loss.adversarial=hing",), {}, ["loss.adversarial='hing'", "nonsaturating", "hinge", "relativistic"]),
+    (("run.world_size=2",), {}, ["promised 2 processes (run.world_size) and has 1", "correct the launch command"]),
+    (("run.batch=10",), {"world": 4}, ["run.batch=10", "over 4 processes", "1, 2, 5, 10", "a multiple of 4"]),
+    (("run.batch_gpu=5",), {}, ["run.batch_gpu=5 does not divide the 64 images of each rank", "run.batch=64 over 1 process"]),
+    (("run.batch_gpu=0",), {}, ["run.batch_gpu=0"]),
+    (("run.batch_gpu=-4",), {}, ["run.batch_gpu=-4"]),
+    (("run.batch_gpu=2",), {}, ["run.batch_gpu=2 (of 64 images per rank) must be a multiple of 4", "mbstd_group=4",
+                               "path_length_shrink=2", "fewer processes, a larger batch or smaller groups"]),
+    ((), {"world": 32}, ["run.batch_gpu=2", "must be a multiple of 4", "fewer processes"]),
+    (("optim.g.l1=-1",), {}, ["optim.g.l1=-1", "must not be negative"]),
+    (("optim.g.name=Adamm",), {}, ["optim.g.name='Adamm' is not in torch.optim", "try Adam, SGD"]),
+    (("optim.g.name=Optimizer", "optim.g.lr=1"), {}, ["optim.g.name='Optimizer' is not in torch.optim"]),
+    (("optim.g.name=lr_scheduler", "optim.g.lr=1"), {}, ["is not in torch.optim"]),
+    (("optim.g.momentum=0.9",), {}, ["optim.g.momentum=0.9 has no meaning for Adam: remove it"]),
+    (("optim.d.name=SGD", "optim.d.lr=1", "optim.d.betas=[0, 0.9]"), {}, ["optim.d.betas=[0.0, 0.9] has no meaning for SGD"]),
+    (("optim.g.betas=[0.9]",), {}, ["optim.g.betas=[0.9] must be 2 numbers for Adam"]),
+    (("optim.g.betas=[]",), {}, ["optim.g.betas=[] must be 2 numbers"]),
+    (("optim.g.betas=[0, 1.5]",), {}, ["optim.g: torch.optim.Adam cannot train with these settings", "1.5"]),
+    (("optim.g.lr=-1",), {}, ["optim.g: torch.optim.Adam cannot train", "-1"]),
+    (("optim.g.eps=-1",), {}, ["optim.g: torch.optim.Adam cannot train"]),
+    (("optim.d.name=SGD", "optim.d.lr=1", "optim.d.nesterov=true"), {}, ["optim.d: torch.optim.SGD cannot train", "momentum"]),
+    (("optim.d.name=LBFGS", "optim.d.lr=1"), {}, ["optim.d: torch.optim.LBFGS cannot train", "choose another optimizer"]),
+    (("optim.d.name=SparseAdam", "optim.d.lr=1"), {}, ["optim.d: torch.optim.SparseAdam cannot train", "choose another"]),
+]
+POSITIVE = ("run.kimg", "data.lanes", "data.block", "data.prefetch", "loss.penalty_interval", "loss.path_length_interval",
+            "loss.path_length_shrink", "monitor.tick_kimg", "monitor.samples_kimg", "monitor.grid_columns", "monitor.grid_rows",
+            "checkpoint.every_kimg", "checkpoint.keep", "generator.z_dim", "generator.w_dim", "generator.mapping_layers",
+            "generator.channel_max", "discriminator.channel_max", "discriminator.mapping_layers", "discriminator.mbstd_group")
+NOT_NEGATIVE = ("data.workers", "loss.r1_gamma", "loss.r2_gamma", "loss.path_length_weight", "ema.half_life_kimg", "ema.rampup",
+                "precision.clamp", "precision.top_resolutions", "checkpoint.archive_kimg")
+COMPLAINTS += [((f"{key}={value}",), {}, [f"{key}={value}", "must be greater than zero"])
+               for key in POSITIVE for value in (0, -1)]
+COMPLAINTS += [((f"{key}=-1",), {}, [f"{key}=-1", "must not be negative"]) for key in NOT_NEGATIVE]
+
+
+@pytest.mark.parametrize(("overrides", "options", "parts"), COMPLAINTS, ids=[" ".join(c[0]) or "auto" for c in COMPLAINTS])
+def test_complaints_are_one_line_with_key_and_remedy(overrides, options, parts):
+    with pytest.raises(InputError) as caught:
+        resolve_with(*overrides, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_limits_themselves_are_allowed():
+    resolve_with("run.seed=0", "loss.style_mixing=1", "generator.w_avg_decay=0", "loss.path_length_decay=1")
+    resolve_with("run.seed=4294967295", "loss.style_mixing=0", "data.workers=0", "precision.top_resolutions=0")
+    resolve_with("generator.channel_base=64", "loss.path_length_weight=0", "run.batch=3")
+    resolve_with("run.world_size=2", world=2)
+
+
+# Optimizers
+
+@pytest.mark.parametrize(("name", "knobs", "expected"), [
+    ("Adam", {}, {"lr", "betas", "eps", "weight_decay"}),
+    ("AdamW", {"weight_decay": 0.01}, {"lr", "betas", "eps", "weight_decay"}),
+    ("NAdam", {}, {"lr", "betas", "eps", "weight_decay"}),
+    ("SGD", {"momentum": 0.9, "nesterov": True}, {"lr", "momentum", "nesterov", "weight_decay"}),
+    ("RMSprop", {"alpha": 0.9, "momentum": 0.1}, {"lr", "eps", "momentum", "alpha", "weight_decay"}),
+    ("Adagrad", {}, {"lr", "eps", "weight_decay"}),
+    ("Adadelta", {"rho": 0.5}, {"lr", "eps", "rho", "weight_decay"}),
+])
+def test_optimizer_arguments(name, knobs, expected):
+    settings = OptimizerConfig(name=name, lr=0.5, **knobs)
+    arguments = optimizer_arguments(settings, "optim.g")
+    assert set(arguments) == expected
+    for key, value in arguments.items():
+        assert value == (tuple(settings.betas) if key == "betas" else getattr(settings, key))
+    getattr(torch.optim, name)([torch.nn.Parameter(torch.zeros(2))], **arguments)
+
+
+def test_the_unit_of_micro_batches_is_the_least_common_multiple():
+    for group, shrink in ((4, 2), (4, 3), (6, 4), (1, 5), (8, 8)):
+        config = load_config(None, [f"discriminator.mbstd_group={group}", f"loss.path_length_shrink={shrink}",
+                                    f"run.batch={math.lcm(group, shrink) * 7}"])
+        assert resolve(config, index_of(1024), 7, "cpu", False).config.run.batch_gpu == math.lcm(group, shrink)
