@@ -140,7 +140,7 @@ def _convert(value: Any, wanted: Any) -> Any:
     """`value` as the wanted type; raises TypeError or ValueError rather than guess."""
     origin = typing.get_origin(wanted)
     if origin is Literal:
-        if value in typing.get_args(wanted) and not isinstance(value, bool):
+        if value in typing.get_args(wanted):
             return value
         raise ValueError
     if origin in (types.UnionType, typing.Union):
