@@ -105,7 +105,8 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "generate",
         help="draw pictures with a trained generator",
-        description="Draw pictures with the averaged generator of a run's newest checkpoint.",
+        description="Draw pictures with the averaged generator of a run's newest checkpoint. Each is computed alone, so\n"
+        "that the pixels of a seed depend on the seed, the class and the truncation, and on nothing else.",
         epilog="example:\n  stylegan-dist generate runs/demo --seeds 0-63 --trunc 0.7 --class 3 --out pictures",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -115,7 +116,6 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
                         help="truncation: below 1 gives better and less varied pictures (default: %(default)s)")
     parser.add_argument("--class", dest="label", type=int, metavar="C", help="class number (default: all in turn)")
     parser.add_argument("--noise", choices=["const", "none"], default="const", help="layer noise (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=16, help="pictures computed at once; does not change them")
     parser.add_argument("--columns", type=int, default=8, help="columns of the grid (default: %(default)s)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     parser.add_argument("--out", required=True, help="folder for the PNG files and grid.png")
@@ -127,10 +127,10 @@ def _generate(args: argparse.Namespace) -> int:
 
     from stylegan_dist.tools.generate import GenerateOptions, generate, parse_seeds
 
-    if args.batch < 1 or args.columns < 1:
-        raise InputError("--batch and --columns must be at least 1")
+    if args.columns < 1:
+        raise InputError("--columns must be at least 1")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options = GenerateOptions(parse_seeds(args.seeds), args.trunc, args.label, args.batch, args.noise, device, args.columns)
+    options = GenerateOptions(parse_seeds(args.seeds), args.trunc, args.label, args.noise, device, args.columns)
     print(generate(args.run_dir, args.out, options))
     return EXIT_OK
 

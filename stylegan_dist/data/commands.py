@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from stylegan_dist.data.images import ENCODINGS, FILTERS, FITS, MODES, RESOLUTIONS, ImageOptions
-from stylegan_dist.data.index import read_index
+from stylegan_dist.data.images import ENCODINGS, FILTERS, FITS, MODES, ImageOptions
+from stylegan_dist.data.index import RESOLUTIONS, read_index
 from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.sources import LABEL_MODES
 from stylegan_dist.data.verify import verify

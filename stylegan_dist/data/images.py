@@ -22,9 +22,9 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from stylegan_dist.data.index import RESOLUTIONS
 from stylegan_dist.errors import InputError
 
-RESOLUTIONS = (8, 16, 32, 64, 128, 256, 512, 1024)
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 FITS = ("crop", "pad")
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}

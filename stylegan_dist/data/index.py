@@ -20,6 +20,8 @@ INDEX_NAME = "index.json"
 FORMAT = "stylegan-dist-shards"
 VERSION = 1
 NO_LABEL = -1
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+RESOLUTIONS = tuple(2**i for i in range(3, 11))
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def read_index(folder: str | os.PathLike) -> DatasetIndex:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); pack the data again or restore the file") from None
+    if index.channels not in CHANNELS or index.resolution not in RESOLUTIONS:
+        raise InputError(f"{path} is damaged: no images of {index.resolution} pixels with {index.channels} channels exist here")
     if promised != held or held < 1:
         raise InputError(f"{path} is damaged: it promises {promised} samples, its shards hold {held}")
     for shard in index.shards:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from stylegan_dist import randomness
 from stylegan_dist.data.images import decode
-from stylegan_dist.data.index import DatasetIndex, load_offsets
+from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, load_offsets
 from stylegan_dist.data.order import GlobalOrder
 from stylegan_dist.errors import InputError, LocalInputError
 
@@ -74,6 +74,8 @@ class ShardReader:
             return self._open[shard]
         info = self.index.shards[shard]
         table = load_offsets(self.folder, info)
+        if ((table[:, 2] < NO_LABEL) | (table[:, 2] >= max(self.index.num_classes, 1))).any():
+            raise InputError(f"{self.folder / info.offsets} names classes that {INDEX_NAME} does not know; pack the data again")
         try:
             file = os.open(self.folder / info.name, os.O_RDONLY)
         except OSError as error:

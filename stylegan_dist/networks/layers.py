@@ -39,7 +39,7 @@ class Precision:
 
     def place(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """x in `dtype` and in the memory format of this policy."""
-        return x.to(dtype, memory_format=torch.channels_last if self.channels_last else torch.preserve_format)
+        return x.to(dtype, memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
 
 def initialize(network: nn.Module, seed: int, purpose: str) -> None:

@@ -8,6 +8,8 @@ keep every second pixel.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -34,9 +36,7 @@ def resample2d(
     Returns: [N, C, (H * up + padding - len(taps)) // down + 1, likewise W].
     """
     channels, length = x.shape[1], len(taps)
-    line = torch.tensor(taps, dtype=x.dtype, device=x.device)
-    line = line / line.sum()
-    kernel = (line[:, None] * line[None, :] * gain).expand(channels, 1, length, length)
+    kernel = _kernel(taps, gain, x.dtype, x.device).expand(channels, 1, length, length)
     before, after = padding
     if up == 1:
         # conv2d correlates: flipping the kernel makes it the convolution that is meant.
@@ -46,6 +46,14 @@ def resample2d(
     x = F.conv_transpose2d(x, kernel, stride=up, groups=channels)
     before, after = before - (length - 1), after - (length - up)
     return F.pad(x, (before, after, before, after))[:, :, ::down, ::down]
+
+
+@functools.cache
+def _kernel(taps: tuple[float, ...], gain: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The two-dimensional filter. Cached, because making it on a GPU waits for the GPU."""
+    line = torch.tensor(taps, dtype=dtype, device=device)
+    line = line / line.sum()
+    return line[:, None] * line[None, :] * gain
 
 
 def upsample2d(x: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,6 @@ class GenerateOptions:
     seeds: list[int]
     truncation: float = 1.0      # psi
     label: int | None = None     # class of all pictures; None: class `seed mod classes`, if conditional
-    batch: int = 16              # pictures between two writes
     noise: str = "const"         # "const" or "none"
     device: str = "cpu"
     columns: int = 8             # of the grid
@@ -55,17 +55,13 @@ def generate(run_dir: str | os.PathLike, out: str | os.PathLike, options: Genera
     grid: list[torch.Tensor] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tqdm(total=len(options.seeds), unit="img", desc="generate") as bar:
-            for start in range(0, len(options.seeds), options.batch):
-                seeds = options.seeds[start:start + options.batch]
-                part = None if labels is None else labels[start:start + options.batch]
-                images = to_uint8(_draw(generator, seeds, part, options, device))
-                for i, seed in enumerate(seeds):
-                    name = f"seed{seed:04d}" + ("" if part is None else f"-class{part[i]}")
-                    pixels = images[i].permute(1, 2, 0).numpy()
-                    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(out / f"{name}.png")
-                grid += images[:GRID_LIMIT - len(grid)]
-                bar.update(len(seeds))
+        for seed, label in tqdm(list(zip(options.seeds, labels, strict=True)), unit="img", desc="generate"):
+            image = to_uint8(_draw(generator, seed, label, options, device))
+            name = f"seed{seed:04d}" + ("" if label is None else f"-class{label}")
+            pixels = image.permute(1, 2, 0).numpy()
+            Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(out / f"{name}.png")
+            if len(grid) < GRID_LIMIT:
+                grid.append(image)
         save_grid(out / GRID_NAME, torch.stack(grid), options.columns)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
@@ -89,12 +85,11 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def _draw(generator: Generator, seeds: list[int], labels: list[int] | None, options: GenerateOptions,
-          device: torch.device) -> torch.Tensor:
-    zero = torch.zeros(1, dtype=torch.int64, device=device)
-    z = torch.cat([randomness.normal(seed, "generate.z", zero, (generator.z_dim,)) for seed in seeds])
-    label = None if labels is None else torch.tensor(labels, device=device)
-    return sample_images(generator, z, label, options.truncation, batch=1, noise=options.noise)
+def _draw(generator: Generator, seed: int, label: int | None, options: GenerateOptions, device: torch.device) -> torch.Tensor:
+    """One picture, float [C, R, R]. Alone, because in a batch its last bits depend on the others."""
+    z = randomness.normal(seed, "generate.z", torch.zeros(1, dtype=torch.int64, device=device), (generator.z_dim,))
+    labels = None if label is None else torch.tensor([label], device=device)
+    return sample_images(generator, z, labels, options.truncation, noise=options.noise)[0]
 
 
 def _device(name: str) -> torch.device:
@@ -106,12 +101,13 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _labels(generator: Generator, options: GenerateOptions) -> list[int] | None:
+def _labels(generator: Generator, options: GenerateOptions) -> Sequence[int | None]:
+    """The class of every seed."""
     classes = generator.num_classes
     if not classes:
         if options.label is not None:
             raise InputError("--class has no meaning here: the run was trained without labels")
-        return None
+        return [None] * len(options.seeds)
     if options.label is not None and not 0 <= options.label < classes:
         raise InputError(f"--class {options.label} does not exist: the run has classes 0 to {classes - 1}")
     return [seed % classes if options.label is None else options.label for seed in options.seeds]

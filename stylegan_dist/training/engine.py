@@ -104,11 +104,11 @@ class Engine:
         return reduced, nonfinite, torch.linalg.vector_norm(gradient)
 
     def together(self, function: Callable[[], T]) -> T:
-        """Run `function` on every rank; if it raises InputError on any, all raise the first one's."""
+        """Run `function` on every rank; if it raises InputError or OSError on any, all raise the first one's InputError."""
         result, failure = None, None
         try:
             result = function()
-        except InputError as error:
+        except (InputError, OSError) as error:
             failure = str(error)
         if self.world_size > 1:
             first = torch.tensor(self.world_size if failure is None else self.rank, device=self.device)

@@ -74,7 +74,7 @@ class Trainer:
     def run(self) -> None:
         """From the starting point to the end."""
         state = self.state
-        self.monitor = self._open_monitor()
+        self.monitor: Monitor | NullMonitor = self.engine.on_main(self._open_monitor) or NullMonitor()
         exit_code = 1
         try:
             if state.nimg >= self.total:
@@ -132,7 +132,7 @@ class Trainer:
         """Train both networks on one global batch; returns a function that tells if any rank wants to stop."""
         state, step = self.state, self.state.nimg // self.batch
         parts = micro_batches(batch, self.config.run.batch_gpu, self.resolved.conditional, self.engine.device)
-        stop = torch.tensor(float(stop_requested), device=self.engine.device)
+        stop = torch.full((), float(stop_requested), device=self.engine.device)
         for phase in state.phases:
             if step % phase.interval == 0:
                 with self.timer(phase.name):
@@ -220,10 +220,13 @@ class Trainer:
         def write() -> bool:
             try:
                 save_checkpoint(self.run_dir, state.nimg, state.tensors(), state.facts())
-                prune_checkpoints(self.run_dir, c.keep, int(c.archive_kimg * 1000))
             except OSError as error:
                 self.monitor.alert("checkpoint not saved", f"{error}; training goes on and tries again at the next one")
                 return False
+            try:
+                prune_checkpoints(self.run_dir, c.keep, int(c.archive_kimg * 1000))
+            except OSError as error:
+                self.monitor.warn(f"an old checkpoint cannot be removed: {error}")
             return True
 
         self.unsaved = not self.engine.broadcast(self.engine.on_main(write))
@@ -241,9 +244,8 @@ class Trainer:
         assert self.folder is not None  # runs on rank 0
         return self.folder.starting_point(self.config, self.index.fingerprint)
 
-    def _open_monitor(self) -> Monitor | NullMonitor:
-        if self.folder is None:  # not rank 0
-            return NullMonitor()
+    def _open_monitor(self) -> Monitor:
+        assert self.folder is not None  # runs on rank 0
         m = self.config.monitor
         self.folder.save_config(self.config)
         monitor = Monitor(

@@ -59,7 +59,7 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
 
     run, loss, resolution = config.run, config.loss, index.resolution
     auto(config.data, "data", "conditional", index.num_classes > 1, "the data has labels"
-         if index.num_classes > 1 else "the data has no labels")
+         if index.num_classes > 1 else "the data has no labels of different classes")
     if config.data.conditional and index.num_classes < 1:
         raise InputError(f"data.conditional is true but {config.data.shards} has no labels: pack it with --labels folders, "
                          "or set data.conditional=false")
@@ -70,7 +70,8 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
     auto(config.generator, "generator", "mapping_layers", 2, "the usual choice outside the paper's own presets")
     auto(config.generator, "generator", "channel_base", 32768 if resolution >= 512 else 16384, "from the resolution")
     auto(config.discriminator, "discriminator", "channel_base", config.generator.channel_base, "as the generator")
-    auto(config.discriminator, "discriminator", "mbstd_group", min(run.batch, 4), "at most 4")
+    group = next(n for n in (4, 3, 2, 1) if run.batch % n == 0)
+    auto(config.discriminator, "discriminator", "mbstd_group", group, "a divisor of the batch, at most 4")
     auto(loss, "loss", "r1_gamma", 0.0002 * resolution**2 / run.batch, "0.0002 R^2 / batch")
     auto(config.ema, "ema", "half_life_kimg", run.batch * 10 / 32, "10 kimg at batch 32, in proportion")
     for name in ("g", "d"):

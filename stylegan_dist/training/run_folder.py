@@ -20,7 +20,7 @@ SAMPLES_NAME = "samples"
 LOCK_SECONDS = 10.0
 # A run that continues with another value of one of these would not be the same run.
 IDENTITY = ("run.seed", "data.conditional", "data.mirror", "data.lanes", "data.block", "generator", "discriminator",
-            "optim.g.name", "optim.d.name")
+            "optim.g.name", "optim.d.name", "optim.g.momentum", "optim.d.momentum")
 # These may differ between two starts of one run without a word.
 INCIDENTAL = ("run.dir", "run.batch_gpu", "run.world_size", "run.device", "run.threads", "data.shards", "data.workers",
               "data.prefetch", "monitor", "checkpoint")
@@ -74,14 +74,16 @@ class RunFolder:
         if state["data"]["fingerprint"] != data_fingerprint:
             raise InputError(f"{self.path} was trained on other data than {config.data.shards}: choose another run.dir, "
                              "or set data.shards to the data it was started with")
-        before, now = _flat(state["config"]), _flat(to_dict(config))
+        # A knob that did not exist then had what is its default now.
+        before = _flat(to_dict(Config())) | _flat(state["config"])
+        now = _flat(to_dict(config))
         for key in now:
-            if before.get(key) == now[key] or _within(key, INCIDENTAL):
+            if before[key] == now[key] or _within(key, INCIDENTAL):
                 continue
             if _within(key, IDENTITY):
-                raise InputError(f"{self.path} was trained with {key}={before.get(key)}, not {now[key]}: choose another "
+                raise InputError(f"{self.path} was trained with {key}={before[key]}, not {now[key]}: choose another "
                                  f"run.dir, or set {key} back")
-            lines.append(f"changed since the last start: {key} = {now[key]} (was {before.get(key)})")
+            lines.append(f"changed since the last start: {key} = {now[key]} (was {before[key]})")
         return nimg, lines
 
     def save_config(self, config: Config) -> None:

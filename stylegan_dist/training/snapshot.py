@@ -30,8 +30,8 @@ def load_generator(run_dir: str | os.PathLike, device: torch.device) -> tuple[Ge
     folder = checkpoint_folder(run_dir, nimg)
     shape = load_state(folder)["data"]
     generator = build_generator(
-        config, shape["resolution"], shape["channels"], shape["num_classes"], device,
+        config, shape["resolution"], shape["channels"], shape["num_classes"], torch.device("meta"),
         precision=Precision(clamp=precision_policy(config).clamp),
-    )
+    ).to_empty(device=device)
     load_network(generator, folder, "g_ema")
     return generator.eval().requires_grad_(False), nimg

@@ -82,7 +82,8 @@ def test_index_that_leads_elsewhere(shards, tmp_path, capsys):
 
 
 def test_wrong_resolution(labelled_shards, tmp_path, capsys):
-    expect(capsys, main(["pack", str(labelled_shards), str(tmp_path / "out"), "--resolution", "48"]), "48", "must be one of 8, 16, 32")
+    code = main(["pack", str(labelled_shards), str(tmp_path / "out"), "--resolution", "48"])
+    expect(capsys, code, "48", "must be one of 8, 16, 32")
 
 
 def test_labels_missing(tmp_path, labelled_shards, capsys):

@@ -65,7 +65,7 @@ def draw(run: Path, out: Path, seeds, **options) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def reference(plain, tmp_path_factory):
-    return draw(plain, tmp_path_factory.mktemp("pictures"), range(48), batch=1)
+    return draw(plain, tmp_path_factory.mktemp("pictures"), range(48))
 
 
 def same(a: dict, b: dict) -> bool:
@@ -79,14 +79,9 @@ def test_pictures_are_pictures(reference):
     assert len({picture.tobytes() for picture in reference.values()}) == 48
 
 
-@pytest.mark.parametrize("batch", [2, 3, 16, 48])
-def test_the_batch_does_not_matter(plain, reference, batch, tmp_path):
-    assert same(draw(plain, tmp_path, range(48), batch=batch), reference)
-
-
 @pytest.mark.parametrize("seeds", [[5], [40, 3, 17], list(range(47, -1, -1)), [9, 9, 8, 9]])
 def test_the_other_seeds_do_not_matter(plain, reference, seeds, tmp_path):
-    part = draw(plain, tmp_path, seeds, batch=4)
+    part = draw(plain, tmp_path, seeds)
     assert same(part, {f"seed{seed:04d}": reference[f"seed{seed:04d}"] for seed in seeds})
 
 
@@ -105,15 +100,15 @@ def test_truncation_and_noise(plain, reference, tmp_path):
 
 
 def test_classes(conditional, tmp_path):
-    in_turn = draw(conditional, tmp_path / "turn", range(6), batch=4)
+    in_turn = draw(conditional, tmp_path / "turn", range(6))
     assert sorted(in_turn) == [f"seed{seed:04d}-class{seed % 3}" for seed in range(6)]
     one = draw(conditional, tmp_path / "one", range(6), label=1)
     assert set(one) == {f"seed{seed:04d}-class1" for seed in range(6)}
     for name in set(one) & set(in_turn):
         assert np.array_equal(one[name], in_turn[name])
     assert not np.array_equal(one["seed0000-class1"], in_turn["seed0000-class0"]), "the class matters"
-    alone = draw(conditional, tmp_path / "alone", [4], label=2, batch=1)
-    together = draw(conditional, tmp_path / "together", [1, 4, 9], label=2, batch=3)
+    alone = draw(conditional, tmp_path / "alone", [4], label=2)
+    together = draw(conditional, tmp_path / "together", [1, 4, 9], label=2)
     assert np.array_equal(alone["seed0004-class2"], together["seed0004-class2"])
 
 
@@ -136,7 +131,7 @@ def test_the_grid_holds_the_pictures_in_their_order(plain, reference, tmp_path):
 
 def test_a_large_grid_is_cut(plain, tmp_path, monkeypatch):
     monkeypatch.setattr("stylegan_dist.tools.generate.GRID_LIMIT", 5)
-    assert len(draw(plain, tmp_path, range(12), batch=4, columns=5)) == 12
+    assert len(draw(plain, tmp_path, range(12), columns=5)) == 12
     assert Image.open(tmp_path / GRID_NAME).size == (5 * 64 + 4 * 2, 64)
 
 
