@@ -73,7 +73,7 @@ class PrecisionConfig:
     top_resolutions: int = knob(4, "how many of the highest resolutions compute in `dtype`")
     clamp: float | Auto = knob("auto", "bound of activations, 0 for none; auto: 256 for fp16, none otherwise")
     tf32: bool = knob(True, "let fp32 matrix products and convolutions use TF32 on GPUs")
-    channels_last: bool | Auto = knob("auto", "memory format of convolutions; auto: yes on GPUs with bf16 or fp16")
+    channels_last: bool | Auto = knob("auto", "memory format of convolutions; auto: true")
 
 
 @dataclass

@@ -69,6 +69,9 @@ def downsample2d(x: torch.Tensor) -> torch.Tensor:
 def conv2d_resample(x: torch.Tensor, weight: torch.Tensor, up: int = 1, down: int = 1) -> torch.Tensor:
     """A "same" convolution after up-sampling by two, or before down-sampling by two, in fewer FLOPs.
 
+    With up = 2 the kernel is mirrored, as in any transposed convolution; else it is not (F.conv2d). Which
+    way round learned kernels are stored is a convention, but checkpoints depend on it.
+
     Args:
         x: [N, I, H, W].
         weight: [O, I, k, k], k = 1 or 3, in the dtype of x.

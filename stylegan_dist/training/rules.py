@@ -86,7 +86,7 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
     auto(precision, "precision", "dtype", "bf16" if on_gpu and bf16_ok else "fp32",
          "this GPU has bfloat16" if on_gpu and bf16_ok else "this device has no fast bfloat16")
     auto(precision, "precision", "clamp", FP16_CLAMP if precision.dtype == "fp16" else 0.0, "from the dtype")
-    auto(precision, "precision", "channels_last", on_gpu and precision.dtype != "fp32", "from the device")
+    auto(precision, "precision", "channels_last", True, "faster convolutions on CPUs and on tensor cores")
 
     _check(config, resolution, world_size)
     unit = _micro_batch_unit(config)

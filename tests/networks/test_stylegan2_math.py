@@ -231,8 +231,12 @@ def test_low_precision_is_close_and_sums_rgb_in_full(low, tolerance):
     assert pictures.dtype == torch.float32
     assert 1e-5 < reference.difference(pictures, expected) < tolerance
     assert (pictures != pictures.to(low).float()).float().mean() > 0.5, "the sum of RGB is kept in float32"
+    d.conv.register_forward_pre_hook(lambda _m, arguments: epilogue.append(arguments[0]))
+    epilogue: list[torch.Tensor] = []
     logits = d(images.float(), label)
     assert logits.dtype == torch.float32
+    statistic = reference.minibatch_std(epilogue[0][:, :-1].double(), 2)[:, -1]
+    assert reference.difference(epilogue[0][:, -1], statistic) < 1e-6, "the minibatch statistic is computed in float32"
     expected = reference.discriminator(reference.weights_of(d), images, label, group=2, clamp=256.0)
     assert 1e-6 < reference.difference(logits, expected) < tolerance
 

@@ -91,9 +91,9 @@ def test_values_that_are_set_stay():
 
 
 @pytest.mark.parametrize(("device", "bf16", "overrides", "expected"), [
-    ("cpu", False, (), ("fp32", 0.0, False)), ("cuda", True, (), ("bf16", 0.0, True)),
-    ("cuda", False, (), ("fp32", 0.0, False)), ("cuda", True, ("precision.dtype=fp16",), ("fp16", 256.0, True)),
-    ("cpu", False, ("precision.dtype=bf16",), ("bf16", 0.0, False)),
+    ("cpu", False, (), ("fp32", 0.0, True)), ("cuda", True, (), ("bf16", 0.0, True)),
+    ("cuda", False, (), ("fp32", 0.0, True)), ("cuda", True, ("precision.dtype=fp16",), ("fp16", 256.0, True)),
+    ("cpu", False, ("precision.dtype=bf16",), ("bf16", 0.0, True)),
 ])
 def test_precision(device, bf16, overrides, expected):
     p = resolve_with(*overrides, device=device, bf16=bf16).config.precision
