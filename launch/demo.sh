@@ -12,7 +12,7 @@ bin=${VENV:-.venv}/bin
 
 gpus=$("$bin/python" -c 'import torch; print(torch.cuda.device_count())')
 processes=2 config=cpu.yaml
-for n in 1 2 4 8; do
+for n in 1 2 4; do
   if [ "$n" -le "$gpus" ]; then processes=$n config=8gpu.yaml; fi
 done
 [ "$processes" -gt 1 ] || config=1gpu.yaml
@@ -21,6 +21,6 @@ done
 
 run=runs/demo
 for argument in "$@"; do case $argument in run.dir=*) run=${argument#run.dir=};; esac; done
-"$bin/stylegan-dist" generate "$run" --seeds 0-79 --columns 10 --trunc 0.8 --out "$run/pictures"
+"$bin/stylegan-dist" generate "$run" --seeds 0-79 --columns 10 --out "$run/pictures"
 echo "Samples, one digit per column: $run/pictures/grid.png"
 echo "How they came about, from noise on: $run/samples/"

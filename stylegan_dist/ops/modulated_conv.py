@@ -31,8 +31,8 @@ def modulated_conv2d(
     if demodulate and x.dtype == torch.float16:
         # Demodulation takes these factors out again; without them the products overflow in float16.
         fan_in = weight[0].numel()
-        weight = weight / (weight.abs().amax(dim=(1, 2, 3), keepdim=True) * fan_in**0.5)
-        style = style / style.abs().amax(dim=1, keepdim=True)
+        weight = weight / (weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30) * fan_in**0.5)
+        style = style / style.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
     x = x * style.to(x.dtype)[:, :, None, None]
     x = conv2d_resample(x, weight.to(x.dtype), up=up)
     if demodulate:
