@@ -214,7 +214,7 @@ def test_phase_equals_the_reference(name, phase_name):
     expected.backward()
     assert reference.difference(loss, expected) < 1e-10
     differences = reference.gradient_differences(case.networks[phase.network], case.states[phase.network])
-    assert max(differences.values()) < 1e-8, differences
+    assert max(differences.values()) < 1e-7, differences
     other = case.networks["d" if phase.network == "g" else "g"]
     assert all(p.grad is None for p in other.parameters()), "the other network has learnt"
 

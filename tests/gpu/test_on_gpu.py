@@ -1,0 +1,54 @@
+"""What can only be seen on a GPU: the same draws as on a CPU, and training that repeats itself bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from launching import TINY
+from safetensors.torch import load_file
+
+from stylegan_dist import randomness
+from stylegan_dist.cli import main
+from stylegan_dist.monitor.jsonl import read
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def test_words_and_normals_are_those_of_the_cpu():
+    index = torch.arange(10**9, 10**9 + 64)
+    assert torch.equal(randomness.words(1, "z", index.cuda(), 100).cpu(), randomness.words(1, "z", index, 100))
+    here, there = (randomness.normal(1, "z", place, (4096,)).cpu() for place in (index, index.cuda()))
+    assert (here != there).float().mean() < 1e-5
+    torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-7)
+
+
+def train(shards: Path, run_dir: Path, *overrides: str) -> dict[str, torch.Tensor]:
+    """Weights and averages after 20 steps."""
+    arguments = [*TINY, f"data.shards={shards}", f"run.dir={run_dir}", "run.kimg=0.16", *overrides]
+    assert main(["train", *arguments]) == 0
+    folder = run_dir / "checkpoints/nimg-00000160"
+    files = {name: load_file(folder / f"{name}.safetensors") for name in ("g", "d", "g_ema")}
+    return {f"{name}.{key}": value for name, tensors in files.items() for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_a_continued_run_equals_a_straight_one(dtype: str, labelled_shards: Path, tmp_path: Path):
+    settings = ("run.device=cuda", f"precision.dtype={dtype}")
+    straight = train(labelled_shards, tmp_path / "straight", *settings)
+    assert main(["train", *TINY, f"data.shards={labelled_shards}", f"run.dir={tmp_path / 'halves'}", "run.kimg=0.08",
+                 *settings]) == 0
+    halves = train(labelled_shards, tmp_path / "halves", *settings)
+    for key, value in straight.items():
+        assert torch.equal(value, halves[key]), key
+
+
+def test_first_losses_are_those_of_the_cpu(labelled_shards: Path, tmp_path: Path):
+    settings = ("precision.dtype=fp32", "precision.tf32=false", "optim.g.eps=1e-2", "optim.d.eps=1e-2")
+    train(labelled_shards, tmp_path / "cuda", "run.device=cuda", *settings)
+    train(labelled_shards, tmp_path / "cpu", "run.device=cpu", *settings)
+    there, here = (read(tmp_path / name / "metrics.jsonl")[:5] for name in ("cuda", "cpu"))
+    for a, b in zip(there, here, strict=True):
+        assert a["loss/g_main"] == pytest.approx(b["loss/g_main"], rel=1e-4)
+        assert a["loss/d_main"] == pytest.approx(b["loss/d_main"], rel=1e-4)
