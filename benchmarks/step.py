@@ -5,7 +5,8 @@
     accelerate launch --config_file launch/accelerate/8gpu.yaml benchmarks/step.py launch/presets/ffhq1024.yaml
 
 Uses random images, so no data set is needed. One row a phase: milliseconds and images per second of one
-execution, and its share of an average step, in which a lazy phase counts one in every `interval`.
+execution, and its share of an average step, in which a lazy phase counts one in every `interval`. Peak
+memory is that of the phase on a GPU; on a CPU it is the largest size of the process so far.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from stylegan_dist.config import load_config
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.data.stream import Batch
 from stylegan_dist.errors import InputError
+from stylegan_dist.machine import peak_memory
 from stylegan_dist.training.engine import Engine
-from stylegan_dist.training.loop import peak_memory, set_arithmetic
+from stylegan_dist.training.loop import set_arithmetic
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches, run_phase
@@ -68,6 +70,8 @@ def measure(args: argparse.Namespace, resolution: int) -> None:
 
     rows, step = [], 0.0
     for phase in state.phases:
+        if engine.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         seconds = []
         for _ in range(args.rounds + 1):
             begin = time.perf_counter()
@@ -86,7 +90,8 @@ def measure(args: argparse.Namespace, resolution: int) -> None:
         for name, interval, median, memory in rows:
             print(f"{name:<12}{interval:>6}{median * 1e3:>11.1f}{config.run.batch / median:>11.1f}"
                   f"{median / interval / step:>9.0%}{memory:>10.2f}")
-        print(f"{'step':<12}{'':>6}{step * 1e3:>11.1f}{config.run.batch / step:>11.1f}{1:>9.0%}{rows[-1][3]:>10.2f}")
+        memory = max(row[3] for row in rows)
+        print(f"{'step':<12}{'':>6}{step * 1e3:>11.1f}{config.run.batch / step:>11.1f}{1:>9.0%}{memory:>10.2f}")
     engine.close()
 
 

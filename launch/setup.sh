@@ -9,6 +9,6 @@ python=${PYTHON:-python3}
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || {
   echo "error: $python is missing or older than 3.10; set PYTHON=/path/to/python3" >&2; exit 2; }
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-echo "installing into $venv (the first time takes a minute or two)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"
+"$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$python" -m venv --clear "$venv"  # also repairs half a one
+echo "installing into $venv: a minute or two, and longer the first time for a PyTorch with CUDA"
+"$venv/bin/python" -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"

@@ -34,7 +34,7 @@ class RunConfig:
     world_size: int | Auto = knob("auto", "number of processes that must take part; a launch with another is refused")
     device: Literal["auto", "cuda", "cpu"] = knob("auto", "auto: CUDA where there is a GPU")
     threads: int | Auto = knob("auto", "CPU threads of each process; auto: cores / processes on this machine")
-    deterministic: bool = knob(True, "use only algorithms that give the same bits again (cuDNN is slower with it)")
+    deterministic: bool = knob(True, "let cuDNN use only algorithms that give the same bits again, at some cost in speed")
 
 
 @dataclass
@@ -94,11 +94,11 @@ class OptimizerConfig:
     name: str = knob("Adam", "an optimizer of torch.optim: Adam, AdamW, SGD, RMSprop, Adagrad, Adadelta, ...")
     lr: float | Auto = knob("auto", "learning rate; auto (Adam): 0.0025, from 1024 px 0.002")
     betas: list[float] = knob([0.0, 0.99], "Adam family: decay of the first and second moment")
-    eps: float = knob(1e-8, "added to the denominator (Adam family, RMSprop, Adagrad, Adadelta)")
+    eps: float | Auto = knob("auto", "added to the denominator; auto: the optimizer's own, 1e-8 for Adam")
     momentum: float = knob(0.0, "SGD and RMSprop")
     nesterov: bool = knob(False, "SGD with momentum")
-    alpha: float = knob(0.99, "RMSprop: decay of the squared gradient")
-    rho: float = knob(0.9, "Adadelta: decay of the squared gradient")
+    alpha: float | Auto = knob("auto", "RMSprop: decay of the squared gradient; auto: 0.99")
+    rho: float | Auto = knob("auto", "Adadelta: decay of the squared gradient; auto: 0.9")
     weight_decay: float = knob(0.0, "as defined by the optimizer")
     l1: float = knob(0.0, "L1 penalty: adds l1 * sign(parameter) to the gradient of every main step")
 

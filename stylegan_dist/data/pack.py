@@ -35,6 +35,7 @@ from stylegan_dist.data.images import ImageOptions, convert, encode
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, load_index, load_offsets
 from stylegan_dist.data.sources import LABEL_MODES, Item, Source, open_source
 from stylegan_dist.errors import InputError, Interrupted
+from stylegan_dist.machine import available_cores
 from stylegan_dist.randomness import SEED_LIMIT, permutation
 
 WORK_FOLDER = ".pack"
@@ -233,7 +234,7 @@ def _pack(source: Source, out: Path, options: PackOptions, tasks: Sequence[_Task
 
     missing = [number for number in range(len(tasks)) if number not in results]
     packed = sum(len(tasks[number].items) for number in results)
-    workers = options.workers or os.cpu_count() or 1
+    workers = options.workers or available_cores()
     print(f"packing {count} images into {len(tasks)} shards with {workers} worker{'s' * (workers > 1)}")
     if packed:
         print(f"continuing: {len(results)} shards are finished, {count - packed} images are left")

@@ -19,6 +19,7 @@ from stylegan_dist.data import pool
 from stylegan_dist.data.images import decode
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, load_offsets, read_index
 from stylegan_dist.errors import InputError
+from stylegan_dist.machine import available_cores
 
 _TAR_BLOCK = 512
 _RESTORE = "restore the file from a copy, or pack the data again with --overwrite"
@@ -69,7 +70,7 @@ def verify(folder: str | os.PathLike, deep: bool = True, workers: int | None = N
     interval = 0.2 if sys.stderr.isatty() else 30
     with tqdm(total=index.num_samples, desc="verifying", unit="img", mininterval=interval) as bar:
         checks = pool.run(
-            partial(_check_shard, folder, index, deep), index.shards, workers or os.cpu_count() or 1, bar
+            partial(_check_shard, folder, index, deep), index.shards, workers or available_cores(), bar
         )
         with closing(checks):
             for slot, result in checks:

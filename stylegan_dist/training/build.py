@@ -70,7 +70,7 @@ def build_optimizer(network: nn.Module, settings: OptimizerConfig, where: str, l
         arguments["lr"] *= m
         if "betas" in arguments:
             arguments["betas"] = tuple(beta**m for beta in arguments["betas"])
-        for decay in ("alpha", "rho"):
-            if decay in arguments:
+        for name, decay in (("RMSprop", "alpha"), ("Adadelta", "rho")):
+            if settings.name == name:
                 arguments[decay] **= m
     return getattr(torch.optim, settings.name)(network.parameters(), **arguments)

@@ -16,9 +16,15 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+# Imported before there is a process group: its functions take the group of that moment as default arguments.
+# Imported later, as torch's optimizers do, they would keep the group's threads alive into the interpreter's
+# end, where these abort the process now and then.
+import torch.distributed.nn
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from stylegan_dist.errors import InputError, RankLost
+from stylegan_dist.machine import available_cores
 from stylegan_dist.training.launch_check import check_environment, check_joined
 
 T = TypeVar("T")
@@ -45,6 +51,10 @@ class Engine:
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("run.device=cuda but PyTorch sees no GPU: install a CUDA build of PyTorch, or set run.device=cpu")
         cpu = device == "cpu" or not torch.cuda.is_available()
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if not cpu and self.local_world_size > torch.cuda.device_count():
+            raise InputError(f"{self.local_world_size} processes on this machine but only {torch.cuda.device_count()} GPUs: "
+                             "correct --num_processes, or set run.device=cpu")
         # mixed_precision="no": the networks have a precision policy of their own.
         self._accelerator = Accelerator(
             cpu=cpu, mixed_precision="no",
@@ -54,10 +64,8 @@ class Engine:
         self.world_size = self._accelerator.num_processes
         check_joined(launched, self.world_size)
         self.device = self._accelerator.device
-        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if threads == "auto":
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            threads = max(1, cores // self.local_world_size)
+            threads = max(1, available_cores() // self.local_world_size)
         torch.set_num_threads(int(threads))
 
     @property
@@ -99,7 +107,7 @@ class Engine:
         torch.nan_to_num(gradient, nan=0.0, posinf=LIMIT, neginf=-LIMIT, out=gradient)
         for parameter, piece in zip(parameters, gradient.split([p.numel() for p in pieces]), strict=True):
             parameter.grad = piece.view_as(parameter)
-        summed = flat[size:].split([value.numel() for value in extras])
+        summed = flat[size:].clone().split([value.numel() for value in extras])
         reduced = {name: part.view_as(means[name]) for name, part in zip(means, summed, strict=True)}
         return reduced, nonfinite, torch.linalg.vector_norm(gradient)
 

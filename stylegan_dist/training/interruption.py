@@ -1,4 +1,4 @@
-"""A polite stop: the first SIGTERM or Ctrl-C asks the run to save its state and end."""
+"""A polite stop: the first SIGTERM, Ctrl-C or lost terminal asks the run to save its state and end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
@@ -15,7 +16,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._previous = {number: signal.signal(number, self._ask) for number in STOP_SIGNALS}
 
     def _ask(self, number: int, _frame: object) -> None:
         self.requested = True
@@ -29,8 +30,13 @@ class StopRequest:
 
 
 def end_with_launcher() -> None:
-    """Be asked to stop when the launcher dies: killed with -9, it would leave its workers behind for ever."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+    """Be asked to stop when the launcher dies.
+
+    Killed with -9, `accelerate launch` would leave its workers behind for ever; where it has started a
+    single process, even with SIGTERM.
+    """
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched and sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died before we had asked

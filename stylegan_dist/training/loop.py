@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from stylegan_dist import randomness
 from stylegan_dist.config import Config, dump_config, to_dict
 from stylegan_dist.data.order import GlobalOrder
 from stylegan_dist.data.stream import Batch, BatchStream, ShardReader
-from stylegan_dist.errors import InputError, Interrupted
+from stylegan_dist.errors import InputError, Interrupted, LocalInputError
+from stylegan_dist.machine import peak_memory
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 from stylegan_dist.networks.sampling import sample_images
@@ -41,8 +42,16 @@ def train(config: Config) -> None:
     engine = Engine(config.run.device, config.run.world_size, config.run.threads)
     try:
         Trainer(config, engine).run()
-    finally:
-        engine.close()
+    except torch.OutOfMemoryError as error:
+        raise LocalInputError(
+            f"out of GPU memory: make run.batch_gpu smaller, which does not change the result ({error})"
+        ) from None
+    except (InputError, Interrupted) as error:
+        if not isinstance(error, LocalInputError):
+            engine.close()
+        raise
+    # Where one rank fails alone, leaving the process group would wait for the others, which wait for this rank.
+    engine.close()
 
 
 class Trainer:
@@ -63,24 +72,29 @@ class Trainer:
         start, self.notices = engine.broadcast(engine.on_main(self._starting_point))
         self.state = TrainState(self.resolved, self.index, engine.device)
         if start:
-            engine.together(lambda: self.state.restore(checkpoint_folder(self.run_dir, start)))
+            engine.together(lambda: self._restore(start))
         self.batch = self.config.run.batch
         self.total = steps_in(self.config) * self.batch
         self.timer = PhaseTimer(engine.device)
-        self.sums: dict[str, torch.Tensor] = {}
-        self.counts: dict[str, int] = defaultdict(int)
         self.unsaved = False  # the last attempt to save a checkpoint failed
+        self.alerted = False  # about non-finite gradients
+        self.monitor: Monitor | NullMonitor = NullMonitor()
+        self.tick_began, self.tick_nimg = time.perf_counter(), self.state.nimg
 
     def run(self) -> None:
         """From the starting point to the end."""
-        state = self.state
-        self.monitor: Monitor | NullMonitor = self.engine.on_main(self._open_monitor) or NullMonitor()
         exit_code = 1
         try:
-            if state.nimg >= self.total:
-                self.monitor.line(f"finished before, at {state.nimg / 1000:g} kimg; set run.kimg higher to go on")
+            if self.state.nimg >= self.total:
+                self.monitor = self.engine.on_main(self._open_monitor) or self.monitor
+                self.monitor.line(f"finished before, at {self.state.nimg / 1000:g} kimg; set run.kimg higher to go on")
             else:
-                self._train()
+                stream = self._open_stream()  # before the monitor: it forks processes, the monitor starts a thread
+                try:
+                    self.monitor = self.engine.on_main(self._open_monitor) or self.monitor
+                    self._train(stream)
+                finally:
+                    stream.close()
             exit_code = 0
         except Interrupted:
             exit_code = 75
@@ -90,15 +104,14 @@ class Trainer:
             if self.folder is not None:
                 self.folder.close()
 
-    def _train(self) -> None:
-        state, every = self.state, self.config
+    def _train(self, stream: BatchStream) -> None:
+        state, c = self.state, self.config
         stop = StopRequest()
-        stream = self._open_stream()
         if state.nimg == 0:
-            self._save_reals()
-            self._save_samples()
+            self.engine.on_main(self._save_reals)
+            self.engine.on_main(self._save_samples)
         asked = None  # whether any rank had been asked to stop in the step before
-        self.tick_began, self.tick_nimg = time.perf_counter(), state.nimg
+        self.tick_began = time.perf_counter()
         try:
             while state.nimg < self.total:
                 before = state.nimg
@@ -106,27 +119,30 @@ class Trainer:
                 stopping = self._step(batch, stop.requested)
                 self.monitor.progress(state.nimg)
                 interrupted, asked = asked is not None and asked() > 0, stopping
-                last = state.nimg >= self.total or interrupted
+                last = state.nimg >= self.total
 
-                if last or crossed(before, state.nimg, every.monitor.tick_kimg):
+                if last or crossed(before, state.nimg, c.monitor.tick_kimg):
                     self._tick(stream)
-                if last or crossed(before, state.nimg, every.monitor.samples_kimg):
-                    self._save_samples()
-                if last or crossed(before, state.nimg, every.checkpoint.every_kimg):
+                if last or interrupted or crossed(before, state.nimg, c.checkpoint.every_kimg):
                     self._save_checkpoint()
-                if interrupted and state.nimg < self.total:
-                    if self.unsaved:
-                        raise InputError("stopped on request, but the state could not be saved (see the warning above); "
-                                         "the run will continue from its last whole checkpoint")
-                    self.monitor.line(f"stopped on request at {state.nimg / 1000:g} kimg; the same command continues")
-                    raise Interrupted
-            if self.unsaved:
-                raise InputError("the run ended, but its last checkpoint could not be saved (see the warning above): make "
-                                 "room and run the same command again")
-            self.monitor.line(f"finished at {state.nimg / 1000:g} kimg; samples: {self.samples_path}")
+                if interrupted and not last:
+                    self._stop()
+                if last or crossed(before, state.nimg, c.monitor.samples_kimg):
+                    self.engine.on_main(self._save_samples)
         finally:
-            stream.close()
             stop.close()
+        if self.unsaved:
+            raise InputError("the run ended, but its last checkpoint could not be saved (see the warning above): make "
+                             "room and run the same command again")
+        self.monitor.line(f"finished at {state.nimg / 1000:g} kimg; samples: {self.samples_path}")
+
+    def _stop(self) -> None:
+        """End on request; there may be only seconds left."""
+        if self.unsaved:
+            raise InputError("stopped on request, but the state could not be saved (see the warning above); the run will "
+                             "continue from its last whole checkpoint")
+        self.monitor.line(f"stopped on request at {self.state.nimg / 1000:g} kimg; the same command continues")
+        raise Interrupted
 
     def _step(self, batch: Batch, stop_requested: bool) -> Callable[[], float]:
         """Train both networks on one global batch; returns a function that tells if any rank wants to stop."""
@@ -138,26 +154,19 @@ class Trainer:
                 with self.timer(phase.name):
                     result = run_phase(state, self.engine, phase, parts, {"stop": stop})
                 stopping = result.means.pop("stop")
-                self._note({**result.means, f"grad_norm/{phase.name.removesuffix('_main')}": result.gradient_norm})
-                self._note({f"grad_nonfinite/{phase.network}": result.nonfinite}, mean=False)
+                suffix = phase.name.removesuffix("_main")
+                state.statistics.add({**result.means, f"grad_norm/{suffix}": result.gradient_norm})
+                state.statistics.add({f"grad_nonfinite/{phase.network}": result.nonfinite}, mean=False)
         state.ema.update(state.generator, state.nimg, self.batch)
         state.nimg += self.batch
         return self.engine.read_later(stopping)
 
     # Records
 
-    def _note(self, values: dict[str, torch.Tensor], mean: bool = True) -> None:
-        """Add to the statistics of this tick, on the device."""
-        for name, value in values.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counts[name] += mean
-
     def _tick(self, stream: BatchStream) -> None:
         """Report what has happened since the last tick. The only place that waits for the device."""
         state, device = self.state, self.engine.device
-        if self.sums:
-            values = torch.stack([value.double() for value in self.sums.values()]).tolist()
-        metrics = {name: value / max(self.counts[name], 1) for name, value in zip(self.sums, values, strict=True)}
+        metrics = state.statistics.take()
         metrics["path_length/target"] = state.objective.path_mean.item()
         phase_times = self.timer.take()
         seconds = time.perf_counter() - self.tick_began
@@ -171,11 +180,11 @@ class Trainer:
             "ema/decay": state.ema.decay(state.nimg - self.batch, self.batch),
         }
         self.monitor.tick(metrics, state.nimg)
-        for name, count in metrics.items():
-            if name.startswith("grad_nonfinite/") and count:
-                self.monitor.alert("non-finite gradients", f"{count:.0f} values of network {name[-1]} since the last tick")
-        self.sums.clear()
-        self.counts.clear()
+        broken = {name: count for name, count in metrics.items() if name.startswith("grad_nonfinite/") and count}
+        if broken and not self.alerted:  # once; the status line goes on to show them
+            self.alerted = True
+            text = ", ".join(f"{count:.0f} values in {name[-1]}" for name, count in broken.items())
+            self.monitor.alert("non-finite gradients", text)
         stream.seconds_waited = 0.0
         self.tick_began, self.tick_nimg = time.perf_counter(), state.nimg
 
@@ -185,8 +194,6 @@ class Trainer:
 
     def _save_samples(self) -> None:
         """A picture of the averaged generator at fixed latents; one class per column if conditional."""
-        if not self.engine.is_main:
-            return
         m, network = self.config.monitor, self.state.ema.network
         index = torch.arange(m.grid_columns * m.grid_rows, device=self.engine.device)
         z = randomness.normal(self.config.run.seed, "samples.z", index, (network.z_dim,))
@@ -195,8 +202,6 @@ class Trainer:
         self._save_picture("samples", self.samples_path, images)
 
     def _save_reals(self) -> None:
-        if not self.engine.is_main:
-            return
         m, d, reader = self.config.monitor, self.config.data, ShardReader(self.config.data.shards, self.index)
         order = GlobalOrder([shard.samples for shard in self.index.shards], self.config.run.seed, d.lanes, d.block)
         images = np.stack([reader.read(*place)[0] for place in order.locate(0, m.grid_columns * m.grid_rows)])
@@ -240,6 +245,13 @@ class Trainer:
             raise InputError("the ranks have different configurations or data: start all of them with the same command, and "
                              "check that data.shards is the same folder on every node")
 
+    def _restore(self, nimg: int) -> None:
+        folder = checkpoint_folder(self.run_dir, nimg)
+        if not folder.is_dir():
+            raise InputError(f"rank 0 continues from {folder}, which is not there on {platform.node()}: run.dir must be a "
+                             "folder that all nodes share")
+        self.state.restore(folder)
+
     def _starting_point(self) -> tuple[int, list[str]]:
         assert self.folder is not None  # runs on rank 0
         return self.folder.starting_point(self.config, self.index.fingerprint)
@@ -281,11 +293,3 @@ def set_arithmetic(config: Config) -> None:
     torch.backends.cudnn.deterministic = config.run.deterministic
     torch.backends.cudnn.benchmark = not config.run.deterministic
 
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU since the start of the process, or of the process itself on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -100,8 +100,8 @@ class Objective:
         the penalty of an image does not depend on which others are in its micro-batch.
         """
         c = self.config
-        part = MicroBatch(real.images, None if real.labels is None else real.labels[::c.path_length_shrink],
-                          real.index[::c.path_length_shrink])
+        every = slice(None, None, c.path_length_shrink)
+        part = MicroBatch(real.images[every], None if real.labels is None else real.labels[every], real.index[every])
         images, _, ws = self._generate("g_path", part)
         direction = randomness.normal(self.seed, "g_path.direction", part.index, images.shape[1:])
         lengths = path_lengths(images, ws, direction.to(images.dtype))

@@ -23,6 +23,7 @@ from stylegan_dist.randomness import SEED_LIMIT
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_CLAMP = 256.0
 # Which knobs an optimizer takes is read from its constructor; these are passed on if it has them.
+OWN_DEFAULTS = ("eps", "alpha", "rho")
 OPTIMIZER_KNOBS = ("lr", "betas", "eps", "momentum", "nesterov", "alpha", "rho", "weight_decay")
 
 
@@ -49,6 +50,8 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
     Raises:
         InputError: values that do not fit each other, the data or the world.
     """
+    if world_size < 1:
+        raise InputError(f"run.world_size={world_size} must be at least 1")
     config = copy.deepcopy(config)
     notes: list[str] = []
 
@@ -80,6 +83,9 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
         if optimizer.lr == "auto" and not optimizer.name.startswith("Adam"):
             raise InputError(f"optim.{name}.lr has no rule for {optimizer.name}: set it, for example optim.{name}.lr=0.01")
         auto(optimizer, f"optim.{name}", "lr", 0.002 if resolution >= 1024 else 0.0025, "from the resolution")
+        for key in OWN_DEFAULTS:
+            if getattr(optimizer, key) == "auto":
+                setattr(optimizer, key, _own_default(optimizer, f"optim.{name}", key))
 
     precision = config.precision
     on_gpu = device_type == "cuda"
@@ -113,6 +119,8 @@ def optimizer_arguments(settings: OptimizerConfig, where: str) -> dict:
     arguments = {}
     for key in OPTIMIZER_KNOBS:
         value = getattr(settings, key)
+        if value == "auto" and key in OWN_DEFAULTS:
+            value = _own_default(settings, where, key)
         if key in accepted:
             arguments[key] = tuple(value) if key == "betas" else value
             if key == "betas" and len(value) != len(accepted[key].default):
@@ -132,6 +140,12 @@ def _optimizer_class(settings: OptimizerConfig, where: str) -> type[torch.optim.
     if not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer):
         raise InputError(f"{where}.name={settings.name!r} is not in torch.optim; try Adam, SGD, RMSprop, Adagrad or Adadelta")
     return cls
+
+
+def _own_default(settings: OptimizerConfig, where: str, key: str) -> float | str:
+    """What the optimizer itself takes for a knob; "auto" if it does not have it."""
+    knob = inspect.signature(_optimizer_class(settings, where)).parameters.get(key)
+    return knob.default if knob is not None and isinstance(knob.default, float) else "auto"
 
 
 def _try_out(cls: type[torch.optim.Optimizer], arguments: dict) -> None:
@@ -217,9 +231,15 @@ def _check_micro_batch(config: Config, world_size: int, unit: int) -> None:
         raise InputError(f"run.batch_gpu={run.batch_gpu} does not divide the {per_rank} images of each rank "
                          f"(run.batch={run.batch} over {world_size} processes)")
     if run.batch_gpu % unit:
+        if per_rank % unit == 0:
+            remedy = f"use a multiple of {unit} that divides {per_rank}, or smaller groups"
+        else:
+            fitting = [n for n in range(1, run.batch // unit + 1) if run.batch % (n * unit) == 0]
+            numbers = f"a number of processes out of {', '.join(map(str, fitting))}, " if fitting else ""
+            remedy = f"use {numbers}a larger batch or smaller groups"
         raise InputError(
             f"run.batch_gpu={run.batch_gpu} (of {per_rank} images per rank) must be a multiple of {unit}, so that the groups "
             f"of discriminator.mbstd_group={config.discriminator.mbstd_group} and loss.path_length_shrink="
-            f"{config.loss.path_length_shrink} are never split; use fewer processes, a larger batch or smaller groups"
+            f"{config.loss.path_length_shrink} are never split; {remedy}"
         )
 

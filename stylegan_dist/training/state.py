@@ -20,6 +20,7 @@ from stylegan_dist.training.checkpoint import (
 from stylegan_dist.training.ema import AveragedGenerator
 from stylegan_dist.training.phases import Objective
 from stylegan_dist.training.rules import Resolved
+from stylegan_dist.training.statistics import TickStatistics
 
 
 class TrainState:
@@ -42,6 +43,7 @@ class TrainState:
         }
         self.nimg = 0
         self.segment = 0  # how often the run was continued
+        self.statistics = TickStatistics()
         self.generator = build_generator(config, *shape)
         self.discriminator = build_discriminator(config, *shape)
         self.networks: dict[str, nn.Module] = {"g": self.generator, "d": self.discriminator}
@@ -69,6 +71,7 @@ class TrainState:
             "nimg": self.nimg,
             "segment": self.segment,
             "path_mean": self.objective.path_mean.item(),  # a float32 goes through JSON unchanged
+            "statistics": self.statistics.facts(),
             "data": self.data,
             "config": to_dict(self.config),
         }
@@ -81,6 +84,7 @@ class TrainState:
             restore_optimizer(self.optimizers[name], network, load_tensors(folder, f"optimizer_{name}"))
         load_network(self.ema.network, folder, "g_ema")
         self.objective.path_mean.fill_(facts["path_mean"])
+        self.statistics.restore(facts["statistics"], self.objective.path_mean.device)
         self.nimg = facts["nimg"]
         self.segment = facts["segment"] + 1
 

@@ -11,7 +11,11 @@ from launching import ROOT, TIMEOUT, finished, started, train_command
 from wandb_reader import read_offline_runs
 
 from stylegan_dist.cli import main
+from stylegan_dist.config import load_config
+from stylegan_dist.data.index import DatasetIndex, Shard
+from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.jsonl import read
+from stylegan_dist.training.rules import resolve
 
 pytestmark = pytest.mark.slow
 SHORT = ("run.kimg=0.016",)
@@ -106,6 +110,19 @@ def test_dry_run_of_every_preset(preset: Path, labelled_shards: Path, capsys: py
     resolved = yaml.safe_load(out)  # the plan below the configuration is a comment
     assert "auto" not in {resolved["loss"]["r1_gamma"], resolved["run"]["batch"], resolved["optim"]["g"]["lr"]}
     assert "# memory" in out
+
+
+@pytest.mark.parametrize("resolution", [256, 512, 1024])
+def test_published_presets_fit_eight_processes(resolution: int):
+    """At the resolution they are made for, which the images of the other tests do not have."""
+    shard = Shard("none.tar", 1, 0, "", "none.npy", "")
+    index = DatasetIndex(resolution, 3, "png", None, None, [shard])
+    for preset in (f"ffhq{resolution}.yaml", "auto.yaml"):
+        config = load_config(ROOT / "launch/presets" / preset)
+        per_rank = {n: resolve(config, index, n, "cuda", True).config.run for n in (1, 2, 4, 8)}
+        assert all(run.batch // n % run.batch_gpu == 0 for n, run in per_rank.items())
+        with pytest.raises(InputError, match="out of 1, 2, 4, 8"):
+            resolve(load_config(ROOT / "launch/presets" / f"ffhq{resolution}.yaml"), index, 16, "cuda", True)
 
 
 def test_help_config_lists_every_key(capsys: pytest.CaptureFixture):

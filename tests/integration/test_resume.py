@@ -75,7 +75,8 @@ def test_killed_and_continued_equals_straight(processes: int, labelled_shards: P
 
 def test_terminated_run_saves_and_continues(labelled_shards: Path, tmp_path: Path):
     run_dir = tmp_path / "terminated"
-    command = train_command(labelled_shards, run_dir, "run.kimg=1000", "checkpoint.every_kimg=1000")
+    ticks = "monitor.tick_kimg=0.056"  # the stop falls between two ticks, and must not show in their records
+    command = train_command(labelled_shards, run_dir, "run.kimg=1000", "checkpoint.every_kimg=1000", ticks)
     with started(command) as process:
         wait_for(run_dir / "samples/nimg-00000000.png", process)
         process.send_signal(signal.SIGTERM)
@@ -85,9 +86,10 @@ def test_terminated_run_saves_and_continues(labelled_shards: Path, tmp_path: Pat
     nimg = int(saved.name.removeprefix("nimg-"))
     assert f"stopped on request at {nimg / 1000:g} kimg" in out
     kimg = f"run.kimg={(nimg + 40) / 1000}"
-    trained(labelled_shards, run_dir, kimg)
-    trained(labelled_shards, tmp_path / "straight", kimg)
+    trained(labelled_shards, run_dir, kimg, ticks)
+    trained(labelled_shards, tmp_path / "straight", kimg, ticks)
     assert_bit_equal(tmp_path / "straight", run_dir, f"checkpoints/nimg-{nimg + 40:08d}")
+    assert losses(run_dir) == losses(tmp_path / "straight")
 
 
 def test_two_ranks_then_one_then_two_equals_one(labelled_shards: Path, tmp_path: Path):
@@ -133,13 +135,23 @@ def test_damaged_checkpoint_is_passed_over(labelled_shards: Path, straight: Path
     assert_bit_equal(straight, run_dir)
 
 
-def test_workers_do_not_outlive_their_launcher(labelled_shards: Path, tmp_path: Path):
+@pytest.mark.parametrize(("config", "processes"), [("cpu.yaml", 2), ("1gpu.yaml", 1)])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_do_not_outlive_their_launcher(config, processes, how, labelled_shards: Path, tmp_path: Path):
     run_dir = tmp_path / "orphans"
-    with started(train_command(labelled_shards, run_dir, "run.kimg=1000", processes=2)) as launcher:
+    with started(train_command(labelled_shards, run_dir, "run.kimg=1000", processes=processes, config=config)) as launcher:
         wait_for(run_dir / HALF / "manifest.json", launcher)
         workers = [pid for pid in descendants(launcher.pid) if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
-        assert len(workers) == 2
-        launcher.kill()
+        assert len(workers) == processes
+        launcher.send_signal(how)
         launcher.communicate(timeout=TIMEOUT)  # returns when the last worker has closed its end of the pipe
         assert not any(alive(pid) for pid in workers)
     assert newest_whole_checkpoint(run_dir)[0] > 80  # they saved before they went
+
+
+def test_another_batch_continues_with_the_next_image(labelled_shards: Path, straight: Path, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(straight, run_dir)
+    result = trained(labelled_shards, run_dir, "run.kimg=0.2", "run.batch=20")
+    assert "changed since the last start: run.batch = 20 (was 8)" in result.stdout
+    assert [record["nimg"] for record in read(run_dir / "metrics.jsonl")][-3:] == [160, 180, 200]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def test_no_auto_remains_and_each_is_explained():
     assert to_dict(before) == untouched, "the configuration given is left alone"
     explained = [note.split(" = ")[0] for note in resolved.notes]
     free = {"run.world_size", "run.device", "run.threads", "monitor.wandb"}  # settled by launcher, machine and account
+    free |= {f"optim.{name}.{key}" for name in "gd" for key in ("eps", "alpha", "rho")}  # settled by the optimizer
     after = values(to_dict(resolved.config))
     assert {key for key, value in after.items() if value == "auto"} <= free
     assert {key for key, value in values(untouched).items() if value == "auto"} - free == set(explained)
@@ -188,8 +190,8 @@ COMPLAINTS = [
     (("run.batch_gpu=0",), {}, ["run.batch_gpu=0"]),
     (("run.batch_gpu=-4",), {}, ["run.batch_gpu=-4"]),
     (("run.batch_gpu=2",), {}, ["run.batch_gpu=2 (of 64 images per rank) must be a multiple of 4", "mbstd_group=4",
-                               "path_length_shrink=2", "fewer processes, a larger batch or smaller groups"]),
-    ((), {"world": 32}, ["run.batch_gpu=2", "must be a multiple of 4", "fewer processes"]),
+                               "path_length_shrink=2", "a multiple of 4 that divides 64, or smaller groups"]),
+    ((), {"world": 32}, ["run.batch_gpu=2", "must be a multiple of 4", "out of 1, 2, 4, 8, 16"]),
     (("optim.g.l1=-1",), {}, ["optim.g.l1=-1", "must not be negative"]),
     (("optim.g.name=Adamm",), {}, ["optim.g.name='Adamm' is not in torch.optim", "try Adam, SGD"]),
     (("optim.g.name=Optimizer", "optim.g.lr=1"), {}, ["optim.g.name='Optimizer' is not in torch.optim"]),
@@ -248,8 +250,10 @@ def test_optimizer_arguments(name, knobs, expected):
     settings = OptimizerConfig(name=name, lr=0.5, **knobs)
     arguments = optimizer_arguments(settings, "optim.g")
     assert set(arguments) == expected
+    own = inspect.signature(getattr(torch.optim, name)).parameters
     for key, value in arguments.items():
-        assert value == (tuple(settings.betas) if key == "betas" else getattr(settings, key))
+        wanted = tuple(settings.betas) if key == "betas" else getattr(settings, key)
+        assert value == (own[key].default if wanted == "auto" else wanted)
     getattr(torch.optim, name)([torch.nn.Parameter(torch.zeros(2))], **arguments)
 
 
