@@ -67,13 +67,14 @@ class _StrictLoader(yaml.SafeLoader):
     """Refuses a key that is given twice; YAML's usual answer is to forget the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        result = super().construct_mapping(node, deep)
         seen = set()
-        for key, _ in node.value:
+        for key, _ in node.value:  # before super() puts the keys of a `<<` merge among them
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused by super()
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
-        return result
+        return super().construct_mapping(node, deep)
 
 
 def _apply_file(config: Config, path: Path) -> None:

@@ -205,3 +205,10 @@ def test_presets_load(preset):
 
 def test_there_are_presets():
     assert {"demo"} <= {path.stem for path in PRESETS}
+
+
+def test_a_merge_may_be_overridden(tmp_path):
+    path = tmp_path / "merge.yaml"
+    path.write_text("optim:\n  g: &both {lr: 0.001, eps: 0.5}\n  d: {<<: *both, lr: 0.002}\n")
+    optim = load_config(path).optim
+    assert (optim.g.lr, optim.g.eps, optim.d.lr, optim.d.eps) == (0.001, 0.5, 0.002, 0.5)
