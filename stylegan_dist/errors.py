@@ -1,9 +1,15 @@
-"""The two ways in which a run ends early on purpose, and the exit codes of every command."""
+"""The ways in which a run ends early on purpose, and the exit codes of every command."""
+
+import signal
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the state is saved; run the same command again
+
+
+# They ask a run to save its state and end: a batch system, Ctrl-C, a lost terminal.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class InputError(Exception):

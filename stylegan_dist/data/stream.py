@@ -19,7 +19,7 @@ from stylegan_dist import randomness
 from stylegan_dist.data.images import decode
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, load_offsets
 from stylegan_dist.data.order import GlobalOrder
-from stylegan_dist.errors import InputError, LocalInputError
+from stylegan_dist.errors import STOP_SIGNALS, InputError, LocalInputError
 
 OPEN_SHARDS = 256
 
@@ -172,7 +172,7 @@ def _outlive_stop_requests(_worker: int) -> None:
     Slurm and Ctrl-C send them to all processes of a run. The training process answers them, and needs the
     readers until it has finished its step; then it ends them. They also end by themselves when it dies.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

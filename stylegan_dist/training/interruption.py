@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from stylegan_dist.errors import STOP_SIGNALS
+
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 

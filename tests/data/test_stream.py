@@ -21,7 +21,7 @@ from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.index import load_index, load_offsets
 from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.stream import BatchStream, ShardReader
-from stylegan_dist.errors import InputError, LocalInputError
+from stylegan_dist.errors import STOP_SIGNALS, InputError, LocalInputError
 
 ORDER = {"seed": 5, "lanes": 4, "block": 3}
 SAMPLES = 44
@@ -301,7 +301,7 @@ def test_readers_outlive_a_stop_request_and_end_with_the_stream(shards):
     next(stream)
     readers = multiprocessing.active_children()
     assert len(readers) == 2
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         for reader in readers:
             os.kill(reader.pid, number)
         time.sleep(0.05)
