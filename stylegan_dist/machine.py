@@ -14,6 +14,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def supports_bf16(device_type: str) -> bool:
+    """Whether the device computes in bfloat16 natively."""
+    return device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes: the most that was allocated on the GPU, or on a CPU the largest size of the whole process."""
     if device.type == "cuda":

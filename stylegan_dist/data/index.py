@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from stylegan_dist.errors import InputError
+from stylegan_dist.files import write_whole
 
 INDEX_NAME = "index.json"
 FORMAT = "stylegan-dist-shards"
@@ -67,14 +68,7 @@ class DatasetIndex:
     def save(self, folder: str | os.PathLike) -> None:
         """Write `index.json` atomically."""
         content = {"format": FORMAT, "version": VERSION, "num_samples": self.num_samples, **asdict(self)}
-        path = Path(folder) / INDEX_NAME
-        temporary = path.with_suffix(".json.tmp")
-        with open(temporary, "w") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(Path(folder) / INDEX_NAME, json.dumps(content, indent=1) + "\n")
 
 
 def load_index(folder: str | os.PathLike) -> DatasetIndex:

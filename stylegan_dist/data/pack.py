@@ -35,6 +35,7 @@ from stylegan_dist.data.images import ImageOptions, convert, encode
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, load_index, load_offsets
 from stylegan_dist.data.sources import LABEL_MODES, Item, Source, open_source
 from stylegan_dist.errors import InputError, Interrupted
+from stylegan_dist.files import write_whole
 from stylegan_dist.machine import available_cores
 from stylegan_dist.randomness import SEED_LIMIT, permutation
 
@@ -266,7 +267,7 @@ def _resume(out: Path, tasks: Sequence[_Task], record: dict) -> dict[int, dict]:
     work.mkdir(exist_ok=True)
     plan = work / "plan.json"
     if not plan.is_file():
-        _write_json(plan, record)
+        write_whole(plan, json.dumps(record))
     elif json.loads(plan.read_text())["fingerprint"] != record["fingerprint"]:
         raise _other_set(out)
     results = {}
@@ -323,7 +324,7 @@ def _write_shard(job: _Job, slot: int, task: _Task, progress: pool.Progress) -> 
                 progress.done[slot] += 1
         shard = _publish(job.out, task.name, temporary, np.array(rows, np.int64), [f"{k}.{ending}" for k in keys])
         result = {"finished": True, "shard": shard and asdict(shard), "skipped": skipped, "enlarged": enlarged}
-        _write_json(work / f"{task.name}.json", result)
+        write_whole(work / f"{task.name}.json", json.dumps(result))
         return result
     except OSError as error:
         raise _cannot_write(job.out, error) from None
@@ -405,13 +406,3 @@ def _cannot_write(out: Path, error: OSError) -> InputError:
         f"cannot write to {out} ({error.strerror or error}): free space or correct the permissions, then run the "
         "same command again to continue"
     )
-
-
-def _write_json(path: Path, content: dict) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    temporary = path.with_suffix(".json.tmp")
-    with open(temporary, "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from stylegan_dist.errors import EXIT_INTERRUPTED
+from stylegan_dist.files import write_whole
 from stylegan_dist.monitor.redact import redact
 
 MODES = ("auto", "online", "offline", "disabled")
@@ -270,12 +271,7 @@ def stable_run_id(run_dir: Path) -> str:
     if path.exists() and (stored := path.read_text().strip()):
         return stored
     run_id = secrets.token_hex(4)
-    temporary = path.with_name(ID_NAME + ".tmp")
-    with open(temporary, "w") as file:
-        file.write(run_id + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, run_id + "\n")
     return run_id
 
 

@@ -24,7 +24,7 @@ import torch.distributed.nn
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from stylegan_dist.errors import InputError, RankLost
-from stylegan_dist.machine import available_cores
+from stylegan_dist.machine import available_cores, supports_bf16
 from stylegan_dist.training.launch_check import check_environment, check_joined
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class Engine:
 
     @property
     def supports_bf16(self) -> bool:
-        return self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return supports_bf16(self.device.type)
 
     def describe(self) -> str:
         """One line for the header of a run."""

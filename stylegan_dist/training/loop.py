@@ -8,13 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from stylegan_dist import randomness
 from stylegan_dist.config import Config, dump_config, to_dict
-from stylegan_dist.data.order import GlobalOrder
-from stylegan_dist.data.stream import Batch, BatchStream, ShardReader
+from stylegan_dist.data.stream import Batch, BatchStream
 from stylegan_dist.errors import InputError, Interrupted, LocalInputError
 from stylegan_dist.machine import peak_memory
 from stylegan_dist.monitor.images import save_grid
@@ -202,10 +200,14 @@ class Trainer:
         self._save_picture("samples", self.samples_path, images)
 
     def _save_reals(self) -> None:
-        m, d, reader = self.config.monitor, self.config.data, ShardReader(self.config.data.shards, self.index)
-        order = GlobalOrder([shard.samples for shard in self.index.shards], self.config.run.seed, d.lanes, d.block)
-        images = np.stack([reader.read(*place)[0] for place in order.locate(0, m.grid_columns * m.grid_rows)])
-        self._save_picture("reals", self.run_dir / SAMPLES_NAME / "reals.png", torch.from_numpy(images))
+        """A picture of the first images of the run."""
+        m, d = self.config.monitor, self.config.data
+        count = m.grid_columns * m.grid_rows
+        stream = BatchStream(d.shards, self.index, seed=self.config.run.seed, lanes=d.lanes, block=d.block, batch=count)
+        try:
+            self._save_picture("reals", self.run_dir / SAMPLES_NAME / "reals.png", next(stream).images)
+        finally:
+            stream.close()
 
     def _save_picture(self, name: str, path: Path, images: torch.Tensor) -> None:
         try:

@@ -7,6 +7,7 @@ import torch
 from stylegan_dist.config import Config, dump_config
 from stylegan_dist.data.index import DatasetIndex, load_index
 from stylegan_dist.errors import InputError
+from stylegan_dist.machine import supports_bf16
 from stylegan_dist.training.rules import Resolved, resolve, steps_in
 from stylegan_dist.training.state import TrainState
 
@@ -41,8 +42,7 @@ def describe_plan(config: Config, world_size: int) -> str:
     """The resolved configuration and what a run with it would do, without starting anything."""
     index = load_index_of(config)
     device_type = "cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu"
-    bf16_ok = device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    resolved = resolve(config, index, world_size, device_type, bf16_ok)
+    resolved = resolve(config, index, world_size, device_type, supports_bf16(device_type))
     state = TrainState(resolved, index, torch.device("meta"))
     facts = header_facts(resolved, index, state, f"{world_size} x {device_type}")
     c, total = resolved.config, steps_in(resolved.config)

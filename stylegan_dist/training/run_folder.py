@@ -12,6 +12,7 @@ from typing import Any
 
 from stylegan_dist.config import Config, dump_config, load_config, to_dict
 from stylegan_dist.errors import InputError
+from stylegan_dist.files import write_whole
 from stylegan_dist.training.checkpoint import checkpoint_folder, load_state, newest_whole_checkpoint
 
 CONFIG_NAME = "config.yaml"
@@ -88,9 +89,7 @@ class RunFolder:
 
     def save_config(self, config: Config) -> None:
         """Write the resolved configuration."""
-        temporary = self.path / (CONFIG_NAME + ".tmp")
-        temporary.write_text(dump_config(config))
-        temporary.replace(self.path / CONFIG_NAME)
+        write_whole(self.path / CONFIG_NAME, dump_config(config))
 
     def close(self) -> None:
         """Give the folder free."""
