@@ -20,6 +20,24 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
     return gradient.square().sum(dim=(1, 2, 3))
 
 
+def approximate_gradient_penalty(logits: Tensor, disturbed_logits: Tensor, sigma: float) -> Tensor:
+    """|D(x) - D(x + sigma n)|^2 / sigma^2 of every image, n standard normal (Lin et al. 2025, "Diffusion
+    adversarial post-training for one-step video generation", approximated R1).
+
+    Estimates `gradient_penalty` from two evaluations of D, without a second derivative. For images that do
+    not look at each other its mean over n is |grad_x D|^2 + O(sigma^2), and its standard deviation is
+    sqrt(2) |grad_x D|^2. docs/penalties.md has the theory, what is different for images that share a
+    minibatch standard deviation, and how exact the logits have to be.
+
+    Args:
+        logits: D(x), [N].
+        disturbed_logits: D(x + sigma n), [N].
+        sigma: > 0, in the units of the images.
+    Returns: [N], differentiable with respect to the discriminator's parameters, through both logits.
+    """
+    return ((disturbed_logits - logits) / sigma).square()
+
+
 def path_lengths(images: Tensor, ws: Tensor, direction: Tensor) -> Tensor:
     """|J^T y| of every image, with J the Jacobian of the images to w (Karras et al. 2020, section 3.2).
 

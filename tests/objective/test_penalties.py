@@ -1,13 +1,16 @@
-"""R1, R2 and path lengths against whole Jacobians, finite differences and cases solved by hand."""
+"""R1, R2, their approximation and path lengths against whole Jacobians, finite differences and cases solved by hand."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import reference
 import torch
+from torch.autograd.function import once_differentiable
 
 from stylegan_dist.networks.stylegan2 import Discriminator, Generator
-from stylegan_dist.objective.penalties import gradient_penalty, path_lengths
+from stylegan_dist.objective.penalties import approximate_gradient_penalty, gradient_penalty, path_lengths
 
 
 def make_discriminator(classes: int, architecture: str = "resnet", group: int = 2) -> Discriminator:
@@ -81,6 +84,149 @@ def test_parameter_gradients_of_the_penalty_by_finite_differences(classes, archi
     assert sum(abs(numeric) > 1e-6 * scale for _, _, numeric in found) >= 8
     for name, by_gradient, numeric in found:
         assert by_gradient == pytest.approx(numeric, rel=1e-5, abs=1e-8 * scale), name
+
+
+# The approximate penalty. Means over the noise are taken by quadrature, so that they are exact.
+
+
+def gauss_hermite(dimensions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points [3^d, d] and weights [3^d] that integrate polynomials up to degree 5 against the standard normal density."""
+    points = torch.tensor(list(itertools.product((-(3**0.5), 0.0, 3**0.5), repeat=dimensions)), dtype=torch.float64)
+    weights = torch.tensor([1 / 6, 2 / 3, 1 / 6], dtype=torch.float64)
+    return points, torch.stack([torch.stack(w).prod() for w in itertools.product(weights, repeat=dimensions)])
+
+
+def orthogonal_noise(seed: int, dimensions: int) -> torch.Tensor:
+    """Points [d, d] whose mean of n n^T is the identity, as that of standard normal noise."""
+    return torch.linalg.qr(reference.normals(seed, dimensions, dimensions))[0] * dimensions**0.5
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 1.0, 30.0])
+def test_the_approximation_of_a_linear_discriminator(sigma):
+    """D(x) = a x: the mean over n is |a|^2 for every sigma, the variance 2 |a|^4, the gradient for a in the mean 2 a."""
+    a, x = reference.normals(0, 5).requires_grad_(True), reference.normals(1, 5)
+    noise, weights = gauss_hermite(5)
+    values = approximate_gradient_penalty((x @ a).expand(len(noise)), (x + sigma * noise) @ a, sigma)
+    assert values.shape == (len(noise),)
+    mean, exact = (values * weights).sum(), a.square().sum()
+    assert reference.difference(mean, exact) < 1e-11
+    assert reference.difference(((values - mean).square() * weights).sum(), 2 * exact**2) < 1e-11
+    (gradient,) = torch.autograd.grad(mean, a)
+    assert reference.difference(gradient, 2 * a) < 1e-11
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 0.1, 2.0])
+def test_the_bias_for_a_quadratic_discriminator(sigma):
+    """D(x) = x^T A x / 2: the mean over n is |A x|^2 + sigma^2 (tr(A)^2 + 2 |A|_F^2) / 4, and so are gradients for A."""
+    square = reference.normals(2, 4, 4)
+    a, x = (square + square.t()).requires_grad_(True), reference.normals(3, 4)
+    noise, weights = gauss_hermite(4)
+
+    def d(images: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("ni,ij,nj->n", images, a, images) / 2
+
+    values = approximate_gradient_penalty(d(x[None]).expand(len(noise)), d(x + sigma * noise), sigma)
+    found = (values * weights).sum()
+    bias = sigma**2 * (a.trace() ** 2 + 2 * a.square().sum()) / 4
+    expected = (a @ x).square().sum() + bias
+    assert reference.difference(found, expected) < 1e-9
+    found, expected = (torch.autograd.grad(value, a)[0] for value in (found, expected))
+    assert reference.difference(found + found.t(), expected + expected.t()) < 1e-9
+
+
+@pytest.mark.parametrize(("classes", "architecture"), [(0, "resnet"), (3, "orig")])
+def test_the_approximation_converges_to_the_exact_penalty(classes, architecture):
+    """Away from the kinks of leaky ReLU, and for images that do not look at each other, in value and gradient."""
+    d = make_discriminator(classes, architecture, group=1)
+    label = torch.tensor([2, 0]) if classes else None
+    images = reference.normals(4, 2, 1, 8, 8)
+    exact = penalty_of(d, images, label)
+    target = torch.autograd.grad(exact.sum(), list(d.parameters()), allow_unused=True, materialize_grads=True)
+    noise = orthogonal_noise(5, 64).reshape(64, 1, 1, 8, 8)
+    distances = []
+    for sigma in (1e-1, 1e-3, 1e-7):
+        logits = d(images, label)
+        values = torch.stack([approximate_gradient_penalty(logits, d(images + sigma * n, label), sigma) for n in noise]).mean(0)
+        gradients = torch.autograd.grad(values.sum(), list(d.parameters()), allow_unused=True, materialize_grads=True)
+        found, expected = (torch.cat([g.flatten() for g in gs]) for gs in (gradients, target))
+        distances.append((reference.difference(values, exact), reference.difference(found, expected)))
+    assert distances[0][0] > 10 * distances[1][0] > 100 * distances[2][0]
+    assert distances[2][0] < 1e-5
+    assert distances[2][1] < 1e-4
+
+
+def test_the_approximation_for_coupled_images():
+    """In a group, the mean over n is the sum over the group's images j of |dD(x)_i / dx_j|^2, not the exact penalty."""
+    d = make_discriminator(0, group=2)
+    with torch.no_grad():
+        d.conv.weight[:, -1] *= 30  # of the minibatch standard deviation
+    images = reference.normals(6, 2, 1, 8, 8)
+    jacobian = torch.autograd.functional.jacobian(lambda x: d(x), images)  # [i, j, C, H, W]
+    noise = orthogonal_noise(7, 128).reshape(128, 2, 1, 8, 8)
+    sigma = 1e-7
+    values = torch.stack([approximate_gradient_penalty(d(images), d(images + sigma * n), sigma) for n in noise]).mean(0)
+    assert reference.difference(values, jacobian.square().sum((1, 2, 3, 4))) < 1e-5
+    exact = penalty_of(d, images, None)
+    assert reference.difference(exact, jacobian.sum(0).square().sum((1, 2, 3))) < 1e-9
+    assert abs(values.sum() / exact.sum() - 1) > 0.01, "these images are not coupled"
+
+
+def test_the_approximation_knows_of_moving_kinks():
+    """D(x) = lrelu(x - b), x uniform in [-1, 1]: the mean of |D'|^2 is P(x > b) + 0.04 P(x < b), with slope -0.48 for b.
+
+    The exact penalty has the value right, but a second derivative of zero: it does not see the kink move.
+    """
+    b = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    x = torch.linspace(-1, 1, 4001, dtype=torch.float64)
+
+    def d(images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.leaky_relu(images.flatten(1).sum(1) - b, 0.2)
+
+    leaf = x.reshape(-1, 1, 1, 1).requires_grad_(True)
+    exact = gradient_penalty(d(leaf), leaf).mean()
+    assert exact.item() == pytest.approx(0.45 + 0.04 * 0.55, abs=1e-3)
+    assert torch.autograd.grad(exact, b, materialize_grads=True)[0] == 0
+    quantiles = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
+    noise, sigma = torch.distributions.Normal(0.0, 1.0).icdf(quantiles), 0.03
+    logits = d(x[:, None])
+    values = torch.stack([approximate_gradient_penalty(logits, d((x + sigma * n)[:, None]), sigma) for n in noise])
+    assert values.mean().item() == pytest.approx(exact.item(), rel=0.02)
+    (slope,) = torch.autograd.grad(values.mean(), b)
+    assert slope.item() == pytest.approx(-0.48, rel=0.02)
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """x^2, whose backward pass cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * x * gradient
+
+
+def test_the_approximation_needs_no_second_derivative():
+    weight = reference.normals(8, 4).requires_grad_(True)
+    images, noise, sigma = reference.normals(9, 3, 1, 2, 2), reference.normals(10, 3, 1, 2, 2), 0.5
+
+    def d(x: torch.Tensor) -> torch.Tensor:
+        return OnceDifferentiable.apply(x.flatten(1) * weight) @ weight
+
+    leaf = images.clone().requires_grad_(True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient_penalty(d(leaf), leaf).sum().backward()
+    values = approximate_gradient_penalty(d(images), d(images + sigma * noise), sigma)
+    (found,) = torch.autograd.grad(values.sum(), weight)
+    # D(x) = sum w^3 x^2, so that the penalty is (sum w^3 c)^2 with c = ((x + sigma n)^2 - x^2) / sigma
+    c = (((images + sigma * noise).square() - images.square()) / sigma).flatten(1)
+    slope = c @ weight**3
+    assert reference.difference(values, slope.square()) < 1e-12
+    assert reference.difference(found, 6 * weight.square() * (slope @ c)) < 1e-12
 
 
 def make_generator(classes: int) -> Generator:
