@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -25,3 +27,64 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available_memory(device: torch.device, processes: int = 1) -> int:
+    """Bytes that this process may still allocate on the device.
+
+    Args:
+        processes: that share the memory of this machine; every one has a GPU of its own.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(min(_system_memory(), _memory_of_control_group()) // processes, _memory_below_limits())
+
+
+def _system_memory() -> int:
+    """What the whole machine has left, in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _memory_below_limits() -> int:
+    """What `ulimit -v` and `ulimit -d` leave to this process, in bytes."""
+    left, page = sys.maxsize, os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError):
+        pages = [int(word) for word in Path("/proc/self/statm").read_text().split()]
+        for kind, used in ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5])):
+            limit = resource.getrlimit(kind)[0]
+            if limit != resource.RLIM_INFINITY:
+                left = min(left, max(limit - used * page, 0))
+    return left
+
+
+def _memory_of_control_group() -> int:
+    """What the containers or batch jobs around this process have left, in bytes; both versions of control groups."""
+    left = sys.maxsize
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root = Path("/sys/fs/cgroup/memory") if controllers else Path("/sys/fs/cgroup")
+            names = (("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file") if controllers
+                     else ("memory.max", "memory.current", "inactive_file"))
+            group = root / path.lstrip("/")
+            for folder in (group, *group.parents):  # the limit of a parent holds, too
+                if folder.is_relative_to(root):
+                    left = min(left, _left_in(folder, *names))
+    return left
+
+
+def _left_in(folder: Path, limit_name: str, used_name: str, cache_name: str) -> int:
+    try:
+        limit, used = (folder / limit_name).read_text().strip(), int((folder / used_name).read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # not limited, or not visible from inside a container
+        return sys.maxsize
+    if limit == "max":
+        return sys.maxsize
+    return max(int(limit) - used + int(statistics.get(cache_name, 0)), 0)  # files that are cached make way

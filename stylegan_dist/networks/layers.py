@@ -6,11 +6,14 @@ same relative speed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from stylegan_dist import ops, randomness
 
@@ -53,6 +56,41 @@ def initialize(network: nn.Module, seed: int, purpose: str) -> None:
 
             with torch.no_grad():
                 module.init_parameters(draw)
+
+
+def run_block(block: Callable, recompute: bool, *arguments: Any) -> Any:
+    """block(*arguments); with `recompute`, what it saves for the backward pass is computed again there.
+
+    The graph is the same with and without, so gradients of any order are equal to the last bit. The block
+    must not draw random numbers.
+    """
+    if recompute and torch.is_grad_enabled():
+        arithmetic = SameArithmetic()
+        return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False,
+                          context_fn=lambda: (contextlib.nullcontext(), arithmetic))
+    return block(*arguments)
+
+
+class SameArithmetic:
+    """A context with the TF32 settings of the moment when it was made, which a backward pass may have lost."""
+
+    def __init__(self) -> None:
+        self._wanted = self._settings()
+
+    def __enter__(self) -> None:
+        self._before = self._settings()
+        self._set(self._wanted)
+
+    def __exit__(self, *_: object) -> None:
+        self._set(self._before)
+
+    @staticmethod
+    def _settings() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    @staticmethod
+    def _set(settings: tuple[bool, bool]) -> None:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = settings
 
 
 def normalize_second_moment(x: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from stylegan_dist import ops
-from stylegan_dist.networks.layers import Conv2d, Dense, Draw, MappingNetwork, Precision
+from stylegan_dist.networks.layers import Conv2d, Dense, Draw, MappingNetwork, Precision, run_block
 
 MIN_RESOLUTION = 4
 
@@ -41,7 +41,7 @@ class SynthesisLayer(nn.Module):
         self.affine = Dense(w_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.empty(out_channels))
-        self.noise_strength = nn.Parameter(torch.empty(()))
+        self.noise_strength = nn.Parameter(torch.empty(1))
         self.register_buffer("noise_const", torch.empty(resolution, resolution))
 
     def init_parameters(self, draw: Draw) -> None:
@@ -85,9 +85,12 @@ class SynthesisBlock(nn.Module):
     const: nn.Parameter  # [out, 4, 4], of the first block
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, img_channels: int,
-                 clamp: float | None):
+                 precision: Precision):
         super().__init__()
         self.first = resolution == MIN_RESOLUTION
+        self.num_convolutions = 1 if self.first else 2
+        self.precision = precision
+        clamp = precision.clamp
         if self.first:
             self.const = nn.Parameter(torch.empty(out_channels, resolution, resolution))
         else:
@@ -99,6 +102,29 @@ class SynthesisBlock(nn.Module):
         if self.first:
             self.const.copy_(draw("const", self.const.shape))
 
+    def forward(
+        self, x: torch.Tensor | None, rgb: torch.Tensor | None, ws: Sequence[torch.Tensor],
+        noise: Sequence[torch.Tensor | None], dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features and RGB images of this resolution from those of the one below, both None at 4x4.
+
+        Args:
+            x: [N, in, R / 2, R / 2].
+            rgb: [N, img_channels, R / 2, R / 2] in the precision of w.
+            ws: [N, w_dim] for each convolution and for toRGB.
+            noise: [N or 1, 1, R, R] or None for each convolution.
+            dtype: in which the convolutions compute.
+        Returns: x [N, out, R, R] in `dtype` and rgb [N, img_channels, R, R] in the precision of w.
+        """
+        if self.first:
+            x = self.precision.place(self.const.expand(len(ws[0]), -1, -1, -1), dtype)
+        else:
+            assert x is not None
+            x = self.conv0(self.precision.place(x, dtype), ws[0], noise[0])
+        x = self.conv1(x, ws[-2], noise[-1])
+        skip = self.torgb(x, ws[-1]).to(ws[-1].dtype)
+        return x, skip if rgb is None else ops.upsample2d(rgb) + skip
+
 
 class SynthesisNetwork(nn.Module):
     """w to images, with a skip connection of RGB images over the resolutions.
@@ -107,20 +133,19 @@ class SynthesisNetwork(nn.Module):
     convolution (the last one has its own), so there are `num_ws` = convolutions + 1 of them.
     """
 
-    b4: SynthesisBlock
-
     def __init__(self, w_dim: int, resolution: int, img_channels: int, channel_base: int, channel_max: int,
-                 precision: Precision):
+                 precision: Precision, recompute: int):
         super().__init__()
         self.resolutions = resolutions(resolution)
         self.precision = precision
+        self.recompute = recompute
         self.num_ws = 2 * len(self.resolutions)
         self.noise_shapes = [(r, r) for r in self.resolutions for _ in range(1 if r == MIN_RESOLUTION else 2)]
         for r in self.resolutions:
             block = SynthesisBlock(
                 in_channels=channels_at(r // 2, channel_base, channel_max),
                 out_channels=channels_at(r, channel_base, channel_max),
-                w_dim=w_dim, resolution=r, img_channels=img_channels, clamp=precision.clamp,
+                w_dim=w_dim, resolution=r, img_channels=img_channels, precision=precision,
             )
             setattr(self, f"b{r}", block)
 
@@ -136,23 +161,16 @@ class SynthesisNetwork(nn.Module):
             noise: one map a convolution ([N or 1, 1, H, W], shapes in `noise_shapes`), or None for no noise.
         Returns: images [N, img_channels, R, R] in the precision of the parameters, nominally in [-1, 1].
         """
-        full = ws.dtype
-        maps = iter(noise if noise is not None else [None] * len(self.noise_shapes))
-        w = iter(ws.unbind(dim=1))
-        rgb: torch.Tensor | None = None
-        next_w = next(w)
-        x = self.b4.const.expand(len(ws), -1, -1, -1)
+        full, w = ws.dtype, ws.unbind(dim=1)
+        maps = noise if noise is not None else [None] * len(self.noise_shapes)
+        x = rgb = None
+        start = 0  # of the block's convolutions, in both lists
         for r in self.resolutions:
             block = getattr(self, f"b{r}")
+            end = start + block.num_convolutions
             dtype = self.precision.of_block(r, self.resolutions[-1], full)
-            x = self.precision.place(x, dtype)
-            if not block.first:
-                x = block.conv0(x, next_w, next(maps))
-                next_w = next(w)
-            x = block.conv1(x, next_w, next(maps))
-            next_w = next(w)
-            skip = block.torgb(x, next_w).to(full)
-            rgb = skip if rgb is None else ops.upsample2d(rgb) + skip
+            x, rgb = run_block(block, 0 < self.recompute <= r, x, rgb, w[start:end + 1], maps[start:end], dtype)
+            start = end
         assert rgb is not None
         return rgb
 
@@ -164,6 +182,8 @@ class Generator(nn.Module):
         resolution: a power of two, 8 to 1024.
         img_channels: 1, 3 or 4.
         num_classes: 0 for an unconditional generator.
+        recompute: blocks at this resolution and above compute their activations again in the backward
+            pass instead of storing them, which changes no bit of the result; 0 for none.
     """
 
     w_avg: torch.Tensor  # [w_dim], running mean of w
@@ -179,12 +199,13 @@ class Generator(nn.Module):
         channel_base: int = 32768,
         channel_max: int = 512,
         precision: Precision = Precision(),  # noqa: B008 - frozen
+        recompute: int = 0,
     ):
         super().__init__()
         self.z_dim = z_dim
         self.num_classes = num_classes
         self.mapping = MappingNetwork(z_dim, num_classes, w_dim, mapping_layers)
-        self.synthesis = SynthesisNetwork(w_dim, resolution, img_channels, channel_base, channel_max, precision)
+        self.synthesis = SynthesisNetwork(w_dim, resolution, img_channels, channel_base, channel_max, precision, recompute)
         self.num_ws = self.synthesis.num_ws
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
@@ -245,6 +266,7 @@ class Discriminator(nn.Module):
         num_classes: 0, or the number of classes for a projection discriminator (Miyato and Koyama
             2018): the logit is the scalar product of the features with a mapping of the label.
         mbstd_group: images per group of the minibatch standard deviation; 1 gives a zero channel.
+        recompute: as of the generator.
     """
 
     def __init__(
@@ -258,10 +280,12 @@ class Discriminator(nn.Module):
         mapping_layers: int = 8,
         mbstd_group: int = 4,
         precision: Precision = Precision(),  # noqa: B008 - frozen
+        recompute: int = 0,
     ):
         super().__init__()
         self.resolutions = resolutions(resolution)[:0:-1]
         self.precision = precision
+        self.recompute = recompute
         self.mbstd_group = mbstd_group
         channels = {r: channels_at(r, channel_base, channel_max) for r in resolutions(resolution)}
         self.fromrgb = Conv2d(img_channels, channels[resolution], 1, "lrelu", clamp=precision.clamp)
@@ -277,14 +301,19 @@ class Discriminator(nn.Module):
     def forward(self, images: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """images: [N, img_channels, R, R] in [-1, 1], label: int64 [N] or None -> logits [N], full precision."""
         full = self.out.weight.dtype
-        resolution = self.resolutions[0]
-        x = self.precision.place(images, self.precision.of_block(resolution, resolution, full))
-        x = self.fromrgb(x)
+        x = images
         for r in self.resolutions:
-            x = self.precision.place(x, self.precision.of_block(r, resolution, full))
-            x = getattr(self, f"b{r}")(x)
+            dtype = self.precision.of_block(r, self.resolutions[0], full)
+            x = run_block(self._block, 0 < self.recompute <= r, x, r, dtype)
         x = minibatch_std(x.to(full), self.mbstd_group)
         x = self.out(self.dense(self.conv(x).flatten(1)))
         if self.mapping is None:
             return x[:, 0]
         return (x * self.mapping(None, label)).sum(dim=1) / math.sqrt(x.shape[1])
+
+    def _block(self, x: torch.Tensor, resolution: int, dtype: torch.dtype) -> torch.Tensor:
+        """Features of half the resolution, at the highest resolution from images."""
+        x = self.precision.place(x, dtype)
+        if resolution == self.resolutions[0]:
+            x = self.precision.place(self.fromrgb(x), dtype)
+        return getattr(self, f"b{resolution}")(x)

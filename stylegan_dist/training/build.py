@@ -30,6 +30,7 @@ def build_generator(config: Config, resolution: int, channels: int, num_classes:
         network = Generator(
             resolution, channels, num_classes, z_dim=g.z_dim, w_dim=g.w_dim, mapping_layers=g.mapping_layers,
             channel_base=g.channel_base, channel_max=g.channel_max, precision=precision or precision_policy(config),
+            recompute=config.run.recompute,
         )
     return _with_values(network, config, "init.g")
 
@@ -42,7 +43,7 @@ def build_discriminator(config: Config, resolution: int, channels: int, num_clas
         network = Discriminator(
             resolution, channels, num_classes, architecture=d.architecture, channel_base=d.channel_base,
             channel_max=d.channel_max, mapping_layers=d.mapping_layers, mbstd_group=d.mbstd_group,
-            precision=precision_policy(config),
+            precision=precision_policy(config), recompute=config.run.recompute,
         )
     return _with_values(network, config, "init.d")
 

@@ -113,6 +113,34 @@ def test_every_w_drives_its_own_layers():
     assert reference.difference(g.synthesis(ws, noise), reference.synthesis(state, ws, noise)) < TIGHT
 
 
+@pytest.mark.parametrize("recompute", [0, 8])
+def test_every_parameter_is_used_inside_the_forward_of_its_own_module_alone(recompute):
+    """Engines that spread parameters fetch those of a module before its forward and give them back after it."""
+    shape = (16, 3, 5)
+    networks = [make_generator(*shape, recompute=recompute), make_discriminator(*shape, recompute=recompute)]
+    z, label, noise, images = inputs(networks[0], *shape)
+    arguments = [(z.float(), label, mapped(noise, torch.float32)), (images.float(), label)]
+    for network, given in zip(networks, arguments, strict=True):
+        expected = network(*given)
+        values = {name: p.detach().clone() for name, p in network.named_parameters()}
+        for prefix, module in network.named_modules():
+            own = {name: f"{prefix}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)}
+
+            def fetch(module: nn.Module, *_: object, own: dict[str, str] = own) -> None:
+                for name, full_name in own.items():
+                    getattr(module, name).data = values[full_name]  # noqa: B023 - used inside the loop
+
+            def give_back(module: nn.Module, *_: object, own: dict[str, str] = own) -> None:
+                for name in own:
+                    getattr(module, name).data = torch.full_like(getattr(module, name), math.nan)
+
+            module.register_forward_pre_hook(fetch)
+            module.register_forward_hook(give_back)
+            give_back(module)
+        assert all(p.isnan().all() for p in network.parameters())
+        assert torch.equal(network(*given), expected)
+
+
 @pytest.mark.parametrize("psi", [0.0, 0.3, 1.0, 1.5])
 def test_truncation(psi):
     g = make_generator(8, 3, 3).double()
