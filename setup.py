@@ -31,11 +31,11 @@ setup(
         "tqdm>=4.66,<5",
     ],
     extras_require={
-        "deepspeed": ["deepspeed>=0.18,<1"],
+        "deepspeed": ["deepspeed>=0.19.8,<0.20"],
         "metrics": ["scipy>=1.11,<2"],
         "demo": ["scikit-learn>=1.4,<2"],
         "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "hypothesis>=6.100,<7", "ruff>=0.12,<1", "mypy>=1.15,<3",
-                 "scikit-learn>=1.4,<2"],
+                 "scikit-learn>=1.4,<2", "deepspeed>=0.19.8,<0.20"],
     },
     entry_points={"console_scripts": ["stylegan-dist=stylegan_dist.cli:main"]},
 )

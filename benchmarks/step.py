@@ -60,7 +60,7 @@ def measure(args: argparse.Namespace, resolution: int) -> None:
     resolved = resolve(config, index, engine.world_size, engine.device.type, engine.supports_bf16)
     config = resolved.config
     set_arithmetic(config)
-    state = TrainState(resolved, index, engine.device)
+    state = TrainState(resolved, index, engine.device, engine)
 
     count = config.run.batch // engine.world_size
     first = torch.arange(engine.rank * count, (engine.rank + 1) * count)
@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace, resolution: int) -> None:
         seconds = []
         for _ in range(args.rounds + 1):
             begin = time.perf_counter()
-            run_phase(state, engine, phase, parts)
+            run_phase(state, phase, parts)
             if engine.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - begin)

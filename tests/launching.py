@@ -41,7 +41,7 @@ def started(command: Sequence[str], **environment: str) -> Iterator[subprocess.P
     """The process; it and all that it has started are killed at the end."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "WANDB_"))}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         env=env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
     )
     try:
@@ -81,10 +81,10 @@ def alive(pid: int) -> bool:
         return False
 
 
-def finished(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess:
+def finished(command: Sequence[str], timeout: float = TIMEOUT, **environment: str) -> subprocess.CompletedProcess:
     """Run to the end; output as text."""
     with started(command, **environment) as process:
-        out, err = process.communicate(timeout=TIMEOUT)
+        out, err = process.communicate(timeout=timeout)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 

@@ -31,9 +31,18 @@ class RunConfig:
     kimg: float = knob(25000.0, "length of the training, thousands of images")
     batch: int | Auto = knob("auto", "global batch: images per step over all ranks")
     batch_gpu: int | Auto = knob("auto", "micro-batch: images that a rank computes at once; does not change the result")
+    recompute: int = knob(0, "blocks at this resolution and above compute their activations again in the backward pass "
+                             "instead of storing them: less memory, the same result; 0: store all")
     world_size: int | Auto = knob("auto", "number of processes that must take part; a launch with another is refused")
     device: Literal["auto", "cuda", "cpu"] = knob("auto", "auto: CUDA where there is a GPU")
     threads: int | Auto = knob("auto", "CPU threads of each process; auto: cores / processes on this machine")
+    timeout: float = knob(600.0, "seconds after which a rank that waits for another gives up")
+    reduction: Literal["auto", "flat", "buckets"] = knob(
+        "auto", "data parallel sum of gradients; flat: one all-reduce a phase; buckets: DDP, during the backward pass")
+    compile: bool | Auto = knob("auto", "compile networks where they are differentiated once, if that works; changes "
+                                       "rounding; auto: false")
+    cuda_graphs: bool | Auto = knob("auto", "record backward passes as CUDA graphs and replay them, if that works; does not "
+                                            "change the result; auto: false")
     deterministic: bool = knob(True, "let cuDNN use only algorithms that give the same bits again, at some cost in speed")
 
 
@@ -82,6 +91,9 @@ class LossConfig:
     r1_gamma: float | Auto = knob("auto", "weight of the gradient penalty on real images; auto: 0.0002 R^2 / batch")
     r2_gamma: float = knob(0.0, "weight of the gradient penalty on generated images")
     penalty_interval: int = knob(16, "steps between R1 and R2; 1 adds them to every discriminator step")
+    penalty: Literal["exact", "approximate"] = knob("exact", "approximate: estimate R1 and R2 without double backward, "
+                                                    "in full precision; for networks too large for it")
+    penalty_sigma: float = knob(0.01, "approximate penalty: size of the noise added to images in [-1, 1]")
     path_length_weight: float = knob(2.0, "weight of path length regularisation; 0 switches it off")
     path_length_interval: int = knob(4, "steps between path length regularisations; 1 adds it to every generator step")
     path_length_decay: float = knob(0.01, "speed at which the target path length follows the measured one, per use")
@@ -112,6 +124,8 @@ class OptimConfig:
 @dataclass
 class EmaConfig:
     half_life_kimg: float | Auto = knob("auto", "half-life of the averaged generator; auto: 10 kimg at batch 32, in proportion")
+    placement: Literal["auto", "device", "sharded", "cpu"] = knob(
+        "auto", "device: whole on every rank; sharded: a part on each; cpu: a part in the host's memory of each")
     rampup: float = knob(0.05, "the half-life is at most this share of the images seen so far; 0 switches it off")
 
 
@@ -119,6 +133,7 @@ class EmaConfig:
 class CheckpointConfig:
     every_kimg: float = knob(200.0, "between checkpoints")
     keep: int = knob(3, "most recent checkpoints that are kept")
+    file_mib: float = knob(1024.0, "largest file of a checkpoint; a larger state is cut, and the ranks write different files")
     archive_kimg: float = knob(0.0, "also keep one checkpoint every so often for ever; 0 for none")
 
 

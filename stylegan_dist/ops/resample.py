@@ -36,7 +36,7 @@ def resample2d(
     Returns: [N, C, (H * up + padding - len(taps)) // down + 1, likewise W].
     """
     channels, length = x.shape[1], len(taps)
-    kernel = _kernel(taps, gain, x.dtype, x.device).expand(channels, 1, length, length)
+    kernel = low_pass(taps, gain, x.dtype, x.device).expand(channels, 1, length, length)
     before, after = padding
     if up == 1:
         # conv2d correlates: flipping the kernel makes it the convolution that is meant.
@@ -48,9 +48,13 @@ def resample2d(
     return F.pad(x, (before, after, before, after))[:, :, ::down, ::down]
 
 
-@functools.cache
-def _kernel(taps: tuple[float, ...], gain: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def low_pass(taps: tuple[float, ...], gain: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """The two-dimensional filter. Cached, because making it on a GPU waits for the GPU."""
+    return _low_pass(taps, gain, dtype, device)
+
+
+@functools.cache
+def _low_pass(taps: tuple[float, ...], gain: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     line = torch.tensor(taps, dtype=dtype, device=device)
     line = line / line.sum()
     return line[:, None] * line[None, :] * gain

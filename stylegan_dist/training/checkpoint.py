@@ -6,25 +6,32 @@
         state.json                                           images seen, running means, identities
         manifest.json                                        sizes and SHA-256 of the others, written last
 
+Whatever engine trained: tensors are whole and have their own names. A file that would become too large is cut
+into g-00001-of-00003.safetensors and so on, between tensors. The ranks write different files at the same time.
+
 The folder is written under a temporary name, synced and renamed, so one that has a manifest is whole.
 The newest is found by looking, never by a pointer. No pickle is involved anywhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from stylegan_dist.errors import InputError
+from stylegan_dist.training.engine import ALONE, Ranks, Sharded
+
+Tensors = Mapping[str, Mapping[str, Tensor | Sharded]]  # file name without ending -> tensors by name
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
@@ -44,43 +51,93 @@ def list_checkpoints(run_dir: str | os.PathLike) -> list[tuple[int, Path]]:
     return sorted((nimg, entry) for nimg, entry in found if (entry / MANIFEST).is_file())
 
 
-def save_checkpoint(run_dir: Path, nimg: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> Path:
-    """Write one checkpoint.
+def save_checkpoint(run_dir: Path, nimg: int, tensors: Tensors, state: dict, ranks: Ranks = ALONE,
+                    file_bytes: int = 1 << 30) -> Path:
+    """Write one checkpoint. All ranks must call it with the same names.
+
+    A rank holds no more than one file of a state that is spread over the ranks.
 
     Args:
         tensors: file name without ending -> tensors by name.
         state: what state.json holds.
+        file_bytes: largest file, except for single tensors that are larger.
     Raises:
-        OSError: the disk is full or not writable; nothing is left behind under a final name.
+        InputError: the disk is full or not writable, on all ranks; nothing is left behind under a final name.
     """
     final = checkpoint_folder(run_dir, nimg)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(".*.tmp"):  # of a process that was killed while it wrote
-        shutil.rmtree(leftover, ignore_errors=True)
-    for entry in final.parent.iterdir():  # and of one that was killed while it removed
-        if _NAME.fullmatch(entry.name) and not (entry / MANIFEST).is_file():
-            shutil.rmtree(entry, ignore_errors=True)
     temporary = final.parent / f".{final.name}.tmp"
-    temporary.mkdir()
+    ranks.on_main(lambda: _make_room(temporary))
     try:
-        for name, content in tensors.items():
-            host = {key: value.detach().cpu().contiguous() for key, value in content.items()}
-            save_file(host, temporary / f"{name}.safetensors")
-        (temporary / STATE).write_text(json.dumps(state, indent=1) + "\n")
-        files = {path.name: _measure(path) for path in sorted(temporary.iterdir())}
-        (temporary / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n")
-        _sync(temporary / MANIFEST)
-        if final.exists():  # saved before, then continued from an older one: the content is the same
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _sync(final.parent)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(str(error)) from error
+        written, failure = {}, None
+        for number, (name, content) in enumerate(_cut(tensors, file_bytes).items()):
+            mine = number % ranks.world_size == ranks.rank
+            host = {key: whole.detach().cpu().contiguous() for key, value in content.items()
+                    if (whole := _whole(value, mine)) is not None and mine}
+            # Reading needs all ranks, so one that cannot write goes on reading, and fails at the end.
+            if mine and failure is None:
+                try:
+                    save_file(host, temporary / name)
+                    written[name] = _measure(temporary / name)
+                except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
+                    failure = str(error)
+        ranks.together(lambda: _raise(failure))
+        files = {name: measure for part in ranks.gather(written) for name, measure in part.items()}
+        ranks.on_main(lambda: _publish(temporary, final, state, files))
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if ranks.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
     return final
+
+
+def _make_room(temporary: Path) -> None:
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in temporary.parent.glob(".*.tmp"):  # of a process that was killed while it wrote
+        shutil.rmtree(leftover, ignore_errors=True)
+    for entry in temporary.parent.iterdir():  # and of one that was killed while it removed
+        if _NAME.fullmatch(entry.name) and not (entry / MANIFEST).is_file():
+            shutil.rmtree(entry, ignore_errors=True)
+    temporary.mkdir()
+
+
+def _cut(tensors: Tensors, limit: int) -> dict[str, Mapping[str, Tensor | Sharded]]:
+    """File name -> tensors. Depends on names and sizes alone."""
+    files: dict[str, Mapping[str, Tensor | Sharded]] = {}
+    for name, content in tensors.items():
+        parts: list[dict[str, Tensor | Sharded]] = [{}]
+        size = 0
+        for key, value in content.items():
+            added = value.shape.numel() * value.dtype.itemsize
+            if parts[-1] and size + added > limit:
+                parts.append({})
+                size = 0
+            parts[-1][key] = value
+            size += added
+        for i, part in enumerate(parts, 1):
+            files[f"{name}{f'-{i:05d}-of-{len(parts):05d}' if len(parts) > 1 else ''}.safetensors"] = part
+    return files
+
+
+def _whole(value: Tensor | Sharded, wanted: bool) -> Tensor | None:
+    if isinstance(value, Sharded):
+        return value.read()
+    return value if wanted else None
+
+
+def _raise(failure: str | None) -> None:
+    if failure is not None:
+        raise InputError(failure)
+
+
+def _publish(temporary: Path, final: Path, state: dict, files: dict) -> None:
+    (temporary / STATE).write_text(json.dumps(state, indent=1) + "\n")
+    files = dict(sorted({**files, STATE: _measure(temporary / STATE)}.items()))
+    (temporary / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n")
+    _sync(temporary / MANIFEST)
+    if final.exists():  # saved before, then continued from an older one: the content is the same
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync(final.parent)
 
 
 def prune_checkpoints(run_dir: Path, keep: int, archive_every: int) -> None:
@@ -124,12 +181,39 @@ def newest_whole_checkpoint(run_dir: Path) -> tuple[int, list[str]]:
     return 0, damage
 
 
-def load_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """The tensors of one file of a checkpoint, on the CPU."""
-    try:
-        return load_file(folder / f"{name}.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {folder / name}.safetensors: {error}; remove the folder to use an older one") from None
+class SavedTensors(Mapping[str, Tensor]):
+    """Tensors of a checkpoint by name, each read from the disk when it is asked for, on the CPU.
+
+    Args:
+        name: the file's name without ending, and without the number of a part.
+    Raises:
+        InputError: there is no such file, or it is damaged.
+    """
+
+    def __init__(self, folder: Path, name: str):
+        self.path = folder / f"{name}.safetensors"
+        paths = [self.path] if self.path.exists() else sorted(folder.glob(f"{name}-*-of-*.safetensors")) or [self.path]
+        with self._explained():
+            self._files = [safe_open(path, framework="pt") for path in paths]
+        self._where = {key: file for file in self._files for key in file.keys()}  # noqa: SIM118 - not a dictionary
+
+    def __getitem__(self, key: str) -> Tensor:
+        file = self._where[key]
+        with self._explained():
+            return file.get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"cannot read {self.path}: {error}; remove the folder to use an older one") from None
 
 
 def load_state(folder: Path) -> dict:
@@ -143,32 +227,10 @@ def load_state(folder: Path) -> dict:
 def load_network(network: nn.Module, folder: Path, name: str) -> None:
     """Set parameters and buffers; every name and shape must fit."""
     try:
-        network.load_state_dict(load_tensors(folder, name), strict=True)
+        network.load_state_dict(dict(SavedTensors(folder, name)), strict=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise InputError(f"{folder / name}.safetensors does not fit the configured network: {first}") from None
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, torch.Tensor]:
-    """The optimizer's state under the names of the parameters; hyper-parameters belong to the configuration."""
-    result = {}
-    for name, parameter in network.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if value is not None:
-                result[f"{name}.{key}"] = torch.as_tensor(value)
-    return result
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of `optimizer_tensors`. Keeps the optimizer's own hyper-parameters."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    numbers = {name: i for i, (name, _) in enumerate(network.named_parameters())}
-    for full_name, value in tensors.items():
-        name, _, key = full_name.rpartition(".")
-        if name not in numbers:
-            raise InputError(f"the checkpoint's optimizer state names {name}, which the configured network does not have")
-        state.setdefault(numbers[name], {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _measure(path: Path, sync: bool = True) -> dict[str, int | str]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor, nn
 
+from stylegan_dist.errors import InputError
 from stylegan_dist.networks.stylegan2 import Generator
+from stylegan_dist.training.engine import Learner, Sharded, assemble
 
 
 class AveragedGenerator:
@@ -32,8 +36,89 @@ class AveragedGenerator:
     @torch.no_grad()
     def update(self, generator: Generator, nimg: int, batch: int) -> None:
         """Move towards the generator; buffers (such as the mean of w) are copied."""
-        old: list[torch.Tensor] = list(self.network.parameters())
-        new: list[torch.Tensor] = list(generator.parameters())
+        old: list[Tensor] = list(self.network.parameters())
+        new: list[Tensor] = list(generator.parameters())
         torch._foreach_lerp_(old, new, 1 - self.decay(nimg, batch))
-        for average, current in zip(self.network.buffers(), generator.buffers(), strict=True):
-            average.copy_(current)
+        restore_buffers(self.network, dict(generator.named_buffers()))
+
+    def whole(self) -> Generator:
+        """The network, on the device. All ranks must call it."""
+        return self.network
+
+    def tensors(self) -> dict[str, Tensor | Sharded]:
+        """Parameters and buffers by name."""
+        return dict(self.network.state_dict())
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`."""
+        self.network.load_state_dict(dict(tensors))
+
+    def checksum(self) -> float:
+        """A number that is the same on all ranks if they hold the same average."""
+        return float(sum(p.double().sum() for p in self.network.parameters()))
+
+
+class SpreadAverage(AveragedGenerator):
+    """The same average, of which each rank keeps a part, on the device or on the host.
+
+    Args:
+        average: of which to take over everything.
+        learner: of the generator; it says which part of each parameter belongs to this rank.
+        device: where the parts are kept.
+    """
+
+    def __init__(self, average: AveragedGenerator, learner: Learner, device: torch.device):
+        self.half_life, self.rampup = average.half_life, average.rampup
+        self.network = average.network.to("meta")  # shapes alone
+        self._learner = learner
+        self._starts = {name: start for name, _, start in learner.local()}
+        self._parts = {name: part.to(device, copy=True) for name, part, _ in learner.local()}
+        self._buffers = {name: buffer.clone() for name, buffer in learner.network.named_buffers()}
+
+    @torch.no_grad()
+    def update(self, generator: Generator, nimg: int, batch: int) -> None:
+        new = [part.to(self._parts[name].device, non_blocking=True) for name, part, _ in self._learner.local()]
+        torch._foreach_lerp_(list(self._parts.values()), new, 1 - self.decay(nimg, batch))
+        for name, buffer in generator.named_buffers():
+            self._buffers[name].copy_(buffer)
+
+    @torch.no_grad()
+    def whole(self) -> Generator:
+        network = copy.deepcopy(self.network).to_empty(device=self._learner.ranks.device)
+        for name, tensor in network.state_dict().items():
+            tensor.copy_(self._buffers[name] if name in self._buffers else self._assemble(name))
+        return network
+
+    def tensors(self) -> dict[str, Tensor | Sharded]:
+        shapes = self._learner.shapes
+        parts: dict[str, Tensor | Sharded] = {
+            name: Sharded(shapes[name], torch.float32, lambda name=name: self._assemble(name))  # type: ignore[misc]
+            for name in self._parts
+        }
+        return {**parts, **self._buffers}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, part in self._parts.items():
+            start = self._starts[name]
+            part.copy_(tensors[name].flatten()[start:start + len(part)])
+        for name, buffer in self._buffers.items():
+            buffer.copy_(tensors[name])
+
+    def checksum(self) -> float:
+        return 0.0  # no rank holds what another has, too
+
+    def _assemble(self, name: str) -> Tensor:
+        learner = self._learner
+        return assemble(learner.shapes[name], self._parts[name], self._starts[name], learner.ranks)
+
+
+def restore_buffers(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Set all buffers.
+
+    Raises:
+        InputError: one is missing or has another shape.
+    """
+    for name, buffer in network.named_buffers():
+        if name not in tensors or tensors[name].shape != buffer.shape:
+            raise InputError(f"the checkpoint has no {name} of shape {list(buffer.shape)}")
+        buffer.copy_(tensors[name])

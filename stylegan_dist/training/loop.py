@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from collections.abc import Callable
@@ -11,16 +10,20 @@ from pathlib import Path
 import torch
 
 from stylegan_dist import randomness
-from stylegan_dist.config import Config, dump_config, to_dict
+from stylegan_dist.config import Config, to_dict
 from stylegan_dist.data.stream import Batch, BatchStream
 from stylegan_dist.errors import InputError, Interrupted, LocalInputError
-from stylegan_dist.machine import peak_memory
+from stylegan_dist.machine import available_memory, peak_memory
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 from stylegan_dist.networks.sampling import sample_images
+from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.training.checkpoint import checkpoint_folder, prune_checkpoints, save_checkpoint
+from stylegan_dist.training.compiled import compile_networks, networks_to_compile, why_not_compiled
 from stylegan_dist.training.engine import Engine
+from stylegan_dist.training.engine.preflight import check_agreement
 from stylegan_dist.training.interruption import StopRequest, end_with_launcher
+from stylegan_dist.training.memory import is_out_of_memory, propose_batch_gpu
 from stylegan_dist.training.plan import header_facts, load_index_of
 from stylegan_dist.training.rules import resolve, steps_in
 from stylegan_dist.training.run_folder import SAMPLES_NAME, RunFolder
@@ -37,17 +40,24 @@ def train(config: Config) -> None:
         Interrupted: the run was asked to stop and has saved its state.
     """
     end_with_launcher()
-    engine = Engine(config.run.device, config.run.world_size, config.run.threads)
+    run = config.run
+    engine = Engine(run.device, run.world_size, run.threads, run.timeout, run.reduction, run.cuda_graphs)
+    failure, free = None, available_memory(engine.device, engine.local_world_size)
     try:
         Trainer(config, engine).run()
-    except torch.OutOfMemoryError as error:
-        raise LocalInputError(
-            f"out of GPU memory: make run.batch_gpu smaller, which does not change the result ({error})"
-        ) from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        failure = str(error).strip().partition("\n")[0] or type(error).__name__
     except (InputError, Interrupted) as error:
         if not isinstance(error, LocalInputError):
             engine.close()
         raise
+    if failure is not None:  # not inside the handler, where the failed tensors are still alive
+        index = load_index_of(config)
+        resolved = resolve(config, index, engine.world_size, engine.device.type, engine.supports_bf16, engine.spreads("g"))
+        proposal = propose_batch_gpu(resolved, index, engine.world_size, engine.device.type, free, engine.choice)
+        raise LocalInputError(f"out of memory ({failure}); {proposal}")
     # Where one rank fails alone, leaving the process group would wait for the others, which wait for this rank.
     engine.close()
 
@@ -59,22 +69,24 @@ class Trainer:
         self.engine = engine
         self.index = engine.together(lambda: load_index_of(config))
         self.resolved = engine.together(
-            lambda: resolve(config, self.index, engine.world_size, engine.device.type, engine.supports_bf16)
+            lambda: resolve(config, self.index, engine.world_size, engine.device.type, engine.supports_bf16,
+                            spread_generator=engine.spreads("g"))
         )
         self.config = self.resolved.config
         self.run_dir = Path(self.config.run.dir)
-        self._check_agreement()
+        check_agreement(engine, engine.hosts, self.config, self.index.fingerprint)
         set_arithmetic(self.config)
 
         self.folder = engine.on_main(lambda: RunFolder(self.run_dir))
         start, self.notices = engine.broadcast(engine.on_main(self._starting_point))
-        self.state = TrainState(self.resolved, self.index, engine.device)
+        self.state = TrainState(self.resolved, self.index, engine.device, engine)
         if start:
             engine.together(lambda: self._restore(start))
         self.batch = self.config.run.batch
         self.total = steps_in(self.config) * self.batch
         self.timer = PhaseTimer(engine.device)
         self.unsaved = False  # the last attempt to save a checkpoint failed
+        self.no_compile = why_not_compiled(self.config, self.engine.spreads("g"))
         self.alerted = False  # about non-finite gradients
         self.monitor: Monitor | NullMonitor = NullMonitor()
         self.tick_began, self.tick_nimg = time.perf_counter(), self.state.nimg
@@ -105,9 +117,11 @@ class Trainer:
     def _train(self, stream: BatchStream) -> None:
         state, c = self.state, self.config
         stop = StopRequest()
+        if not self.no_compile:
+            self.monitor.line(compile_networks(state, self.engine, networks_to_compile(self.engine.device.type)))
         if state.nimg == 0:
             self.engine.on_main(self._save_reals)
-            self.engine.on_main(self._save_samples)
+            self._save_samples()
         asked = None  # whether any rank had been asked to stop in the step before
         self.tick_began = time.perf_counter()
         try:
@@ -126,7 +140,7 @@ class Trainer:
                 if interrupted and not last:
                     self._stop()
                 if last or crossed(before, state.nimg, c.monitor.samples_kimg):
-                    self.engine.on_main(self._save_samples)
+                    self._save_samples()
         finally:
             stop.close()
         if self.unsaved:
@@ -150,8 +164,10 @@ class Trainer:
         for phase in state.phases:
             if step % phase.interval == 0:
                 with self.timer(phase.name):
-                    result = run_phase(state, self.engine, phase, parts, {"stop": stop})
+                    result = run_phase(state, phase, parts, {"stop": stop})
                 stopping = result.means.pop("stop")
+                if result.notice:
+                    self.monitor.warn(result.notice)
                 suffix = phase.name.removesuffix("_main")
                 state.statistics.add({**result.means, f"grad_norm/{suffix}": result.gradient_norm})
                 state.statistics.add({f"grad_nonfinite/{phase.network}": result.nonfinite}, mean=False)
@@ -192,7 +208,11 @@ class Trainer:
 
     def _save_samples(self) -> None:
         """A picture of the averaged generator at fixed latents; one class per column if conditional."""
-        m, network = self.config.monitor, self.state.ema.network
+        network = self.state.ema.whole()
+        self.engine.on_main(lambda: self._draw_samples(network))
+
+    def _draw_samples(self, network: Generator) -> None:
+        m = self.config.monitor
         index = torch.arange(m.grid_columns * m.grid_rows, device=self.engine.device)
         z = randomness.normal(self.config.run.seed, "samples.z", index, (network.z_dim,))
         labels = index % m.grid_columns % self.resolved.num_classes if self.resolved.conditional else None
@@ -218,34 +238,24 @@ class Trainer:
             self.monitor.images(name, path, self.state.nimg)
 
     def _save_checkpoint(self) -> None:
-        """Rank 0 writes; all ranks make sure that they still train the same networks."""
+        """All ranks write, after making sure that they still train the same networks."""
         state, c = self.state, self.config.checkpoint
         if not self.engine.agree(state.checksums()):
             raise RuntimeError(f"the ranks hold different networks at {state.nimg} images: a fault of the hardware or of this "
                                "program; the last checkpoint is good")
-
-        def write() -> bool:
-            try:
-                save_checkpoint(self.run_dir, state.nimg, state.tensors(), state.facts())
-            except OSError as error:
-                self.monitor.alert("checkpoint not saved", f"{error}; training goes on and tries again at the next one")
-                return False
-            try:
-                prune_checkpoints(self.run_dir, c.keep, int(c.archive_kimg * 1000))
-            except OSError as error:
-                self.monitor.warn(f"an old checkpoint cannot be removed: {error}")
-            return True
-
-        self.unsaved = not self.engine.broadcast(self.engine.on_main(write))
+        self.unsaved = True
+        try:
+            save_checkpoint(self.run_dir, state.nimg, state.tensors(), state.facts(), self.engine, int(c.file_mib * 2**20))
+        except InputError as error:  # the same on all ranks
+            self.monitor.alert("checkpoint not saved", f"{error}; training goes on and tries again at the next one")
+            return
+        self.unsaved = False
+        try:
+            self.engine.on_main(lambda: prune_checkpoints(self.run_dir, c.keep, int(c.archive_kimg * 1000)))
+        except InputError as error:
+            self.monitor.warn(f"an old checkpoint cannot be removed: {error}")
 
     # Preparation
-
-    def _check_agreement(self) -> None:
-        """All ranks must have the same configuration and data."""
-        digest = hashlib.sha256((dump_config(self.config) + self.index.fingerprint).encode()).digest()
-        if not self.engine.agree([float(int.from_bytes(digest[i:i + 4], "big")) for i in (0, 4, 8)]):
-            raise InputError("the ranks have different configurations or data: start all of them with the same command, and "
-                             "check that data.shards is the same folder on every node")
 
     def _restore(self, nimg: int) -> None:
         folder = checkpoint_folder(self.run_dir, nimg)
@@ -268,7 +278,8 @@ class Trainer:
             wandb_mode=m.wandb if self.state.nimg < self.total else "disabled",  # nothing new to record
             wandb_entity=m.wandb_entity or None, wandb_name=m.wandb_name or self.run_dir.name,
         )
-        monitor.header(header_facts(self.resolved, self.index, self.state, self.engine.describe()))
+        monitor.header(header_facts(self.resolved, self.index, self.state, self.engine.describe(),
+                                    self.engine.describe_network(), self.no_compile, self.engine.no_graphs))
         for notice in self.notices:
             monitor.warn(notice)
         return monitor

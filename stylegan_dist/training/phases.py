@@ -9,8 +9,9 @@ All randomness is addressed by (seed, "phase.purpose", global image number).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from stylegan_dist import randomness
 from stylegan_dist.config import Config
 from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.objective.adversarial import ADVERSARIAL
-from stylegan_dist.objective.penalties import gradient_penalty, path_lengths
+from stylegan_dist.objective.penalties import approximate_gradient_penalty, gradient_penalty, path_lengths
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Phase:
     network: str              # "g" or "d"
     interval: int             # takes place in every interval-th step
     losses: tuple[Loss, ...]  # added up
+    second_order: bool        # whether a loss differentiates through a gradient of this network
 
 
 class Objective:
@@ -64,6 +66,9 @@ class Objective:
         # The label of a generated image is that of a random image of the data.
         self.label_ends = label_counts.cumsum(0).to(device) if label_counts is not None else None
         self.label_total = int(label_counts.sum()) if label_counts is not None else 0
+        # Forward passes that are differentiated at most once; compiled.py replaces them by faster ones.
+        self.synthesis: Callable[..., Tensor] = generator.synthesis
+        self.logits: Callable[..., Tensor] = discriminator
         self.noise = randomness.NoiseAddresses(generator.synthesis.noise_shapes, device)
         # Running mean of path lengths, `a` of Karras et al. 2020, equation 4. Part of the saved state.
         self.path_mean = torch.zeros((), device=device)
@@ -77,16 +82,17 @@ class Objective:
         )
         for network, main, name, regulariser, interval, active in networks:
             joined = active and interval == 1
-            result.append(Phase(f"{network}_main", network, 1, (main, regulariser) if joined else (main,)))
+            twice = network == "g" or c.penalty == "exact"
+            result.append(Phase(f"{network}_main", network, 1, (main, regulariser) if joined else (main,), joined and twice))
             if active and not joined:
-                result.append(Phase(name, network, interval, (regulariser,)))
+                result.append(Phase(name, network, interval, (regulariser,), twice))
         return result
 
     def g_main(self, real: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's side of the game."""
         fake, labels, ws = self._generate("g_main", real)
-        logits = self.discriminator(fake, labels)
-        real_logits = self.discriminator(real.images, real.labels) if self.adversarial.paired else None
+        logits = self.logits(fake, labels)
+        real_logits = self.logits(real.images, real.labels) if self.adversarial.paired else None
         loss = self.adversarial.generator(logits, real_logits)
         return self._share(loss), {
             "loss/g_main": self._share(loss),
@@ -102,7 +108,7 @@ class Objective:
         c = self.config
         every = slice(None, None, c.path_length_shrink)
         part = MicroBatch(real.images[every], None if real.labels is None else real.labels[every], real.index[every])
-        images, _, ws = self._generate("g_path", part)
+        images, _, ws = self._generate("g_path", part, self.generator.synthesis)
         direction = randomness.normal(self.seed, "g_path.direction", part.index, images.shape[1:])
         lengths = path_lengths(images, ws, direction.to(images.dtype))
         penalty = (lengths - self.path_mean).square() * c.path_length_weight
@@ -116,8 +122,8 @@ class Objective:
         """The discriminator's side of the game."""
         with torch.no_grad():
             fake, labels, _ = self._generate("d_main", real)
-        fake_logits = self.discriminator(fake, labels)
-        real_logits = self.discriminator(real.images, real.labels)
+        fake_logits = self.logits(fake, labels)
+        real_logits = self.logits(real.images, real.labels)
         loss = self.adversarial.discriminator(real_logits, fake_logits)
         return self._share(loss), {
             "loss/d_main": self._share(loss),
@@ -132,16 +138,25 @@ class Objective:
         c = self.config
         total, stats = torch.zeros((), device=real.images.device), {}
         if c.r1_gamma > 0:
-            images = real.images.detach().requires_grad_(True)
-            share = self._share(gradient_penalty(self.discriminator(images, real.labels), images)) * (c.r1_gamma / 2)
+            share = self._share(self._penalty("r1", real.images, real.labels, real.index)) * (c.r1_gamma / 2)
             total, stats["loss/r1"] = total + share, share
         if c.r2_gamma > 0:
             with torch.no_grad():
                 images, labels, _ = self._generate("d_penalty", real)
-            images = images.detach().requires_grad_(True)
-            share = self._share(gradient_penalty(self.discriminator(images, labels), images)) * (c.r2_gamma / 2)
+            share = self._share(self._penalty("r2", images, labels, real.index)) * (c.r2_gamma / 2)
             total, stats["loss/r2"] = total + share, share
         return total * c.penalty_interval, stats
+
+    def _penalty(self, name: str, images: Tensor, labels: Tensor | None, index: Tensor) -> Tensor:
+        """The gradient penalty of every image, [n], or its estimate."""
+        images, d = images.detach(), self.discriminator
+        if self.config.penalty == "exact":
+            images = images.requires_grad_(True)
+            return gradient_penalty(d(images, labels), images)
+        sigma = self.config.penalty_sigma
+        noise = randomness.normal(self.seed, f"d_penalty.{name}_noise", index, images.shape[1:]).to(images.dtype)
+        with full_precision(d):  # else the difference of the logits is little more than rounding
+            return approximate_gradient_penalty(d(images, labels), d(images + sigma * noise, labels), sigma)
 
     @torch.no_grad()
     def after(self, means: dict[str, Tensor], w_avg_decay: float) -> None:
@@ -154,7 +169,8 @@ class Objective:
     def _share(self, per_image: Tensor) -> Tensor:
         return per_image.sum() / self.batch
 
-    def _generate(self, phase: str, real: MicroBatch) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _generate(self, phase: str, real: MicroBatch,
+                  synthesis: Callable[..., Tensor] | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
         """Images [n, C, H, W], their labels [n] or None, and ws [n, num_ws, w_dim] for a phase."""
         g, index = self.generator, real.index
         labels = self._labels(phase, real)
@@ -168,7 +184,7 @@ class Objective:
             layer = torch.arange(g.num_ws, device=index.device)
             ws = torch.where((mixes & (layer >= cutoff))[:, :, None], other, ws)
         noise = self.noise.draw(self.seed, f"{phase}.noise", index)
-        return g.synthesis(ws, noise), labels, ws
+        return (synthesis or self.synthesis)(ws, noise), labels, ws
 
     def _labels(self, phase: str, real: MicroBatch) -> Tensor | None:
         if self.label_ends is None:
@@ -177,3 +193,20 @@ class Objective:
             return real.labels
         number = randomness.integers(self.seed, f"{phase}.label", real.index, self.label_total)[:, 0]
         return torch.searchsorted(self.label_ends, number, right=True)
+
+
+@contextlib.contextmanager
+def full_precision(network: Discriminator) -> Iterator[None]:
+    """Inside, forward passes compute in the precision of the parameters: no bf16 or fp16, and no TF32.
+
+    Backward passes take place later, with TF32 where it is allowed: that is exact enough (docs/penalties.md).
+    """
+    policy, matmul, cudnn = network.precision, torch.backends.cuda.matmul, torch.backends.cudnn
+    allowed = matmul.allow_tf32, cudnn.allow_tf32
+    network.precision = replace(policy, low=torch.float32)
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        network.precision = policy
+        matmul.allow_tf32, cudnn.allow_tf32 = allowed

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from stylegan_dist.config import Config, dump_config
 from stylegan_dist.data.index import DatasetIndex, load_index
 from stylegan_dist.errors import InputError
 from stylegan_dist.machine import supports_bf16
+from stylegan_dist.training.compiled import why_not_compiled
+from stylegan_dist.training.engine.choice import choose_engine
+from stylegan_dist.training.engine.graphs import why_no_graphs
+from stylegan_dist.training.memory import estimate_memory, planning_state
 from stylegan_dist.training.rules import Resolved, resolve, steps_in
 from stylegan_dist.training.state import TrainState
 
 
-def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, engine: str) -> list[tuple[str, str]]:
+def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, engine: str,
+                 network: str = "", no_compile: str = "", no_graphs: str = "") -> list[tuple[str, str]]:
     """(name, value) pairs that a person should see at the start."""
     c = resolved.config
     run, p = c.run, c.precision
@@ -22,12 +29,15 @@ def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, eng
     facts = [
         ("run", f"{run.dir}, seed {run.seed}" + (f", continued at {state.nimg / 1000:g} kimg" if state.nimg else "")),
         ("engine", engine),
+        *([("network", network)] if network else []),
         ("data", f"{c.data.shards}: {index.num_samples:,} images, {index.resolution} px, "
                  f"{index.channels} channel{'s' * (index.channels > 1)}{classes}"),
         ("generator", f"{sizes['g']:,} parameters"),
         ("discriminator", f"{sizes['d']:,} parameters, {c.discriminator.architecture}"),
         ("precision", precision),
         ("ops", "plain PyTorch"),
+        ("compile", f"off ({no_compile})" if no_compile else "on"),
+        ("graphs", f"off ({no_graphs})" if no_graphs else "on"),
         ("batch", f"{run.batch} images per step, {run.batch_gpu} at once per rank"),
         ("length", f"{run.kimg:g} kimg = {steps_in(c):,} steps"),
         ("loss", f"{c.loss.adversarial}, R1 gamma {c.loss.r1_gamma:g}" +
@@ -42,16 +52,21 @@ def describe_plan(config: Config, world_size: int) -> str:
     """The resolved configuration and what a run with it would do, without starting anything."""
     index = load_index_of(config)
     device_type = "cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu"
-    resolved = resolve(config, index, world_size, device_type, supports_bf16(device_type))
-    state = TrainState(resolved, index, torch.device("meta"))
-    facts = header_facts(resolved, index, state, f"{world_size} x {device_type}")
+    choice = choose_engine(os.environ)
+    spread = (zero := choice["g"]) is not None and zero.stage == 3
+    resolved = resolve(config, index, world_size, device_type, supports_bf16(device_type), spread)
+    estimate = estimate_memory(resolved, index, world_size, device_type, choice)
+    state = planning_state(resolved, index)
+    facts = header_facts(resolved, index, state, f"{world_size} x {device_type}, {choice.describe()}",
+                         no_compile=why_not_compiled(resolved.config, spread),
+                         no_graphs=why_no_graphs(config.run.cuda_graphs, device_type, bool(choice.zero), config.run.reduction))
     c, total = resolved.config, steps_in(resolved.config)
     uses = ", ".join(f"{phase.name} {-(-total // phase.interval):,} x" for phase in state.phases)
     facts += [
         ("images", f"{c.run.batch // world_size} per rank and step, in micro-batches of {c.run.batch_gpu}"),
         ("optimizer", f"steps: {uses}"),
         ("epochs", f"{total * c.run.batch / index.num_samples:,.1f} over the data"),
-        ("memory", _memory(state)),
+        *(("memory" if i == 0 else "", line) for i, line in enumerate(estimate.lines())),
     ]
     width = max(len(name) for name, _ in facts)
     return dump_config(c) + "\n" + "\n".join(f"# {name:<{width}}  {value}" for name, value in facts)
@@ -62,10 +77,3 @@ def load_index_of(config: Config) -> DatasetIndex:
     if not config.data.shards:
         raise InputError("no data: set data.shards=FOLDER, a folder made by `stylegan-dist pack IMAGES FOLDER`")
     return load_index(config.data.shards)
-
-
-def _memory(state: TrainState) -> str:
-    """Bytes per rank that do not depend on the batch."""
-    g, d = (sum(x.numel() for x in network.parameters()) for network in state.networks.values())
-    floats = 4 * (g + d) + g  # parameters, gradients, two moments; the averaged generator
-    return f"about {floats * 4 / 2**20:,.0f} MiB per rank before activations (parameters, gradients, moments, average)"

@@ -40,13 +40,15 @@ class Resolved:
         return self.num_classes > 0
 
 
-def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: str, bf16_ok: bool) -> Resolved:
+def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: str, bf16_ok: bool,
+            spread_generator: bool = False) -> Resolved:
     """Replace every `auto` and check what can be checked before anything is built.
 
     Args:
         world_size: number of processes; it decides `batch_gpu` and nothing that changes the result.
         device_type: "cuda" or "cpu".
         bf16_ok: whether the device computes in bfloat16 natively.
+        spread_generator: whether no rank holds the whole generator.
     Raises:
         InputError: values that do not fit each other, the data or the world.
     """
@@ -77,6 +79,10 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
     auto(config.discriminator, "discriminator", "mbstd_group", group, "a divisor of the batch, at most 4")
     auto(loss, "loss", "r1_gamma", 0.0002 * resolution**2 / run.batch, "0.0002 R^2 / batch")
     auto(config.ema, "ema", "half_life_kimg", run.batch * 10 / 32, "10 kimg at batch 32, in proportion")
+    auto(config.ema, "ema", "placement", "sharded" if spread_generator else "device", "as the generator's parameters")
+    if config.ema.placement == "device" and spread_generator:
+        raise InputError("ema.placement=device needs the whole generator on every rank, which ZeRO-3 spreads: set "
+                         "ema.placement=sharded, or ZeRO-2 for the generator")
     for name in ("g", "d"):
         optimizer = getattr(config.optim, name)
         _optimizer_class(optimizer, f"optim.{name}")
@@ -96,8 +102,8 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
 
     _check(config, resolution, world_size)
     unit = _micro_batch_unit(config)
-    per_rank = run.batch // world_size
-    auto(run, "run", "batch_gpu", _largest_micro_batch(per_rank, unit, max(4096 // resolution, unit)),
+    usual = [n for n in micro_batch_sizes(config, world_size) if n <= max(4096 // resolution, unit)]
+    auto(run, "run", "batch_gpu", usual[-1] if usual else run.batch // world_size,
          "from the resolution and the number of processes")
     _check_micro_batch(config, world_size, unit)
     return Resolved(config, notes, index.num_classes if config.data.conditional else 0)
@@ -162,11 +168,13 @@ def _check(config: Config, resolution: int, world_size: int) -> None:
         raise InputError(f"run.seed={run.seed} must be between 0 and {SEED_LIMIT - 1}")
     positive = {
         "run.kimg": run.kimg, "run.batch": run.batch, "data.lanes": config.data.lanes, "data.block": config.data.block,
+        "loss.penalty_sigma": loss.penalty_sigma,
         "loss.penalty_interval": loss.penalty_interval, "loss.path_length_interval": loss.path_length_interval,
         "loss.path_length_shrink": loss.path_length_shrink, "monitor.tick_kimg": config.monitor.tick_kimg,
         "monitor.samples_kimg": config.monitor.samples_kimg, "monitor.grid_columns": config.monitor.grid_columns,
         "monitor.grid_rows": config.monitor.grid_rows, "checkpoint.every_kimg": config.checkpoint.every_kimg,
-        "checkpoint.keep": config.checkpoint.keep, "data.prefetch": config.data.prefetch,
+        "checkpoint.keep": config.checkpoint.keep, "checkpoint.file_mib": config.checkpoint.file_mib,
+        "run.timeout": run.timeout, "data.prefetch": config.data.prefetch,
         "generator.z_dim": config.generator.z_dim, "generator.w_dim": config.generator.w_dim,
         "generator.mapping_layers": config.generator.mapping_layers,
         "generator.channel_max": config.generator.channel_max,
@@ -178,7 +186,8 @@ def _check(config: Config, resolution: int, world_size: int) -> None:
         if value <= 0:
             raise InputError(f"{key}={value} must be greater than zero")
     not_negative = {
-        "data.workers": config.data.workers, "loss.r1_gamma": loss.r1_gamma, "loss.r2_gamma": loss.r2_gamma,
+        "run.recompute": run.recompute, "data.workers": config.data.workers,
+        "loss.r1_gamma": loss.r1_gamma, "loss.r2_gamma": loss.r2_gamma,
         "loss.path_length_weight": loss.path_length_weight, "ema.half_life_kimg": config.ema.half_life_kimg,
         "ema.rampup": config.ema.rampup, "precision.clamp": config.precision.clamp,
         "precision.top_resolutions": config.precision.top_resolutions,
@@ -218,10 +227,10 @@ def _micro_batch_unit(config: Config) -> int:
     return math.lcm(group, config.loss.path_length_shrink if config.loss.path_length_weight else 1)
 
 
-def _largest_micro_batch(per_rank: int, unit: int, limit: int) -> int:
-    """The largest divisor of `per_rank` up to `limit` that is a multiple of `unit`; per_rank if there is none."""
-    fitting = [n for n in range(unit, min(per_rank, limit) + 1, unit) if per_rank % n == 0]
-    return fitting[-1] if fitting else per_rank
+def micro_batch_sizes(config: Config, world_size: int) -> list[int]:
+    """All values that run.batch_gpu may have, smallest first; none if the ranks' parts split a group of images."""
+    per_rank, unit = config.run.batch // world_size, _micro_batch_unit(config)
+    return [n for n in range(unit, per_rank + 1, unit) if per_rank % n == 0]
 
 
 def _check_micro_batch(config: Config, world_size: int, unit: int) -> None:

@@ -9,15 +9,12 @@ from torch import nn
 
 from stylegan_dist.config import to_dict
 from stylegan_dist.data.index import DatasetIndex
+from stylegan_dist.errors import InputError
 from stylegan_dist.training.build import build_discriminator, build_generator, build_optimizer
-from stylegan_dist.training.checkpoint import (
-    load_network,
-    load_state,
-    load_tensors,
-    optimizer_tensors,
-    restore_optimizer,
-)
-from stylegan_dist.training.ema import AveragedGenerator
+from stylegan_dist.training.checkpoint import SavedTensors, Tensors, load_state
+from stylegan_dist.training.ema import AveragedGenerator, SpreadAverage, restore_buffers
+from stylegan_dist.training.engine import Engine, Learner, Ranks
+from stylegan_dist.training.engine.data_parallel import FlatLearner
 from stylegan_dist.training.phases import Objective
 from stylegan_dist.training.rules import Resolved
 from stylegan_dist.training.statistics import TickStatistics
@@ -30,9 +27,10 @@ class TrainState:
         resolved: the configuration without `auto`.
         index: of the data set.
         device: where to train; the meta device for a state without values, to plan with.
+        engine: lets the networks learn; None for this process alone.
     """
 
-    def __init__(self, resolved: Resolved, index: DatasetIndex, device: torch.device):
+    def __init__(self, resolved: Resolved, index: DatasetIndex, device: torch.device, engine: Engine | None = None):
         config = self.config = resolved.config
         shape = (index.resolution, index.channels, resolved.num_classes, device)
         self.data = {
@@ -47,22 +45,30 @@ class TrainState:
         self.generator = build_generator(config, *shape)
         self.discriminator = build_discriminator(config, *shape)
         self.networks: dict[str, nn.Module] = {"g": self.generator, "d": self.discriminator}
-        self.ema = AveragedGenerator(self.generator, config.ema.half_life_kimg * 1000, config.ema.rampup)
         counts = torch.tensor(index.class_counts) if resolved.num_classes else None
         self.objective = Objective(config, self.generator, self.discriminator, counts)
         self.phases = self.objective.phases()
+        average = AveragedGenerator(self.generator, config.ema.half_life_kimg * 1000, config.ema.rampup)
         self.optimizers = {}
+        self.learners: dict[str, Learner] = {}
         for name, network in self.networks.items():
             lazy = next((p.interval for p in self.phases if p.network == name and p.interval > 1), 1)
-            settings = getattr(config.optim, name)
-            self.optimizers[name] = build_optimizer(network, settings, f"optim.{name}", lazy)
+            optimizer = build_optimizer(network, getattr(config.optim, name), f"optim.{name}", lazy)
+            self.optimizers[name] = optimizer
+            self.learners[name] = (engine.learner(name, network, optimizer) if engine
+                                   else FlatLearner(network, optimizer, Ranks(device=device)))
+        self.ema = average
+        if config.ema.placement != "device":
+            host = torch.device("cpu") if config.ema.placement == "cpu" else device
+            self.ema = SpreadAverage(average, self.learners["g"], host)
 
-    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+    def tensors(self) -> Tensors:
         """File name -> tensors by name."""
-        files = {name: dict(network.state_dict()) for name, network in self.networks.items()}
-        files["g_ema"] = dict(self.ema.network.state_dict())
-        for name, optimizer in self.optimizers.items():
-            files[f"optimizer_{name}"] = optimizer_tensors(optimizer, self.networks[name])
+        files = {name: {**learner.parameters(), **dict(learner.network.named_buffers())}
+                 for name, learner in self.learners.items()}
+        files["g_ema"] = self.ema.tensors()
+        for name, learner in self.learners.items():
+            files[f"optimizer_{name}"] = learner.optimizer_state()
         return files
 
     def facts(self) -> dict:
@@ -79,10 +85,14 @@ class TrainState:
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint; counts as a new segment."""
         facts = load_state(folder)
-        for name, network in self.networks.items():
-            load_network(network, folder, name)
-            restore_optimizer(self.optimizers[name], network, load_tensors(folder, f"optimizer_{name}"))
-        load_network(self.ema.network, folder, "g_ema")
+        for name, learner in self.learners.items():
+            saved = SavedTensors(folder, name)
+            try:
+                learner.restore(saved, SavedTensors(folder, f"optimizer_{name}"))
+                restore_buffers(learner.network, saved)
+            except InputError as error:
+                raise InputError(f"{saved.path} does not fit the configured network: {error}") from None
+        self.ema.restore(SavedTensors(folder, "g_ema"))
         self.objective.path_mean.fill_(facts["path_mean"])
         self.statistics.restore(facts["statistics"], self.objective.path_mean.device)
         self.nimg = facts["nimg"]
@@ -90,5 +100,4 @@ class TrainState:
 
     def checksums(self) -> list[float]:
         """One number per network and average, equal on all ranks that train the same run."""
-        networks = [*self.networks.values(), self.ema.network]
-        return [float(sum(p.detach().double().sum() for p in network.parameters())) for network in networks]
+        return [*(learner.checksum() for learner in self.learners.values()), self.ema.checksum()]

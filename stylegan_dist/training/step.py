@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stylegan_dist.data.stream import Batch
-from stylegan_dist.training.engine import Engine
+from stylegan_dist.training.engine import Job, PhaseResult
 from stylegan_dist.training.phases import MicroBatch, Phase
 from stylegan_dist.training.state import TrainState
 
 
-@dataclass
-class PhaseResult:
-    """What a phase has measured, the same on all ranks, still on the device."""
-
-    means: dict[str, Tensor]  # statistics over the global batch
-    nonfinite: Tensor         # gradient values that had to be replaced
-    gradient_norm: Tensor
-
-
-def run_phase(state: TrainState, engine: Engine, phase: Phase, parts: list[MicroBatch],
+def run_phase(state: TrainState, phase: Phase, parts: list[MicroBatch],
               riders: Mapping[str, Tensor] | None = None) -> PhaseResult:
     """One optimizer step of one network.
 
@@ -32,27 +21,13 @@ def run_phase(state: TrainState, engine: Engine, phase: Phase, parts: list[Micro
         parts: this rank's micro-batches.
         riders: numbers to be summed over the ranks with the gradients, so that they cost no collective.
     """
-    network, optimizer = state.networks[phase.network], state.optimizers[phase.network]
-    for name, other in state.networks.items():
-        other.requires_grad_(name == phase.network)
-    optimizer.zero_grad(set_to_none=True)
-
-    shares: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=engine.device))
-    for part in parts:
-        for loss in phase.losses:
-            share, stats = loss(part)
-            share.backward()
-            for name, value in stats.items():
-                shares[name] = shares[name] + value.detach()
-
-    parameters: list[Tensor] = list(network.parameters())
-    means, nonfinite, norm = engine.reduce(parameters, {**shares, **(riders or {})})
-    l1 = getattr(state.config.optim, phase.network).l1
-    if l1 and phase.interval == 1:
-        torch._foreach_add_([p.grad for p in parameters if p.grad is not None], torch._foreach_sign(parameters), alpha=l1)
-    optimizer.step()
-    state.objective.after(means, state.config.generator.w_avg_decay)
-    return PhaseResult(means, nonfinite, norm)
+    for name, network in state.networks.items():
+        network.requires_grad_(name == phase.network)
+    jobs = [Job(loss, part) for part in parts for loss in phase.losses]
+    l1 = getattr(state.config.optim, phase.network).l1 if phase.interval == 1 else 0.0
+    result = state.learners[phase.network].step(jobs, riders or {}, l1, phase.second_order)
+    state.objective.after(result.means, state.config.generator.w_avg_decay)
+    return result
 
 
 def micro_batches(batch: Batch, size: int, conditional: bool, device: torch.device) -> list[MicroBatch]:

@@ -52,22 +52,22 @@ def losses(run_dir: Path) -> list[dict[str, float]]:
             for record in read(run_dir / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_and_continued_equals_straight(processes: int, labelled_shards: Path, straight: Path, tmp_path: Path):
+@pytest.mark.parametrize(("config", "processes"), [("cpu.yaml", 1), ("cpu.yaml", 2), ("zero2.yaml", 2), ("zero3.yaml", 2)])
+def test_killed_and_continued_equals_straight(config, processes, labelled_shards: Path, straight: Path, tmp_path: Path):
     if processes > 1:
         reference = tmp_path / "straight"
-        trained(labelled_shards, reference, STEPS_20, processes=processes)
+        trained(labelled_shards, reference, STEPS_20, processes=processes, config=config)
     else:
         reference = straight
     run_dir = tmp_path / "killed"
-    command = train_command(labelled_shards, run_dir, "run.kimg=1000", processes=processes)
+    command = train_command(labelled_shards, run_dir, "run.kimg=1000", processes=processes, config=config)
     with started(command) as process:
         wait_for(run_dir / HALF / "manifest.json", process)
         kill_all(process)
     for later in (run_dir / "checkpoints").iterdir():  # it may have got further before it died
         if later.name > Path(HALF).name:
             shutil.rmtree(later)
-    trained(labelled_shards, run_dir, STEPS_20, processes=processes)
+    trained(labelled_shards, run_dir, STEPS_20, processes=processes, config=config)
     assert_bit_equal(reference, run_dir)
     assert losses(run_dir) == losses(reference)
     assert {record["segment"] for record in read(run_dir / "metrics.jsonl")} == {0, 1}
@@ -101,6 +101,21 @@ def test_two_ranks_then_one_then_two_equals_one(labelled_shards: Path, tmp_path:
     assert len(expected) == 30
     for a, b in zip(expected, actual, strict=True):
         assert b == pytest.approx(a, rel=1e-5, abs=1e-5)
+
+
+def test_each_engine_continues_the_others(labelled_shards: Path, tmp_path: Path):
+    one, changing = tmp_path / "one", tmp_path / "changing"
+    trained(labelled_shards, one, "run.kimg=0.4", *CALM)
+    for i, (config, processes) in enumerate((("zero3.yaml", 2), ("cpu.yaml", 1), ("zero1.yaml", 2), ("zero2-offload.yaml", 1),
+                                             ("zero2.yaml", 2)), 1):
+        result = trained(labelled_shards, changing, f"run.kimg={i * 0.08}", *CALM, config=config, processes=processes)
+        assert ("DeepSpeed, generator ZeRO-" in result.stdout) == config.startswith("zero")
+        assert not result.stderr or "Traceback" not in result.stderr
+    expected, actual = losses(one), losses(changing)
+    assert len(expected) == 50
+    for a, b in zip(expected, actual, strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-4)
+    assert {record["segment"] for record in read(changing / "metrics.jsonl")} == {0, 1, 2, 3, 4}
 
 
 def test_micro_batches_do_not_change_the_run(labelled_shards: Path, tmp_path: Path):

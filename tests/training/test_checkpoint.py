@@ -18,12 +18,12 @@ from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
 from stylegan_dist.training import run_folder
 from stylegan_dist.training.checkpoint import (
+    SavedTensors,
     check_checkpoint,
     checkpoint_folder,
     list_checkpoints,
     load_network,
     load_state,
-    load_tensors,
     newest_whole_checkpoint,
     prune_checkpoints,
     save_checkpoint,
@@ -146,7 +146,7 @@ def test_facts_and_checksums(tmp_path):
 def test_channels_last_and_shared_views_are_saved_plain(tmp_path):
     weight = torch.arange(48.0).reshape(2, 3, 4, 2).to(memory_format=torch.channels_last)
     folder = save_checkpoint(tmp_path, 1, {"g": {"w": weight, "part": torch.arange(10.0)[::2]}}, {})
-    loaded = load_tensors(folder, "g")
+    loaded = SavedTensors(folder, "g")
     assert torch.equal(loaded["w"], weight)
     assert torch.equal(loaded["part"], torch.arange(10.0)[::2])
 
@@ -159,6 +159,27 @@ def test_another_network_is_refused_by_name(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"d\.safetensors does not fit the configured network: Missing key"):
         load_network(wider.generator, folder, "d")
+
+
+def test_a_large_state_is_cut_between_tensors(tmp_path):
+    tensors = {"g": {f"w{i}": torch.full((100,), float(i)) for i in range(7)}, "d": {"big": torch.ones(1000)}}
+    folder = save_checkpoint(tmp_path, 1, tensors, {}, file_bytes=1000)
+    names = {path.name for path in folder.iterdir()} - {"state.json", "manifest.json"}
+    assert names == {"d.safetensors", *(f"g-{i:05d}-of-00004.safetensors" for i in range(1, 5))}
+    assert check_checkpoint(folder) is None
+    loaded = SavedTensors(folder, "g")
+    assert list(loaded) == list(tensors["g"])
+    assert all(torch.equal(loaded[name], value) for name, value in tensors["g"].items())
+    (folder / "g-00002-of-00004.safetensors").unlink()
+    assert "missing" in check_checkpoint(folder)
+
+
+def test_another_network_is_refused_on_resume(tmp_path):
+    folder = save(new_state(), tmp_path)
+    for override, words in (("generator.w_dim=16", "has the shape"), ("generator.mapping_layers=3", "has no mapping.layers.2")):
+        with pytest.raises(InputError, match=rf"g\.safetensors does not fit the configured network: .*{words}") as caught:
+            new_state(override).restore(folder)
+        assert "\n" not in str(caught.value)
 
 
 # Whole or not at all
@@ -204,7 +225,7 @@ def test_all_damaged(tensors, tmp_path):
     (folder / "g.safetensors").write_bytes(b"no")
     assert newest_whole_checkpoint(tmp_path)[0] == 0
     with pytest.raises(InputError, match=r"cannot read .*g\.safetensors: .*remove the folder to use an older one"):
-        load_tensors(folder, "g")
+        SavedTensors(folder, "g")
     (folder / "state.json").write_text("{")
     with pytest.raises(InputError, match=r"cannot read .*state\.json: .*remove the folder"):
         load_state(folder)
@@ -243,7 +264,7 @@ def test_a_failure_anywhere_leaves_nothing_behind(failing, tensors, tmp_path, mo
     save_checkpoint(tmp_path, 100, tensors, {})
     with monkeypatch.context() as patch:
         patch.setattr(failing, fail)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(InputError, match="No space left"):
             save_checkpoint(tmp_path, 200, tensors, {})
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["nimg-00000100"]
     assert newest_whole_checkpoint(tmp_path) == (100, [])
@@ -254,14 +275,15 @@ SAVE_UNTIL_FULL = """
     from pathlib import Path
     import torch
     {before}
+    from stylegan_dist.errors import InputError
     from stylegan_dist.training.checkpoint import newest_whole_checkpoint, save_checkpoint
     run_dir = Path(sys.argv[1])
     for number in range(1, 20):
         try:
             size = 30_000 if number < 3 else 1_000_000
             save_checkpoint(run_dir, number * 100, {{"g": {{"w": torch.ones(size)}}}}, {{}})
-        except OSError as error:
-            print("OSError:", error)
+        except InputError as error:
+            print("InputError:", error)
             break
     print(newest_whole_checkpoint(run_dir), sorted(path.name for path in (run_dir / "checkpoints").iterdir()))
 """
@@ -281,7 +303,7 @@ def test_full_disk(tmp_path):
     command = f"mount -t tmpfs -o size=1m tmpfs {tmp_path}/disk && {sys.executable} {script} {tmp_path}/disk"
     done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert "OSError:" in done.stdout
+    assert "InputError:" in done.stdout
     assert RESULT in done.stdout
 
 
@@ -293,7 +315,7 @@ def test_file_size_limit(tmp_path):
     script.write_text(textwrap.dedent(SAVE_UNTIL_FULL.format(before=limit)))
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert "OSError:" in done.stdout
+    assert "InputError:" in done.stdout
     assert RESULT in done.stdout
 
 

@@ -164,8 +164,16 @@ def expected_d_main(case: Case) -> Tensor:
 def expected_d_penalty(case: Case) -> Tensor:
     drawn = draw(case, "d_penalty", case.real.index, case.real.labels)
     c = case.loss
-    r1 = reference.squared_gradients(lambda x: logits(case, x, case.real.labels), case.real.images).mean()
-    r2 = reference.squared_gradients(lambda x: logits(case, x, drawn.labels), fakes(case, drawn)).mean()
+    images = {"r1": (case.real.images, case.real.labels), "r2": (fakes(case, drawn).detach(), drawn.labels)}
+    if c.penalty == "exact":
+        r1, r2 = (reference.squared_gradients(lambda x, y=y: logits(case, x, y), x).mean() for x, y in images.values())
+    else:
+        means = []
+        for name, (x, y) in images.items():
+            noise = randomness.normal(SEED, f"d_penalty.{name}_noise", case.real.index, x.shape[1:]).double()
+            change = logits(case, x + c.penalty_sigma * noise, y) - logits(case, x, y)
+            means.append((change**2).mean() / c.penalty_sigma**2)
+        r1, r2 = means
     return c.penalty_interval * (c.r1_gamma / 2 * r1 + c.r2_gamma / 2 * r2)
 
 
@@ -197,6 +205,14 @@ CASES = {
     "colour": (("loss.adversarial=minimax", "loss.path_length_weight=0"), {"channels": 3}),
 }
 PHASES = [(case, phase) for case in CASES for phase in EXPECTED if (case, phase) != ("colour", "g_path")]
+APPROXIMATE = {
+    "approximate": (("loss.penalty=approximate", "loss.r2_gamma=2", "loss.penalty_sigma=0.05"), {"channels": 3}),
+    "approximate conditional": (("loss.penalty=approximate", "loss.r2_gamma=2"), {"conditional": True}),
+    # On real images: generated ones are made in bf16, as always. What is computed again must have the same dtype.
+    "approximate bf16": (("loss.penalty=approximate", "precision.dtype=bf16", "run.recompute=8"), {}),
+}
+CASES |= APPROXIMATE
+PHASES += [(case, "d_penalty") for case in APPROXIMATE]
 
 
 def case_of(name: str) -> Case:
@@ -239,6 +255,47 @@ def test_shares_of_micro_batches_add_up(name, phase_name):
             assert (grad is None) == (other_grads[key] is None)
             if grad is not None:
                 assert (other_grads[key] - grad).abs().max() < 1e-9 * largest, key
+
+
+@pytest.mark.parametrize("name", ["r1", "r2"])
+def test_the_noise_of_the_approximate_penalty_is_drawn_by_image_number(name):
+    other = "r2" if name == "r1" else "r1"
+    case = make_case("loss.penalty=approximate", "loss.r1_gamma=1", "loss.r2_gamma=1", f"loss.{other}_gamma=0")
+    seen: list[Tensor] = []
+    case.networks["d"].register_forward_pre_hook(lambda _m, arguments: seen.append(arguments[0]))
+    for part in case.parts(2):
+        case.objective.d_penalty(part)
+    for start, clean, disturbed in ((0, *seen[:2]), (4, *seen[2:])):
+        noise = randomness.normal(SEED, f"d_penalty.{name}_noise", torch.arange(1000 + start, 1004 + start), clean.shape[1:])
+        assert reference.difference((disturbed - clean) / 0.01, noise.double()) < 1e-9
+    _, stats = case.objective.d_penalty(case.real)
+    assert list(stats) == [f"loss/{name}"]
+
+
+@pytest.fixture
+def tf32():
+    """TF32 is allowed; afterwards as before."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield lambda: tuple(backend.allow_tf32 for backend in backends)
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
+
+
+def test_low_precision_and_tf32_are_set_aside_for_the_approximate_penalty(tf32):
+    case = make_case("loss.penalty=approximate", "precision.dtype=bf16")
+    d, seen = case.networks["d"], []
+    policy = d.precision
+    d.register_forward_pre_hook(lambda *_: seen.append((d.precision.low, *tf32())))
+    case.objective.d_main(case.real)
+    assert set(seen) == {(torch.bfloat16, True, True)}
+    seen.clear()
+    case.objective.d_penalty(case.real)
+    assert seen == [(torch.float32, False, False)] * 2
+    assert d.precision is policy
+    assert tf32() == (True, True)
 
 
 def test_the_draws_of_the_cases_are_not_trivial():

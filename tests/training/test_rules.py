@@ -66,7 +66,8 @@ def test_no_auto_remains_and_each_is_explained():
     resolved = resolve(before, index_of(), 1, "cpu", False)
     assert to_dict(before) == untouched, "the configuration given is left alone"
     explained = [note.split(" = ")[0] for note in resolved.notes]
-    free = {"run.world_size", "run.device", "run.threads", "monitor.wandb"}  # settled by launcher, machine and account
+    # Settled by launcher, machine and account.
+    free = {"run.world_size", "run.device", "run.threads", "run.reduction", "monitor.wandb"}
     free |= {f"optim.{name}.{key}" for name in "gd" for key in ("eps", "alpha", "rho")}  # settled by the optimizer
     after = values(to_dict(resolved.config))
     assert {key for key, value in after.items() if value == "auto"} <= free
@@ -207,7 +208,8 @@ COMPLAINTS = [
     (("optim.d.name=LBFGS", "optim.d.lr=1"), {}, ["optim.d: torch.optim.LBFGS cannot train", "choose another optimizer"]),
     (("optim.d.name=SparseAdam", "optim.d.lr=1"), {}, ["optim.d: torch.optim.SparseAdam cannot train", "choose another"]),
 ]
-POSITIVE = ("run.kimg", "data.lanes", "data.block", "data.prefetch", "loss.penalty_interval", "loss.path_length_interval",
+POSITIVE = ("run.kimg", "run.timeout", "data.lanes", "data.block", "data.prefetch", "loss.penalty_sigma",
+            "loss.penalty_interval", "loss.path_length_interval", "checkpoint.file_mib",
             "loss.path_length_shrink", "monitor.tick_kimg", "monitor.samples_kimg", "monitor.grid_columns", "monitor.grid_rows",
             "checkpoint.every_kimg", "checkpoint.keep", "generator.z_dim", "generator.w_dim", "generator.mapping_layers",
             "generator.channel_max", "discriminator.channel_max", "discriminator.mapping_layers", "discriminator.mbstd_group")

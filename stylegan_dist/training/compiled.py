@@ -1,0 +1,90 @@
+"""torch.compile for the forward passes that are differentiated at most once.
+
+The backward pass of a compiled network cannot be differentiated again, so that path lengths and the exact gradient
+penalty keep the networks as they are. All parameters stay where they are, too: a compiled network is another way
+to compute with them, that only the phases know of.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from stylegan_dist.config import Config
+from stylegan_dist.ops import resample
+from stylegan_dist.training.engine import Ranks
+from stylegan_dist.training.phases import MicroBatch
+from stylegan_dist.training.state import TrainState
+
+
+def why_not_compiled(config: Config, spread_generator: bool) -> str:
+    """Why networks are not compiled; empty if they are.
+
+    Args:
+        spread_generator: whether no rank holds the whole generator.
+    """
+    if config.run.compile == "auto":
+        return "auto: a run of minutes loses more than it gains, and GPUs are not measured yet"
+    if not config.run.compile:
+        return "run.compile"
+    if spread_generator:
+        return "ZeRO-3 fetches parameters layer by layer"
+    if config.run.recompute:
+        return "run.recompute"
+    return ""
+
+
+def networks_to_compile(device_type: str) -> tuple[str, ...]:
+    """Those that are faster for it; on CPUs the discriminator is not (docs/performance.md)."""
+    return ("g", "d") if device_type == "cuda" else ("g",)
+
+
+def compile_networks(state: TrainState, ranks: Ranks, networks: Sequence[str]) -> str:
+    """Let the phases use compiled networks from now on, if all ranks can compile them. Changes nothing else.
+
+    Everything is compiled here and now, in a trial of the main phases: a step later must not take minutes on one
+    rank while the others wait, or fail.
+
+    Args:
+        networks: "g", "d" or both.
+    Returns: a line that says how it went.
+    """
+    objective, began = state.objective, time.perf_counter()
+    plain = objective.synthesis, objective.logits
+    failure = None
+    try:
+        torch.compiler.assume_constant_result(resample.low_pass)
+        options: dict[str, Any] = {}
+        if state.config.run.deterministic and hasattr(torch._inductor.config, "deterministic"):
+            options["deterministic"] = True  # no kernels chosen by how fast they were
+        if "g" in networks:
+            objective.synthesis = torch.compile(objective.synthesis, fullgraph=True, dynamic=False, options=options)
+        if "d" in networks:
+            objective.logits = torch.compile(objective.logits, fullgraph=True, dynamic=False, options=options)
+        _try(state)
+    except Exception as error:  # of a compiler one must expect anything, and nothing depends on it
+        failure = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    failures = [text for text in ranks.gather(failure) if text]
+    if failures:
+        objective.synthesis, objective.logits = plain
+        return f"compile is off, it has failed ({failures[0]}); training goes on without it"
+    return f"compiled in {time.perf_counter() - began:.0f} s"
+
+
+def _try(state: TrainState) -> None:
+    """Forward and backward passes of the main phases for a made-up micro-batch."""
+    size, device = state.config.run.batch_gpu, state.objective.path_mean.device
+    resolution = state.data["resolution"]
+    part = MicroBatch(
+        torch.zeros(size, state.data["channels"], resolution, resolution, device=device),
+        torch.zeros(size, dtype=torch.int64, device=device) if state.data["num_classes"] else None,
+        torch.arange(size, device=device),
+    )
+    for name, loss in (("g", state.objective.g_main), ("d", state.objective.d_main)):
+        for other, network in state.networks.items():
+            network.requires_grad_(other == name)
+        # Not backward(): hooks of engines wait for gradients that arrive in parameters.
+        torch.autograd.grad(loss(part)[0], list(state.networks[name].parameters()), allow_unused=True)

@@ -1,0 +1,134 @@
+"""Data parallel training: every rank holds everything, gradients are summed."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+import weakref
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stylegan_dist.training.engine.learner import (
+    Job,
+    Learner,
+    LossInForward,
+    PhaseResult,
+    Sharded,
+    flatten,
+    scrub,
+    unflatten,
+)
+from stylegan_dist.training.engine.ranks import COMMUNICATION, Ranks, lost_ranks_reported
+
+
+class FlatLearner(Learner):
+    """After the backward passes of a phase, one all-reduce of all gradients; statistics ride along."""
+
+    @torch.no_grad()
+    def step(self, jobs: Sequence[Job], riders: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
+        line, means = self._accumulate(jobs, riders)
+        size = sum(p.numel() for p in self.network.parameters())
+        self.ranks.sum(line)
+        # A copy: the gradients' buffer must not live on in the statistics.
+        return self._finish(line[:size], unflatten(line[size:].clone(), means), l1)
+
+    def _accumulate(self, jobs: Sequence[Job], riders: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """All backward passes: a line of the gradients of all parameters and the statistics, and these by name."""
+        self.optimizer.zero_grad(set_to_none=True)
+        shares: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.ranks.device))
+        for job in jobs:
+            with torch.enable_grad():
+                share, statistics = job()
+                share.backward()
+            for name, value in statistics.items():
+                shares[name] = shares[name] + value.detach()
+        means = {**shares, **riders}
+        parameters = list(self.network.parameters())
+        pieces = [(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in parameters]
+        return torch.cat(pieces + flatten(means)), means
+
+    def _finish(self, gradient: Tensor, means: dict[str, Tensor], l1: float) -> PhaseResult:
+        """The optimizer step, from the summed gradient of all parameters."""
+        parameters: list[Tensor] = list(self.network.parameters())
+        nonfinite = scrub(gradient)
+        norm = torch.linalg.vector_norm(gradient)
+        pieces = gradient.split([p.numel() for p in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+        if l1:
+            torch._foreach_add_([p.grad for p in parameters], torch._foreach_sign(parameters), alpha=l1)  # type: ignore[misc]
+        self.optimizer.step()
+        return PhaseResult(means, nonfinite, norm)
+
+    def optimizer_state(self) -> dict[str, Tensor | Sharded]:
+        return {
+            f"{name}.{key}": torch.as_tensor(value)
+            for name, parameter in self.network.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items() if value is not None
+        }
+
+    @torch.no_grad()
+    def restore(self, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
+        self._check(parameters, optimizer_state)
+        numbers = {}
+        for number, (name, parameter) in enumerate(self.network.named_parameters()):
+            parameter.copy_(parameters[name])
+            numbers[name] = number
+        state: dict[int, dict[str, Tensor]] = {}
+        for full_name in optimizer_state:
+            name, _, key = full_name.rpartition(".")
+            state.setdefault(numbers[name], {})[key] = optimizer_state[full_name]
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+class BucketLearner(FlatLearner):
+    """torch's DistributedDataParallel: buckets of gradients are summed while the last backward pass still runs."""
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks):
+        super().__init__(network, optimizer, ranks)
+        network.requires_grad_(True)  # what is frozen now would never be summed
+        self._module = LossInForward(network)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # about a new name that older versions do not know
+            # Not static_graph: it skips sums where a forward traverses the graph twice.
+            self._parallel = DistributedDataParallel(self._module, broadcast_buffers=False)
+        # Weak: DDP would keep this object, and with it the process group, alive into the interpreter's end.
+        self._parallel.register_comm_hook(weakref.ref(self), _sum_bucket)
+        self._means: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, jobs: Sequence[Job], riders: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
+        self.optimizer.zero_grad(set_to_none=True)
+        shares: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.ranks.device))
+        for number, job in enumerate(jobs):
+            last = number == len(jobs) - 1
+            with torch.enable_grad(), contextlib.nullcontext() if last else self._parallel.no_sync():
+                share = self._parallel(job, last)
+                for name, value in self._module.statistics.items():
+                    shares[name] = shares[name] + value
+                self._means = {**shares, **riders}
+                with lost_ranks_reported(COMMUNICATION):
+                    share.backward()
+        gradient = torch.cat([p.grad.reshape(-1) for p in self.network.parameters()])  # type: ignore[union-attr]
+        return self._finish(gradient, self._means, l1)
+
+
+def _sum_bucket(learner, bucket):  # DDP refuses annotations that are strings
+    """Called by DDP in the order of the backward pass; the last bucket takes the statistics along."""
+    gradient, means = bucket.buffer(), learner()._means
+    extras = flatten(means) if bucket.is_last() else []
+    work = dist.all_reduce(torch.cat([gradient, *extras]) if extras else gradient, async_op=True)
+    assert work is not None
+
+    def arrived(future: torch.futures.Future) -> Tensor:
+        (received,) = future.value()
+        if extras:
+            learner()._means = unflatten(received[len(gradient):].clone(), means)
+        return received[:len(gradient)]
+
+    return work.get_future().then(arrived)

@@ -1,0 +1,142 @@
+"""The engine of a run: Accelerate launches, DeepSpeed or data parallel training moves the gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, InitProcessGroupKwargs
+from torch import nn
+
+from stylegan_dist.errors import InputError
+from stylegan_dist.machine import available_cores, supports_bf16
+from stylegan_dist.training.engine.choice import choose_engine, forget_plugin
+from stylegan_dist.training.engine.data_parallel import BucketLearner, FlatLearner
+from stylegan_dist.training.engine.graphs import CudaRecorder, GraphLearner, why_no_graphs
+from stylegan_dist.training.engine.launch_check import check_environment, check_joined
+from stylegan_dist.training.engine.learner import Learner
+from stylegan_dist.training.engine.preflight import (
+    RollCall,
+    connecting,
+    measure_network,
+    note_of_this_rank,
+    patience,
+    set_timeout,
+)
+from stylegan_dist.training.engine.ranks import Ranks, host_name
+from stylegan_dist.training.engine.zero import ZeroLearner, load_deepspeed
+
+
+class Engine(Ranks):
+    """The ranks of a run, and what makes networks learn on them.
+
+    Args:
+        device: "auto", "cuda" or "cpu".
+        world_size: the promised number of processes, or "auto".
+        threads: CPU threads of each process, or "auto" for an equal share of this machine's cores.
+        timeout: seconds after which a rank that waits for another gives up.
+        reduction: how data parallel training sums gradients, "flat", "buckets" or "auto".
+        graphs: whether to record CUDA graphs, or "auto".
+    Raises:
+        InputError: a launch that cannot be what was meant.
+        RankLost: not all ranks came.
+    """
+
+    def __init__(self, device: str = "auto", world_size: int | str = "auto", threads: int | str = "auto",
+                 timeout: float = 600.0, reduction: str = "auto", graphs: bool | str = "auto"):
+        launched = check_environment(os.environ, world_size, device)
+        self.choice = choose_engine(os.environ)
+        forget_plugin(os.environ)
+        if threads != "auto" and int(threads) < 1:
+            raise InputError(f"run.threads={threads} must be at least 1, or auto")
+        self.timeout = timeout
+        wait = patience(timeout)
+        # Kept until the process group exists: it may serve the store through which that is made.
+        roll_call = RollCall(os.environ, launched, wait,
+                             lambda: note_of_this_rank(os.environ, self.choice, device, world_size))
+        self.hosts = roll_call.hosts
+        if self.choice.zero:
+            load_deepspeed(cpu=roll_call.note["gpu"] is None)  # before there is a process group, see there
+        self.network = 0.0  # bytes per second of a rank in a large all-reduce; 0 if it is alone
+        with connecting(self.hosts):
+            # mixed_precision="no": the networks have a precision policy of their own.
+            self._accelerator = Accelerator(
+                cpu=roll_call.note["gpu"] is None, mixed_precision="no",
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=wait))],
+            )
+            super().__init__(self._accelerator.process_index, self._accelerator.num_processes, self._accelerator.device)
+            check_joined(launched, self.world_size)
+            if launched > 1:
+                self.network = measure_network(self)
+                set_timeout(timeout)
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE") or self.hosts.count(host_name()))
+        if threads == "auto":
+            threads = max(1, available_cores() // self.local_world_size)
+        torch.set_num_threads(int(threads))
+        self._learners: weakref.WeakSet[Learner] = weakref.WeakSet()
+        self.no_graphs = why_no_graphs(graphs, self.device.type, bool(self.choice.zero),
+                                       reduction if self.world_size > 1 else "flat")
+        self._recorder = None if self.no_graphs else CudaRecorder(self.device)
+        self.reduction = reduction
+        if reduction == "auto":  # on CPUs nothing is there to overlap with, and a graph ends before the reduction
+            self.reduction = "buckets" if self.device.type == "cuda" and self.no_graphs else "flat"
+
+    @property
+    def supports_bf16(self) -> bool:
+        return supports_bf16(self.device.type)
+
+    def spreads(self, network: str) -> bool:
+        """Whether no rank holds the whole of "g" or "d"."""
+        zero = self.choice[network]
+        return zero is not None and zero.stage == 3
+
+    def learner(self, name: str, network: nn.Module, optimizer: torch.optim.Optimizer) -> Learner:
+        """Make a network learn. To be called once for each, in the same order on all ranks.
+
+        Args:
+            name: "g" or "d".
+            network: whole, with the same values on all ranks.
+            optimizer: of its parameters, fresh.
+        """
+        learner: Learner
+        if zero := self.choice[name]:
+            learner = ZeroLearner(network, optimizer, self, zero, self.timeout)
+        elif self.world_size > 1 and self.reduction == "buckets":
+            learner = BucketLearner(network, optimizer, self)
+        elif self._recorder:
+            learner = GraphLearner(network, optimizer, self, self._recorder)
+        else:
+            learner = FlatLearner(network, optimizer, self)
+        self._learners.add(learner)
+        return learner
+
+    def describe(self) -> str:
+        """One line for the header of a run."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        if self.choice.zero:
+            how = self.choice.describe()
+        elif self.world_size == 1:
+            how = "no communication"
+        else:
+            how = "data parallel, " + {"flat": "one flat all-reduce per phase", "buckets": "DDP"}[self.reduction]
+        return f"{self.world_size} x {name}, {how}"
+
+    def describe_network(self) -> str:
+        """One line for the header of a run; empty if this rank is alone."""
+        machines = len(set(self.hosts))
+        if not self.network:
+            return ""
+        return f"{self.network / 1e9:.2g} GB/s per rank in an all-reduce, {machines} machine{'s' * (machines > 1)}"
+
+    def close(self) -> None:
+        """Leave the process group; without this some backends abort at exit. No learner is to be used after."""
+        for learner in self._learners:
+            learner.close()
+        with contextlib.suppress(Exception):
+            self._accelerator.end_training()
+        if dist.is_initialized():
+            dist.destroy_process_group()

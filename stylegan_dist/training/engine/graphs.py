@@ -1,0 +1,162 @@
+"""CUDA graphs: the backward passes of a phase are recorded once and replayed.
+
+At small resolutions a phase is thousands of kernels, each shorter than its launch. A graph launches all of them
+at once. What it replays is the same kernels on the same addresses, so no bit changes.
+
+Recorded is what is almost everything: losses, backward passes, and the line of gradients and statistics. The sum
+over the ranks stays outside, and so does the update, a few kernels that work on all parameters: an optimizer whose
+host part is recorded needs another arithmetic (`capturable`), and with that the switch would change the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from stylegan_dist.training.engine.data_parallel import FlatLearner
+from stylegan_dist.training.engine.learner import Job, PhaseResult
+from stylegan_dist.training.engine.ranks import Ranks
+
+T = TypeVar("T")
+Replay = Callable[[], None]
+
+# Ordinary executions of a phase before it is recorded. They make what is made once and must not be part of a
+# graph: handles and workspaces of libraries, chosen algorithms, cached filters.
+WARM_UP = 3
+
+
+class Recorder(Protocol):
+    """Records work on a device."""
+
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, work takes place where it would be recorded; after it, everyone may use its results."""
+
+    def record(self, work: Callable[[], T]) -> tuple[Replay, T]:
+        """A function that does the work, reading and writing the same memory every time, and where the results will be."""
+
+
+class CudaRecorder:
+    """CUDA graphs that share their memory, for work that never overlaps. All of a process should use one."""
+
+    def __init__(self, device: torch.device):
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        here = torch.cuda.current_stream()
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            yield
+        here.wait_stream(self._stream)
+
+    def record(self, work: Callable[[], T]) -> tuple[Replay, T]:
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: other threads go on to allocate and to ask for events, as those of NCCL and of pinned memory do.
+        # The stream is set around it, too, because torch.cuda.graph does not set it back if it fails at its end.
+        with torch.cuda.stream(self._stream), torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            result = work()
+        return graph.replay, result
+
+
+@dataclass
+class _Recording:
+    """A recorded phase: where it reads and where it writes."""
+
+    inputs: list[Tensor]
+    replay: Replay
+    line: Tensor
+    means: dict[str, Tensor]
+
+
+class GraphLearner(FlatLearner):
+    """A `FlatLearner` that replays what it has recorded.
+
+    A recording is for certain losses and shapes. If it fails, phases go on without graphs, and the next result has
+    a notice that says so.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, recorder: Recorder):
+        super().__init__(network, optimizer, ranks)
+        self._recorder: Recorder | None = recorder
+        self._executions: Counter[tuple] = Counter()
+        self._recordings: dict[tuple, _Recording] = {}
+        self._notice = ""
+
+    def step(self, jobs: Sequence[Job], riders: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
+        result = super().step(jobs, riders, l1, second_order)
+        result.notice, self._notice = self._notice, ""
+        return result
+
+    def _accumulate(self, jobs: Sequence[Job], riders: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        if self._recorder is None:
+            return super()._accumulate(jobs, riders)
+        inputs = _inputs(jobs, riders)
+        key = tuple(job.loss for job in jobs), tuple((x.shape, x.dtype) for x in inputs), tuple(riders)
+        self._executions[key] += 1
+        if self._executions[key] <= WARM_UP:
+            with self._recorder.aside():
+                return super()._accumulate(jobs, riders)
+        if key not in self._recordings:
+            try:
+                self._recordings[key] = self._record(self._recorder, jobs, riders)
+            except Exception as error:  # whatever it is, the phase can take place without a graph
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                self._notice = f"CUDA graphs are off, recording failed ({reason}); training goes on without them"
+                self._recorder = None
+                self._recordings.clear()
+                return super()._accumulate(jobs, riders)
+        recording = self._recordings[key]
+        for kept, new in zip(recording.inputs, inputs, strict=True):
+            kept.copy_(new)
+        recording.replay()
+        return recording.line, recording.means
+
+    def _record(self, recorder: Recorder, jobs: Sequence[Job], riders: Mapping[str, Tensor]) -> _Recording:
+        """Record a phase that reads copies of its inputs."""
+        parts = {id(job.part): _copy(job.part) for job in jobs}
+        jobs = [replace(job, part=parts[id(job.part)]) for job in jobs]
+        riders = {name: value.clone() for name, value in riders.items()}
+        # Gradients of the recording must be its own: none of before may be there to be added to.
+        self.optimizer.zero_grad(set_to_none=True)
+        replay, (line, means) = recorder.record(lambda: FlatLearner._accumulate(self, jobs, riders))
+        return _Recording(_inputs(jobs, riders), replay, line, means)
+
+
+def _inputs(jobs: Sequence[Job], riders: Mapping[str, Tensor]) -> list[Tensor]:
+    """All tensors that jobs and riders consist of, each part once, in an order that depends on nothing else."""
+    parts = {id(job.part): job.part for job in jobs}.values()
+    return [x for part in parts for x in vars(part).values() if isinstance(x, Tensor)] + list(riders.values())
+
+
+def _copy(part: Any) -> Any:
+    return replace(part, **{name: value.clone() for name, value in vars(part).items() if isinstance(value, Tensor)})
+
+
+def why_no_graphs(wanted: bool | str, device_type: str, zero: bool, reduction: str) -> str:
+    """Why phases are not recorded; empty if they are.
+
+    Args:
+        wanted: run.cuda_graphs.
+        device_type: "cuda" or "cpu".
+        zero: whether DeepSpeed trains a network.
+        reduction: how data parallel training is asked to sum gradients: "flat", "buckets" or "auto".
+    """
+    if wanted == "auto":
+        return "auto: not measured on a GPU yet"
+    if not wanted:
+        return "run.cuda_graphs"
+    if device_type != "cuda":
+        return "there is no GPU"
+    if zero:
+        return "DeepSpeed communicates within the backward pass"
+    if reduction == "buckets":
+        return "run.reduction=buckets communicates within the backward pass"
+    return ""

@@ -1,0 +1,191 @@
+"""One network that learns, with its optimizer, however both are spread over the ranks.
+
+Every engine is a subclass. All take the same optimizer step: gradients are summed over micro-batches and ranks
+in float32, non-finite values are counted and replaced, parameters without a gradient take part with zeros.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stylegan_dist.errors import InputError
+from stylegan_dist.training.engine.ranks import Ranks
+
+LIMIT = 1e5  # infinite gradients become this large, as in Karras et al. 2020b
+
+
+@dataclass(frozen=True)
+class Job:
+    """A loss and what it works on.
+
+    Attributes:
+        loss: of `part`; gives its share of the loss and shares of statistics.
+        part: a micro-batch: a dataclass of tensors.
+    """
+
+    loss: Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
+    part: Any
+
+    def __call__(self) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss(self.part)
+
+
+@dataclass
+class PhaseResult:
+    """What a phase has measured, the same on all ranks, still on the device."""
+
+    means: dict[str, Tensor]  # statistics over the global batch
+    nonfinite: Tensor         # gradient values that had to be replaced
+    gradient_norm: Tensor
+    notice: str = ""          # what a person should hear, once
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """A tensor of the state of which each rank holds a part."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], Tensor]  # the whole tensor; all ranks must call it
+
+
+class Learner(abc.ABC):
+    """A network and its optimizer under an engine.
+
+    Attributes:
+        network: the plain module, for every use but its own phases.
+        optimizer: as it was built; the engine may have replaced its parameters.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks):
+        self.network = network
+        self.optimizer = optimizer
+        self.ranks = ranks
+        self.shapes = {name: p.shape for name, p in network.named_parameters()}
+
+    @abc.abstractmethod
+    def step(self, jobs: Sequence[Job], riders: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
+        """One optimizer step.
+
+        Args:
+            jobs: the losses of this rank's micro-batches; each is called once, and its backward pass run.
+            riders: numbers to be summed over the ranks with the statistics.
+            l1: this times sign(parameter) is added to the gradient.
+            second_order: whether a job differentiates through a gradient of this network.
+        """
+
+    def parameters(self) -> dict[str, Tensor | Sharded]:
+        """The values of all parameters by name."""
+        return {name: p.detach() for name, p in self.network.named_parameters()}
+
+    @abc.abstractmethod
+    def optimizer_state(self) -> dict[str, Tensor | Sharded]:
+        """The optimizer's state as "<parameter>.<key>"; hyper-parameters belong to the configuration."""
+
+    @abc.abstractmethod
+    def restore(self, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
+        """Take over what `parameters` and `optimizer_state` of any engine gave. Needs no other rank.
+
+        Raises:
+            InputError: names or shapes do not fit.
+        """
+
+    def local(self) -> Iterator[tuple[str, Tensor, int]]:
+        """(name, values, start): this rank's part of each flattened parameter, as a view, and where it begins.
+
+        The parts of all ranks make up the parameter; each is ceil(size / ranks) long, the last ones shorter.
+        """
+        for name, parameter in self.network.named_parameters():
+            start, length = part_of(parameter.numel(), self.ranks)
+            yield name, parameter.detach().flatten()[start:start + length], start
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to do
+        """Let go of the process group. The network is not to be used after."""
+
+    def checksum(self) -> float:
+        """A number that is the same on all ranks if they hold the same network."""
+        return float(sum(p.detach().double().sum() for p in self.network.parameters()))
+
+    def _check(self, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
+        for name, shape in self.shapes.items():
+            if name not in parameters:
+                raise InputError(f"the checkpoint has no {name}, which the configured network has")
+            if parameters[name].shape != shape:
+                raise InputError(f"{name} has the shape {list(parameters[name].shape)} in the checkpoint and {list(shape)} in "
+                                 "the configured network")
+        for full_name in optimizer_state:
+            if full_name.rpartition(".")[0] not in self.shapes:
+                raise InputError(f"the checkpoint's optimizer state names {full_name.rpartition('.')[0]}, which the configured "
+                                 "network does not have")
+
+
+class LossInForward(nn.Module):
+    """What an engine wraps: its forward is one whole loss, penalties included.
+
+    Wrappers hook their forward's output and expect one backward pass through it. A gradient penalty, or another
+    network's loss, traverses the graph more than once; inside of the forward nobody sees that.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.statistics: dict[str, Tensor] = {}
+
+    def forward(self, job: Job, touch: bool) -> Tensor:
+        """The share of the loss. With `touch`, every parameter takes part, if only with a gradient of zero."""
+        share, statistics = job()
+        self.statistics = {name: value.detach() for name, value in statistics.items()}
+        return _Touch.apply(share, *self.network.parameters()) if touch else share
+
+
+class _Touch(torch.autograd.Function):
+    """The identity, with a gradient of zero to every further argument."""
+
+    @staticmethod
+    def forward(ctx, share: Tensor, *parameters: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.parameters = parameters
+        return share.view_as(share)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        return gradient, *(p.new_zeros(()).expand(p.shape) for p in ctx.parameters)
+
+
+def part_of(size: int, ranks: Ranks) -> tuple[int, int]:
+    """(start, length) of this rank's part of `size` values."""
+    part = -(-size // ranks.world_size)
+    start = min(ranks.rank * part, size)
+    return start, min(part, size - start)
+
+
+def assemble(shape: torch.Size, part: Tensor | None, start: int, ranks: Ranks) -> Tensor:
+    """The whole of a float32 tensor of which each rank gives its part (None: nothing of it). All ranks must call it."""
+    whole = torch.zeros(shape.numel(), dtype=torch.float32, device=ranks.device)
+    if part is not None:
+        whole[start:start + len(part)] = part
+    ranks.sum(whole.view(torch.int32))  # adding zeros to the bits keeps even -0.0
+    return whole.view(shape)
+
+
+def scrub(gradient: Tensor) -> Tensor:
+    """Replace nan by 0 and infinities by +-1e5 in place; returns how many there were."""
+    nonfinite = gradient.numel() - torch.isfinite(gradient).sum()
+    torch.nan_to_num(gradient, nan=0.0, posinf=LIMIT, neginf=-LIMIT, out=gradient)
+    return nonfinite
+
+
+def flatten(values: Mapping[str, Tensor]) -> list[Tensor]:
+    """Statistics as lines of float32."""
+    return [value.detach().float().reshape(-1) for value in values.values()]
+
+
+def unflatten(line: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `flatten`, cut as `values` are."""
+    pieces = line.split([value.numel() for value in values.values()])
+    return {name: piece.view_as(values[name]) for name, piece in zip(values, pieces, strict=True)}

@@ -1,0 +1,147 @@
+"""Train a list of cases in the processes of one launch: `accelerate launch ... tests/engine_cases.py CASES.json`.
+
+Each case trains real networks on real shards under one engine and writes a checkpoint, with the code of the
+training loop, but many cases share the cost of one launch. A case is an object with
+
+    engine      "flat", "ddp", "zero1", "zero2", "zero3", "zero3-both", "zero2-offload", ...
+    overrides   of the configuration
+    start       folder of a checkpoint to continue from, or null
+    steps       to train
+    out         folder to save in
+    poison      optional: the number of an image that is infinitely bright
+    file_bytes  optional: largest file of the checkpoint
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from stylegan_dist import randomness
+from stylegan_dist.config import load_config
+from stylegan_dist.data.index import load_index
+from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.training import engine as engines
+from stylegan_dist.training.checkpoint import save_checkpoint
+from stylegan_dist.training.engine.choice import DATA_PARALLEL, Choice, Zero
+from stylegan_dist.training.rules import resolve
+from stylegan_dist.training.state import TrainState
+from stylegan_dist.training.step import micro_batches, run_phase
+
+CHOICES = {
+    "flat": DATA_PARALLEL,
+    "ddp": DATA_PARALLEL,
+    "zero1": Choice({"g": Zero(1), "d": Zero(1)}),
+    "zero2": Choice({"g": Zero(2), "d": Zero(2)}),
+    "zero3": Choice({"g": Zero(3), "d": Zero(2)}),
+    "zero3-all-cut": Choice({"g": Zero(3, buffers={"stage3_param_persistence_threshold": 0}), "d": Zero(2)}),
+    "zero3-both": Choice({"g": Zero(3), "d": Zero(3)}),
+    "zero1-offload": Choice({"g": Zero(1, offload=True), "d": Zero(1, offload=True)}),
+    "zero2-offload": Choice({"g": Zero(2, offload=True), "d": Zero(2, offload=True)}),
+    "zero3-offload": Choice({"g": Zero(3, offload=True), "d": Zero(2, offload=True)}),
+    "zero2-g": Choice({"g": Zero(2)}),
+}
+
+
+class Draws:
+    """What was drawn for which image, whoever drew it."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self._plain = randomness._addressed
+        randomness._addressed = self._record
+
+    def _record(self, seed, purpose, index, block, substream):
+        words = self._plain(seed, purpose, index, block, substream)
+        for number, row in zip(index.tolist(), words, strict=True):
+            self.seen.add(f"{purpose} {number} {hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16]}")
+        return words
+
+    def taken(self, ranks: engines.Ranks) -> list[str]:
+        seen, self.seen = sorted(self.seen), set()
+        return sorted({line for part in ranks.gather(seen) for line in part})
+
+
+def main(path: Path) -> None:
+    cases = json.loads(path.read_text())
+    engine = engines.Engine("cpu", threads=1, timeout=60)
+    draws = Draws()
+    for case in cases:
+        train(case, engine, draws)
+    engine.close()
+
+
+def train(case: dict, engine: engines.Engine, draws: Draws) -> None:
+    """One case."""
+    config = load_config(None, case["overrides"])
+    index = load_index(config.data.shards)
+    engine.choice = CHOICES[case["engine"]]
+    engine.reduction = "buckets" if case["engine"] == "ddp" else "flat"
+    resolved = resolve(config, index, engine.world_size, "cpu", False, engine.spreads("g"))
+    config, out = resolved.config, Path(case["out"])
+    state = TrainState(resolved, index, engine.device, engine)
+    if case["start"]:
+        state.restore(Path(case["start"]))
+    d, batch = config.data, config.run.batch
+    stream = BatchStream(
+        d.shards, index, seed=config.run.seed, lanes=d.lanes, block=d.block, batch=batch, rank=engine.rank,
+        world_size=engine.world_size, start=state.nimg, mirror=d.mirror, workers=0, prefetch=1,
+    )
+    draws.taken(engine)
+    samples, records = [], []
+    for _ in range(case["steps"]):
+        read = next(stream)
+        samples += [f"{i} {hashlib.sha256(image.numpy().tobytes()).hexdigest()}"
+                    for i, image in zip(read.index.tolist(), read.images, strict=True)]
+        parts = micro_batches(read, config.run.batch_gpu, resolved.conditional, engine.device)
+        for part in parts:
+            part.images[part.index == case.get("poison", -1)] = torch.inf
+        for phase in state.phases:
+            if (state.nimg // batch) % phase.interval == 0:
+                with nothing_leaks(state, phase.network):
+                    result = run_phase(state, phase, parts)
+                records.append([phase.name, result.gradient_norm.item(), result.nonfinite.item(),
+                                {name: value.item() for name, value in result.means.items() if value.numel() == 1}])
+        state.ema.update(state.generator, state.nimg, batch)
+        state.nimg += batch
+    stream.close()
+    facts = {**state.facts(), "draws": draws.taken(engine), "records": records,
+             "samples": sorted(line for part in engine.gather(samples) for line in part)}
+    assert engine.agree(state.checksums())
+    save_checkpoint(out, state.nimg, state.tensors(), facts, engine, case.get("file_bytes", 1 << 30))
+    for learner in state.learners.values():
+        learner.close()
+
+
+class nothing_leaks:  # noqa: N801 - used like a function
+    """A phase of one network leaves the other one alone: no gradient, no change of a bit."""
+
+    def __init__(self, state: TrainState, learning: str):
+        (self.name,) = {"g", "d"} - {learning}
+        self.state = state
+        self.other = state.learners[self.name]
+
+    def _bits(self) -> Iterator[torch.Tensor]:
+        yield from (values.clone() for _, values, _ in self.other.local())
+        for state in self.other.optimizer.state.values():
+            yield from (torch.as_tensor(value).clone() for value in state.values() if value is not None)
+
+    def __enter__(self) -> None:
+        self.before = list(self._bits())
+
+    def __exit__(self, *_: object) -> None:
+        assert all(p.grad is None or not p.requires_grad for p in self.other.network.parameters())
+        after = list(self._bits())
+        assert len(after) == len(self.before)
+        assert all(torch.equal(a, b) for a, b in zip(self.before, after, strict=True)), f"{self.name} has changed"
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    main(Path(sys.argv[1]))

@@ -1,0 +1,206 @@
+"""Every engine trains the same run, and continues any other's: real process groups, real DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from launching import ROOT, TINY, finished
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+# A larger eps keeps different orders of sums comparable, see test_resume.py; and small steps keep small what it
+# does if a rounding error carries one of the few features of these networks over the kink of its leaky ReLU.
+CALM = ("optim.g.eps=1e-2", "optim.d.eps=1e-2", "optim.g.lr=1e-4", "optim.d.lr=1e-4")
+BATCH = 16
+# Rounding is magnified by 1 / sigma.
+APPROXIMATE = ("loss.penalty=approximate", "loss.penalty_sigma=0.3")
+ENGINES = {1: ("flat", "zero1", "zero2", "zero3"), 2: ("flat", "ddp", "zero1", "zero2", "zero3"),
+           4: ("flat", "ddp", "zero1", "zero2", "zero3")}
+# Some more on two ranks: parameters of every size spread, ZeRO-3 for both networks, one network each way, offload.
+VARIANTS = ("zero3-all-cut", "zero3-both", "zero2-g", "zero1-offload", "zero2-offload", "zero3-offload")
+OPTIMIZED = {  # name -> overrides, for both networks
+    "adamw": ("name=AdamW", "weight_decay=0.1"), "sgd": ("name=SGD", "eps=auto", "lr=0.01", "momentum=0.9", "nesterov=true"),
+    "rmsprop": ("name=RMSprop", "lr=1e-3", "momentum=0.5"), "adadelta": ("name=Adadelta", "lr=0.1", "eps=1e-3"),
+    "l1": ("l1=0.01",),
+}
+RESUMABLE = [f"{engine}-{world}" for world in (1, 2) for engine in ENGINES[world]]
+NETWORKS = ("g", "d", "g_ema")
+OPTIMIZERS = ("optimizer_g", "optimizer_d")
+
+
+class Runs:
+    """Cases that have been trained, by name."""
+
+    def __init__(self, folder: Path, shards: Path):
+        self.folder = folder
+        self.shards = shards
+
+    def case(self, name: str, engine: str, *overrides: str, steps: int = 20, start: str | None = None, **more: object) -> dict:
+        return {
+            "engine": engine, "steps": steps, "out": str(self.folder / name), "start": start and str(self.checkpoint(start)),
+            "overrides": [*TINY, *CALM, f"run.batch={BATCH}", f"data.shards={self.shards}", *overrides], **more,
+        }
+
+    def train(self, world: int, cases: list[dict]) -> None:
+        path = self.folder / "cases.json"
+        path.write_text(json.dumps(cases))
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+                   str(ROOT / "launch/accelerate/zero2.yaml"), "--num_processes", str(world),
+                   str(ROOT / "tests/engine_cases.py"), str(path)]
+        result = finished(command, timeout=500)
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+
+    def checkpoint(self, name: str) -> Path:
+        return max((self.folder / name / "checkpoints").iterdir())
+
+    def facts(self, name: str) -> dict:
+        return json.loads((self.checkpoint(name) / "state.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(labelled_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """20 steps under every engine, world and micro-batch; and the first half of them, continued under every other."""
+    runs = Runs(tmp_path_factory.mktemp("engines"), labelled_shards)
+    for world, engines in ENGINES.items():
+        whole = f"run.batch_gpu={BATCH // world}"
+        cases = [runs.case(f"{engine}-{world}-{parts}", engine, f"run.batch_gpu={BATCH // world // parts}")
+                 for engine in engines for parts in splits(world)]
+        cases += [runs.case(f"{engine}-{world}-half", engine, whole, steps=10, file_bytes=4000)
+                  for engine in engines if f"{engine}-{world}" in RESUMABLE]
+        if world == 1:
+            cases.append(runs.case("flat-1-approximate", "flat", *APPROXIMATE))
+            cases.append(runs.case("flat-1-poison", "flat", steps=6, poison=3 * BATCH + 1))
+            cases += [runs.case(f"flat-1-{name}", "flat", *optimizers(name), steps=6) for name in OPTIMIZED]
+        if world == 2:
+            cases += [runs.case(f"{engine}-2-1-again", engine, whole) for engine in engines]
+            cases += [runs.case(f"{engine}-2-approximate", engine, whole, *APPROXIMATE) for engine in engines]
+            cases += [runs.case(f"{engine}-2-2", engine, f"run.batch_gpu={BATCH // 4}") for engine in VARIANTS]
+            cases += [runs.case(f"{engine}-2-poison", engine, whole, steps=6, poison=3 * BATCH + 1)
+                      for engine in (*engines, "zero2-offload", "zero3-offload")]
+            cases += [runs.case(f"{engine}-2-{name}", engine, whole, *optimizers(name), steps=6)
+                      for engine in ("zero2", "zero3") for name in OPTIMIZED]
+            cases += [runs.case(f"{engine}-2-{place}", engine, whole, f"ema.placement={place}")
+                      for engine, place in (("flat", "sharded"), ("flat", "cpu"), ("zero2", "sharded"))]
+            cases += [runs.case(f"{engine}-2-recompute", engine, whole, "run.recompute=8") for engine in engines]
+        runs.train(world, cases)
+    for world in (1, 2):
+        runs.train(world, [
+            runs.case(f"{before}-to-{engine}-{world}", engine, f"run.batch_gpu={BATCH // world}", steps=10,
+                      start=f"{before}-half")
+            for engine in ENGINES[world] for before in RESUMABLE
+        ])
+    return runs
+
+
+def splits(world: int) -> list[int]:
+    """Numbers of micro-batches that leave the groups of the minibatch standard deviation whole."""
+    return [parts for parts in (1, 2, 4) if BATCH // world // parts >= 2]
+
+
+def optimizers(name: str) -> list[str]:
+    return [f"optim.{network}.{setting}" for network in "gd" for setting in OPTIMIZED[name]]
+
+
+def tensors(folder: Path, file: str) -> dict[str, torch.Tensor]:
+    """Of a file, or of its parts."""
+    paths = sorted(folder.glob(f"{file}.safetensors")) or sorted(folder.glob(f"{file}-*.safetensors"))
+    return {key: value for path in paths for key, value in load_file(path).items()}
+
+
+def difference(one: Path, other: Path, files: Sequence[str] = NETWORKS, floor: float = 1.0) -> float:
+    """The largest difference of any value, relative to the largest of its tensor, or to `floor` if that is smaller.
+
+    1 is the size of weights and activations. Biases and noise strengths start at zero, and most terms of their
+    gradients cancel: compared with their own size after a few steps, rounding is large.
+    """
+    worst = 0.0
+    for file in files:
+        a, b = tensors(one, file), tensors(other, file)
+        assert a.keys() == b.keys()
+        for key in a:
+            assert a[key].shape == b[key].shape
+            worst = max(worst, float((a[key] - b[key]).abs().max()) / max(float(a[key].abs().max()), floor))
+    return worst
+
+
+def assert_same_run(runs: Runs, one: str, other: str) -> None:
+    """Weights, average, optimizer state; and what every phase of every step has measured."""
+    assert difference(runs.checkpoint(one), runs.checkpoint(other)) < 1e-5
+    assert difference(runs.checkpoint(one), runs.checkpoint(other), OPTIMIZERS, floor=1e-2) < 1e-3
+    a, b = runs.facts(one), runs.facts(other)
+    assert b["path_mean"] == pytest.approx(a["path_mean"], rel=1e-5)
+    norms = []
+    for (phase, norm, nonfinite, means), (other_phase, other_norm, other_nonfinite, other_means) in zip(
+            a["records"][-len(b["records"]):], b["records"], strict=True):
+        assert (other_phase, other_nonfinite) == (phase, nonfinite)
+        assert other_means == pytest.approx(means, rel=1e-4, abs=1e-5, nan_ok=True)
+        norms.append(abs(norm - other_norm) / max(norm, 1e-9))
+    assert max(norms) < 1e-3  # where a feature went over its kink
+    assert statistics.median(norms) < 1e-6
+
+
+@pytest.mark.parametrize("name", [
+    *(f"{engine}-{world}-{parts}" for world, engines in ENGINES.items() for engine in engines for parts in splits(world)),
+    *(f"{engine}-2-2" for engine in VARIANTS),
+])
+def test_every_engine_equals_one_process(name: str, runs: Runs):
+    assert_same_run(runs, "flat-1-1", name)
+    one, other = runs.facts("flat-1-1"), runs.facts(name)
+    assert one["samples"] == other["samples"]
+    assert one["draws"] == other["draws"]  # latents, labels, noise, mixing
+    assert len(one["draws"]) > 20 * BATCH * 10
+
+
+@pytest.mark.parametrize("engine", ENGINES[2])
+def test_same_engine_and_world_is_exact(engine: str, runs: Runs):
+    assert difference(runs.checkpoint(f"{engine}-2-1"), runs.checkpoint(f"{engine}-2-1-again"), NETWORKS + OPTIMIZERS) == 0
+    assert runs.facts(f"{engine}-2-1")["records"] == runs.facts(f"{engine}-2-1-again")["records"]
+
+
+@pytest.mark.parametrize("engine", ENGINES[2])
+def test_approximate_penalties(engine: str, runs: Runs):
+    assert_same_run(runs, "flat-1-approximate", f"{engine}-2-approximate")
+    assert difference(runs.checkpoint("flat-1-1"), runs.checkpoint("flat-1-approximate")) > 1e-5
+
+
+@pytest.mark.parametrize("before", RESUMABLE)
+@pytest.mark.parametrize("after", RESUMABLE)
+def test_saved_under_one_continued_under_another(before: str, after: str, runs: Runs):
+    assert len(list(runs.checkpoint(f"{before}-half").glob("g-*-of-*.safetensors"))) > 1
+    assert_same_run(runs, "flat-1-1", f"{before}-to-{after}")
+    if before == after:
+        files = NETWORKS + OPTIMIZERS
+        assert difference(runs.checkpoint(f"{after}-1"), runs.checkpoint(f"{before}-to-{after}"), files) == 0
+
+
+@pytest.mark.parametrize("engine", [*ENGINES[2], "zero2-offload", "zero3-offload"])
+def test_nonfinite_gradients_are_counted_and_replaced_alike(engine: str, runs: Runs):
+    assert_same_run(runs, "flat-1-poison", f"{engine}-2-poison")
+    size = sum(value.numel() for name, value in tensors(runs.checkpoint("flat-1-1"), "d").items())
+    counts = {phase: count for phase, _, count, _ in runs.facts(f"{engine}-2-poison")["records"] if count}
+    assert counts == {"d_main": size}
+    norms = [norm for _, norm, count, _ in runs.facts(f"{engine}-2-poison")["records"] if count]
+    assert norms == [0]
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+@pytest.mark.parametrize("name", OPTIMIZED)
+def test_other_optimizers(engine: str, name: str, runs: Runs):
+    assert_same_run(runs, f"flat-1-{name}", f"{engine}-2-{name}")
+    assert difference(runs.checkpoint("flat-1-half"), runs.checkpoint(f"flat-1-{name}")) > 1e-4
+
+
+@pytest.mark.parametrize(("engine", "place"), [("flat", "sharded"), ("flat", "cpu"), ("zero2", "sharded")])
+def test_average_kept_in_parts(engine: str, place: str, runs: Runs):
+    assert difference(runs.checkpoint(f"{engine}-2-1"), runs.checkpoint(f"{engine}-2-{place}"), NETWORKS) == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES[2])
+def test_recomputed_activations(engine: str, runs: Runs):
+    assert difference(runs.checkpoint(f"{engine}-2-1"), runs.checkpoint(f"{engine}-2-recompute"), NETWORKS + OPTIMIZERS) == 0
