@@ -43,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except InputError as error:
-        # Ranks fail together and say the same; one line is enough.
-        if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
+        # Ranks fail together and say the same; one line is enough on each machine, which may have a log of its own.
+        first_here = "0" in (os.environ.get("RANK") or "0", os.environ.get("LOCAL_RANK"))
+        if first_here or isinstance(error, LocalInputError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         return EXIT_BAD_INPUT
     except RankLost as error:
@@ -91,8 +92,8 @@ def _train(args: argparse.Namespace) -> int:
         from stylegan_dist.training.plan import describe_plan
 
         promised = config.run.world_size
-        world_size = int(os.environ.get("WORLD_SIZE", "1")) if promised == "auto" else promised
-        if int(os.environ.get("RANK", "0")) == 0:
+        world_size = int(os.environ.get("WORLD_SIZE") or "1") if promised == "auto" else promised
+        if (os.environ.get("RANK") or "0") == "0":
             print(describe_plan(config, world_size))
         return EXIT_OK
     from stylegan_dist.training.loop import train  # slow to import, and not needed for the other verbs

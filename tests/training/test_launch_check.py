@@ -142,7 +142,8 @@ def test_an_error_of_all_ranks_is_told_as_it_is():
 def test_names_of_ranks_stay_short():
     assert name_ranks([3]) == "rank 3"
     assert name_ranks([0, 1, 2, 5, 7, 8]) == "ranks 0-2, 5, 7-8"
-    assert name_ranks(range(512), [f"n{rank // 8}" for rank in range(512)]) == "ranks 0-511 (n0, n1, n2, n3, n4, n5, n6, n7, ...)"
+    hosts = [f"n{rank // 8}" for rank in range(512)]
+    assert name_ranks(range(512), hosts) == "ranks 0-511 (n0, n1, n2, n3, n4, n5, n6, n7, ...)"
 
 
 def test_code_is_names_and_contents(tmp_path: Path):

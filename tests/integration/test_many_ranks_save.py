@@ -1,0 +1,94 @@
+"""Checkpoints that several ranks write: no rank holds everything, and a failure of one is a failure of all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from launching import TIMEOUT, alive, descendants, finished, started, train_command, wait_for
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = """
+    import resource, signal, sys
+    from pathlib import Path
+    import torch
+    from stylegan_dist.errors import InputError
+    from stylegan_dist.training.checkpoint import SavedTensors, check_checkpoint, list_checkpoints, save_checkpoint
+    from stylegan_dist.training.engine import Engine, Sharded, assemble
+
+    engine = Engine("cpu", threads=1, timeout=30)
+    ranks, folder = engine.world_size, Path(sys.argv[1])
+    COUNT, SIZE = 24, 40_000  # tensors, numbers in each
+    held = peak = 0
+
+    def read(number):
+        global held, peak
+        part = torch.arange(SIZE // ranks).float() + engine.rank * SIZE // ranks + number
+        return assemble(torch.Size([SIZE]), part, engine.rank * SIZE // ranks, engine)
+
+    def tensors():
+        return {"g": {f"w{i}": Sharded(torch.Size([SIZE]), torch.float32, lambda i=i: read(i)) for i in range(COUNT)},
+                "d": {"b": torch.ones(3)}}
+
+    save_checkpoint(folder, 1, tensors(), {}, engine, file_bytes=4 * SIZE * 4)
+    if engine.is_main:
+        (_, saved), = list_checkpoints(folder)
+        assert check_checkpoint(saved) is None
+        loaded = SavedTensors(saved, "g")
+        assert all(torch.equal(loaded[f"w{i}"], torch.arange(SIZE).float() + i) for i in range(COUNT))
+        print("files", len(list(saved.glob("g-*-of-00006.safetensors"))))
+
+    if engine.rank == 1:  # as if its disk were full
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        save_checkpoint(folder, 2, tensors(), {}, engine, file_bytes=4 * SIZE * 4)
+        print("saved", engine.rank)
+    except InputError as error:
+        print("refused", engine.rank, "too large" in str(error), flush=True)
+    engine.together(lambda: None)
+    if engine.is_main:
+        print("left", sorted(path.name for path in (folder / "checkpoints").iterdir()))
+    engine.close()
+"""
+
+
+def test_one_rank_that_cannot_write_fails_all(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    done = finished([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script),
+                     str(tmp_path / "run")])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "files 6" in done.stdout
+    assert "refused 0 True" in done.stdout
+    assert "refused 1 True" in done.stdout
+    assert "left ['nimg-00000001']" in done.stdout
+
+
+@pytest.mark.parametrize("config", ["cpu.yaml", "zero2.yaml"])
+def test_a_rank_that_hangs_is_reported_in_time(config: str, labelled_shards: Path, tmp_path: Path):
+    """DeepSpeed makes process groups of its own, which must not wait longer than asked for, either."""
+    command = train_command(labelled_shards, tmp_path / "run", "run.kimg=1000", "run.timeout=5", processes=2, config=config)
+    with started(command) as launcher:
+        wait_for(tmp_path / "run/checkpoints/nimg-00000080/manifest.json", launcher)
+        workers = {}
+        for pid in descendants(launcher.pid):
+            for entry in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+                if entry.startswith("RANK="):
+                    workers.setdefault(entry.removeprefix("RANK="), pid)
+        os.kill(workers["1"], signal.SIGSTOP)
+        deadline = time.monotonic() + TIMEOUT / 5
+        while alive(workers["0"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.kill(workers["1"], signal.SIGKILL)
+        _, err = launcher.communicate(timeout=TIMEOUT)
+        assert launcher.returncode != 0
+    assert "error: lost contact with another rank" in err
+    assert "Traceback" not in err.partition("torch/distributed/elastic")[0]
