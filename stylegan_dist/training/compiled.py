@@ -42,7 +42,7 @@ def networks_to_compile(device_type: str) -> tuple[str, ...]:
     return ("g", "d") if device_type == "cuda" else ("g",)
 
 
-def compile_networks(state: TrainState, ranks: Ranks, networks: Sequence[str]) -> str:
+def compile_networks(state: TrainState, ranks: Ranks, networks: Sequence[str], part: MicroBatch) -> str:
     """Let the phases use compiled networks from now on, if all ranks can compile them. Changes nothing else.
 
     Everything is compiled here and now, in a trial of the main phases: a step later must not take minutes on one
@@ -50,6 +50,7 @@ def compile_networks(state: TrainState, ranks: Ranks, networks: Sequence[str]) -
 
     Args:
         networks: "g", "d" or both.
+        part: a micro-batch like those to come, down to its strides.
     Returns: a line that says how it went.
     """
     objective, began = state.objective, time.perf_counter()
@@ -64,7 +65,7 @@ def compile_networks(state: TrainState, ranks: Ranks, networks: Sequence[str]) -
             objective.synthesis = torch.compile(objective.synthesis, fullgraph=True, dynamic=False, options=options)
         if "d" in networks:
             objective.logits = torch.compile(objective.logits, fullgraph=True, dynamic=False, options=options)
-        _try(state)
+        _try(state, part)
     except Exception as error:  # of a compiler one must expect anything, and nothing depends on it
         failure = str(error).strip().partition("\n")[0][:200] or type(error).__name__
     failures = [text for text in ranks.gather(failure) if text]
@@ -74,15 +75,8 @@ def compile_networks(state: TrainState, ranks: Ranks, networks: Sequence[str]) -
     return f"compiled in {time.perf_counter() - began:.0f} s"
 
 
-def _try(state: TrainState) -> None:
-    """Forward and backward passes of the main phases for a made-up micro-batch."""
-    size, device = state.config.run.batch_gpu, state.objective.path_mean.device
-    resolution = state.data["resolution"]
-    part = MicroBatch(
-        torch.zeros(size, state.data["channels"], resolution, resolution, device=device),
-        torch.zeros(size, dtype=torch.int64, device=device) if state.data["num_classes"] else None,
-        torch.arange(size, device=device),
-    )
+def _try(state: TrainState, part: MicroBatch) -> None:
+    """Forward and backward passes of the main phases."""
     for name, loss in (("g", state.objective.g_main), ("d", state.objective.d_main)):
         for other, network in state.networks.items():
             network.requires_grad_(other == name)

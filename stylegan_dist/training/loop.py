@@ -87,6 +87,7 @@ class Trainer:
         self.timer = PhaseTimer(engine.device)
         self.unsaved = False  # the last attempt to save a checkpoint failed
         self.no_compile = why_not_compiled(self.config, self.engine.spreads("g"))
+        self.to_compile = () if self.no_compile else networks_to_compile(self.engine.device.type)
         self.alerted = False  # about non-finite gradients
         self.monitor: Monitor | NullMonitor = NullMonitor()
         self.tick_began, self.tick_nimg = time.perf_counter(), self.state.nimg
@@ -117,8 +118,6 @@ class Trainer:
     def _train(self, stream: BatchStream) -> None:
         state, c = self.state, self.config
         stop = StopRequest()
-        if not self.no_compile:
-            self.monitor.line(compile_networks(state, self.engine, networks_to_compile(self.engine.device.type)))
         if state.nimg == 0:
             self.engine.on_main(self._save_reals)
             self._save_samples()
@@ -160,6 +159,9 @@ class Trainer:
         """Train both networks on one global batch; returns a function that tells if any rank wants to stop."""
         state, step = self.state, self.state.nimg // self.batch
         parts = micro_batches(batch, self.config.run.batch_gpu, self.resolved.conditional, self.engine.device)
+        if self.to_compile:
+            self.monitor.line(compile_networks(state, self.engine, self.to_compile, parts[0]))
+            self.to_compile = ()
         stop = torch.full((), float(stop_requested), device=self.engine.device)
         for phase in state.phases:
             if step % phase.interval == 0:

@@ -24,8 +24,8 @@ IDENTITY = ("run.seed", "data.conditional", "data.mirror", "data.lanes", "data.b
             "optim.g.name", "optim.d.name", "optim.g.momentum", "optim.d.momentum")
 # These may differ between two starts of one run without a word.
 INCIDENTAL = ("run.dir", "run.kimg", "run.batch_gpu", "run.recompute", "run.world_size", "run.device", "run.threads",
-              "run.timeout", "run.reduction", "run.cuda_graphs", "ema.placement", "data.shards", "data.workers", "data.prefetch", "monitor",
-              "checkpoint")
+              "run.timeout", "run.reduction", "run.cuda_graphs", "ema.placement", "data.shards", "data.workers",
+              "data.prefetch", "monitor", "checkpoint")
 
 
 class RunFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,39 @@ def test_first_losses_are_those_of_the_cpu(labelled_shards: Path, tmp_path: Path
     for a, b in zip(there, here, strict=True):
         assert a["loss/g_main"] == pytest.approx(b["loss/g_main"], rel=1e-4)
         assert a["loss/d_main"] == pytest.approx(b["loss/d_main"], rel=1e-4)
+
+
+@pytest.mark.parametrize("extra", [(), ("run.batch_gpu=4", "precision.dtype=fp32", "run.recompute=8"),
+                                   ("loss.penalty_interval=1", "loss.path_length_interval=1", "optim.g.name=RMSprop",
+                                    "optim.g.lr=0.001")])
+def test_recorded_phases_equal_ordinary_ones(extra: tuple[str, ...], labelled_shards: Path, tmp_path: Path):
+    """To the last bit, in a straight run and in one that is interrupted, where the second half records anew."""
+    settings = ("run.device=cuda", *extra)
+    plain = train(labelled_shards, tmp_path / "plain", *settings)
+    recorded = train(labelled_shards, tmp_path / "recorded", *settings, "run.cuda_graphs=true")
+    assert main(["train", *TINY, f"data.shards={labelled_shards}", f"run.dir={tmp_path / 'halves'}", "run.kimg=0.08",
+                 *settings, "run.cuda_graphs=true"]) == 0
+    halves = train(labelled_shards, tmp_path / "halves", *settings, "run.cuda_graphs=true")
+    for name in ("recorded", "halves"):
+        log = (tmp_path / name / "log.txt").read_text()
+        assert re.search(r"graphs +on", log)
+        assert "CUDA graphs are off" not in log
+    for key, value in plain.items():
+        assert torch.equal(value, recorded[key]), key
+        assert torch.equal(value, halves[key]), key
+
+
+def test_compiled_networks_train_the_same_run(labelled_shards: Path, tmp_path: Path):
+    calm = ("optim.g.eps=1e-2", "optim.d.eps=1e-2", "optim.g.lr=0.001", "optim.d.lr=0.001")
+    settings = ("run.device=cuda", "precision.dtype=fp32", "precision.tf32=false", *calm)
+    eager = train(labelled_shards, tmp_path / "eager", *settings)
+    runs = {name: train(labelled_shards, tmp_path / name, *settings, "run.compile=true", f"run.cuda_graphs={graphs}")
+            for name, graphs in (("compiled", "false"), ("again", "false"), ("recorded", "true"))}
+    for name in runs:
+        log = (tmp_path / name / "log.txt").read_text()
+        assert re.search(r"compiled in \d+ s", log)
+        assert "CUDA graphs are off" not in log
+    for key, value in eager.items():
+        torch.testing.assert_close(runs["compiled"][key], value, rtol=1e-4, atol=1e-4, msg=key)
+        assert torch.equal(runs["again"][key], runs["compiled"][key]), key
+        assert torch.equal(runs["recorded"][key], runs["compiled"][key]), key

@@ -124,8 +124,6 @@ class GraphLearner(FlatLearner):
         parts = {id(job.part): _copy(job.part) for job in jobs}
         jobs = [replace(job, part=parts[id(job.part)]) for job in jobs]
         riders = {name: value.clone() for name, value in riders.items()}
-        # Gradients of the recording must be its own: none of before may be there to be added to.
-        self.optimizer.zero_grad(set_to_none=True)
         replay, (line, means) = recorder.record(lambda: FlatLearner._accumulate(self, jobs, riders))
         return _Recording(_inputs(jobs, riders), replay, line, means)
 
