@@ -1,7 +1,7 @@
 """What does each engine cost: time of a step, memory of a rank, bytes sent? And how far would it scale?
 
-    python benchmarks/engines.py launch/presets/cifar10.yaml --resolution 32 run.batch=32
-    python benchmarks/engines.py launch/presets/cifar10.yaml --engines flat,ddp --worlds 2 generator.channel_max=64
+    python benchmarks/engines.py launch/presets/cifar10.yaml --resolution 32 run.batch=32 discriminator.mbstd_group=4
+    python benchmarks/engines.py launch/presets/ffhq256.yaml --resolution 256 --engines flat,ddp --worlds 2,4,8
     python benchmarks/engines.py --model --parameters 30e6 24e6 --milliseconds 120
 
 Every engine and world is a launch of its own on this machine, on random images. Columns:
@@ -12,7 +12,6 @@ Every engine and world is a launch of its own on this machine, on random images.
     model     what the communication model says for talk, from the bandwidth and latency measured in the same launch
     MB sent   by a rank per step: counted on the loopback interface (CPU only), and what the algorithm needs
     state     bytes that a rank holds between steps: parameters, optimizer, average, MiB
-    peak      of the process (CPU) or of the allocator (CUDA), GiB
 
 --model prints, without running anything, the time of a step on 8 to 512 GPUs: compute time as given, communication
 from bytes, latency and bandwidth of NVLink inside nodes of 8 and of one 400 Gb/s adapter a GPU between them.
@@ -59,7 +58,7 @@ def main() -> int:
 def compare(args: argparse.Namespace) -> None:
     """One launch for every engine and world; one row for each."""
     print(f"{'engine':<14}{'ranks':>6}{'step ms':>9}{'alone':>8}{'talk':>8}{'model':>8}{'MB sent':>9}{'needed':>8}"
-          f"{'state':>8}{'peak':>7}")
+          f"{'state':>8}")
     for world in map(int, args.worlds.split(",")):
         for engine in args.engines.split(","):
             if world == 1 and engine == "ddp":
@@ -74,12 +73,13 @@ def compare(args: argparse.Namespace) -> None:
                                   env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
             lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
             if not lines:
-                print(f"{engine:<14}{world:>6}  failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+                said = [line for line in (done.stderr or done.stdout).splitlines() if "Error" in line] or ["nothing was said"]
+                print(f"{engine:<14}{world:>6}  failed: {said[0]}")
                 continue
             r = json.loads(lines[-1])
             sent = f"{r['sent'] / 1e6:>9.2f}" if r["sent"] is not None else f"{'-':>9}"
             print(f"{engine:<14}{world:>6}{r['step'] * 1e3:>9.1f}{r['alone'] * 1e3:>8.1f}{(r['step'] - r['alone']) * 1e3:>8.1f}"
-                  f"{r['model'] * 1e3:>8.1f}{sent}{r['needed'] / 1e6:>8.2f}{r['state'] / 2**20:>8.1f}{r['peak'] / 2**30:>7.2f}",
+                  f"{r['model'] * 1e3:>8.1f}{sent}{r['needed'] / 1e6:>8.2f}{r['state'] / 2**20:>8.1f}",
                   flush=True)
     print(r["about"])
 
@@ -91,9 +91,7 @@ def measure(args: argparse.Namespace) -> None:
     from stylegan_dist.config import load_config
     from stylegan_dist.data.index import DatasetIndex, Shard
     from stylegan_dist.data.stream import Batch
-    from stylegan_dist.machine import peak_memory
-    from stylegan_dist.training.engine import Engine, Ranks
-    from stylegan_dist.training.engine.data_parallel import FlatLearner
+    from stylegan_dist.training.engine import Engine
     from stylegan_dist.training.loop import set_arithmetic
     from stylegan_dist.training.rules import resolve
     from stylegan_dist.training.state import TrainState
@@ -114,25 +112,27 @@ def measure(args: argparse.Namespace) -> None:
     parts = micro_batches(Batch(images, torch.full_like(first, -1), first), config.run.batch_gpu, False, engine.device)
     meeting = torch.zeros(1, device=engine.device)
 
-    def step_time(state: TrainState) -> tuple[float, float]:
-        """Seconds, and bytes on the loopback interface, of an average step."""
-        seconds = sent = 0.0
-        for phase in state.phases:
-            times, bytes_ = [], []
-            for _ in range(args.rounds + 2):
-                engine.sum(meeting).tolist()
-                before, begin = loopback(), time.perf_counter()
-                run_phase(state, phase, parts)
-                if engine.device.type == "cuda":
-                    torch.cuda.synchronize()
-                times.append(time.perf_counter() - begin)
-                engine.sum(meeting).tolist()
-                bytes_.append(loopback() - before)
-            seconds += statistics.median(times[2:]) / phase.interval
-            sent += statistics.median(bytes_[2:]) / phase.interval
-        return seconds, sent
+    def timed(state: TrainState, number: int) -> tuple[float, int]:
+        """Seconds, and bytes on the loopback interface, of one execution of a phase."""
+        engine.sum(meeting).tolist()
+        before, begin = loopback(), time.perf_counter()
+        run_phase(state, state.phases[number], parts)
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
+        engine.sum(meeting).tolist()
+        return seconds, loopback() - before
 
-    seconds, sent = step_time(state)
+    lone = TrainState(resolved, index, engine.device)
+    seconds = alone = sent = 0.0
+    for number, phase in enumerate(state.phases):
+        rounds = []
+        for _ in range(args.rounds + 2):  # one after the other, so that both meet the same moods of the machine
+            rounds.append((*timed(state, number), timed(lone, number)[0]))
+        together, bytes_, apart = (statistics.median(column) for column in zip(*rounds[2:], strict=True))
+        seconds += together / phase.interval
+        alone += apart / phase.interval
+        sent += bytes_ / phase.interval
     held = [value for learner in state.learners.values() for _, value, _ in learner.local()]
     if not engine.spreads("g"):
         held = [p for network in state.networks.values() for p in network.parameters()] + list(state.ema.network.parameters())
@@ -144,23 +144,18 @@ def measure(args: argparse.Namespace) -> None:
             moments = [v for v in content.values() if torch.is_tensor(v) and v.ndim]
             bytes_held += sum(v.numel() * 4 for v in moments)
             bytes_held += values.numel() * 4 if args.child.startswith("zero") else 0  # its own copy of the values
-    peak = peak_memory(engine.device)
 
     latency, bandwidth = link(engine, torch)
     sizes = {name: sum(shape.numel() for shape in learner.shapes.values()) * 4 for name, learner in state.learners.items()}
     needed = sum(traffic(sizes[p.network], engine.world_size, args.child, p.network) / p.interval for p in state.phases)
     talk = sum(talk_time(sizes[p.network], engine.world_size, args.child, p.network, latency, bandwidth) / p.interval
                for p in state.phases)
-    lone = TrainState(resolved, index, engine.device)
-    lone.learners = {name: FlatLearner(network, lone.optimizers[name], Ranks(device=engine.device))
-                     for name, network in lone.networks.items()}
-    alone, _ = step_time(lone)
     if engine.is_main:
+        where = f"{os.cpu_count()} CPU cores" if engine.device.type == "cpu" else torch.cuda.get_device_name()
         about = (f"{Path(args.preset).name}, {args.resolution} px, batch {config.run.batch}, {config.precision.dtype}, G and D "
-                 f"{sizes['g'] / 4e6:.1f} and {sizes['d'] / 4e6:.1f} M parameters, torch {torch.__version__}, "
-                 f"{os.cpu_count()} CPU cores" if engine.device.type == "cpu" else torch.cuda.get_device_name())
+                 f"{sizes['g'] / 4e6:.1f} and {sizes['d'] / 4e6:.1f} M parameters, torch {torch.__version__}, {where}")
         print(json.dumps({
-            "step": seconds, "alone": alone, "model": talk, "needed": needed, "state": bytes_held, "peak": peak,
+            "step": seconds, "alone": alone, "model": talk, "needed": needed, "state": bytes_held,
             "sent": sent / engine.world_size if engine.device.type == "cpu" else None, "about": about,
         }))
     engine.close()
@@ -197,7 +192,8 @@ def traffic(size: float, world: int, engine: str, network: str) -> float:
     """Bytes that a rank sends for one optimizer step of a network of `size` bytes, at least.
 
     An all-reduce is a reduce-scatter and an all-gather of (N - 1) / N of the buffer each. ZeRO-1 and ZeRO-2 do the
-    same with the gradients and the new parameters. ZeRO-3 gathers the parameters for forward and backward instead.
+    same with the gradients and the new parameters. ZeRO-3 gathers the parameters for forward and backward instead; that
+    the phases of the other network fetch them, too, is not counted.
     """
     share = (world - 1) / world * size
     gathers = 2 if engine == "zero3" and network == "g" else 1

@@ -45,6 +45,9 @@ CHOICES = {
     "zero1-offload": Choice({"g": Zero(1, offload=True), "d": Zero(1, offload=True)}),
     "zero2-offload": Choice({"g": Zero(2, offload=True), "d": Zero(2, offload=True)}),
     "zero3-offload": Choice({"g": Zero(3, offload=True), "d": Zero(2, offload=True)}),
+    "zero2-buckets": Choice(dict.fromkeys("gd", Zero(2, buffers={"reduce_bucket_size": 500, "allgather_bucket_size": 700}))),
+    "zero3-groups": Choice({"g": Zero(3, buffers={"sub_group_size": 700, "stage3_prefetch_bucket_size": 0,
+                                                  "overlap_comm": False}), "d": Zero(2)}),
     "zero2-g": Choice({"g": Zero(2)}),
 }
 
@@ -129,6 +132,7 @@ class nothing_leaks:  # noqa: N801 - used like a function
 
     def _bits(self) -> Iterator[torch.Tensor]:
         yield from (values.clone() for _, values, _ in self.other.local())
+        yield from (p.grad.clone() for p in self.other.network.parameters() if p.grad is not None)
         for state in self.other.optimizer.state.values():
             yield from (torch.as_tensor(value).clone() for value in state.values() if value is not None)
 

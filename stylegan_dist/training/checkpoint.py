@@ -7,7 +7,7 @@
         manifest.json                                        sizes and SHA-256 of the others, written last
 
 Whatever engine trained: tensors are whole and have their own names. A file that would become too large is cut
-into g-00001-of-00003.safetensors and so on, between tensors. The ranks write different files at the same time.
+into g-00001-of-00003.safetensors and so on, between tensors. The ranks take turns in writing files.
 
 The folder is written under a temporary name, synced and renamed, so one that has a manifest is whole.
 The newest is found by looking, never by a pointer. No pickle is involved anywhere.
@@ -80,6 +80,7 @@ def save_checkpoint(run_dir: Path, nimg: int, tensors: Tensors, state: dict, ran
                     written[name] = _measure(temporary / name)
                 except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
                     failure = str(error)
+            del host  # before the next file is there
         ranks.together(lambda: _raise(failure))
         files = {name: measure for part in ranks.gather(written) for name, measure in part.items()}
         ranks.on_main(lambda: _publish(temporary, final, state, files))

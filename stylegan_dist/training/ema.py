@@ -41,8 +41,8 @@ class AveragedGenerator:
         torch._foreach_lerp_(old, new, 1 - self.decay(nimg, batch))
         restore_buffers(self.network, dict(generator.named_buffers()))
 
-    def whole(self) -> Generator:
-        """The network, on the device. All ranks must call it."""
+    def whole(self) -> Generator | None:
+        """The network, on the device, at least on rank 0. All ranks must call it."""
         return self.network
 
     def tensors(self) -> dict[str, Tensor | Sharded]:
@@ -77,16 +77,22 @@ class SpreadAverage(AveragedGenerator):
 
     @torch.no_grad()
     def update(self, generator: Generator, nimg: int, batch: int) -> None:
-        new = [part.to(self._parts[name].device, non_blocking=True) for name, part, _ in self._learner.local()]
+        new = [part.to(self._parts[name].device) for name, part, _ in self._learner.local()]
         torch._foreach_lerp_(list(self._parts.values()), new, 1 - self.decay(nimg, batch))
         for name, buffer in generator.named_buffers():
             self._buffers[name].copy_(buffer)
 
     @torch.no_grad()
-    def whole(self) -> Generator:
-        network = copy.deepcopy(self.network).to_empty(device=self._learner.ranks.device)
-        for name, tensor in network.state_dict().items():
-            tensor.copy_(self._buffers[name] if name in self._buffers else self._assemble(name))
+    def whole(self) -> Generator | None:
+        ranks = self._learner.ranks
+        network = copy.deepcopy(self.network).to_empty(device=ranks.device) if ranks.is_main else None
+        values = network.state_dict() if network is not None else {}
+        for name in self._parts:  # one at a time, on all ranks
+            assembled = self._assemble(name)
+            if network is not None:
+                values[name].copy_(assembled)
+        if network is not None:
+            restore_buffers(network, self._buffers)
         return network
 
     def tensors(self) -> dict[str, Tensor | Sharded]:

@@ -86,7 +86,7 @@ class Trainer:
         self.total = steps_in(self.config) * self.batch
         self.timer = PhaseTimer(engine.device)
         self.unsaved = False  # the last attempt to save a checkpoint failed
-        self.no_compile = why_not_compiled(self.config, self.engine.spreads("g"))
+        self.no_compile = why_not_compiled(self.config, any(engine.spreads(name) for name in self.state.networks))
         self.to_compile = () if self.no_compile else networks_to_compile(self.engine.device.type)
         self.alerted = False  # about non-finite gradients
         self.monitor: Monitor | NullMonitor = NullMonitor()
@@ -213,7 +213,8 @@ class Trainer:
         network = self.state.ema.whole()
         self.engine.on_main(lambda: self._draw_samples(network))
 
-    def _draw_samples(self, network: Generator) -> None:
+    def _draw_samples(self, network: Generator | None) -> None:
+        assert network is not None  # runs on rank 0
         m = self.config.monitor
         index = torch.arange(m.grid_columns * m.grid_rows, device=self.engine.device)
         z = randomness.normal(self.config.run.seed, "samples.z", index, (network.z_dim,))

@@ -24,7 +24,7 @@ def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, eng
     c = resolved.config
     run, p = c.run, c.precision
     classes = f", {resolved.num_classes} classes" if resolved.conditional else ", unconditional"
-    sizes = {name: sum(x.numel() for x in network.parameters()) for name, network in state.networks.items()}
+    sizes = {name: sum(shape.numel() for shape in learner.shapes.values()) for name, learner in state.learners.items()}
     precision = p.dtype if p.dtype == "fp32" else f"{p.dtype} in the top {p.top_resolutions} resolutions, fp32 below"
     facts = [
         ("run", f"{run.dir}, seed {run.seed}" + (f", continued at {state.nimg / 1000:g} kimg" if state.nimg else "")),

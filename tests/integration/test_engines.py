@@ -23,7 +23,8 @@ APPROXIMATE = ("loss.penalty=approximate", "loss.penalty_sigma=0.3")
 ENGINES = {1: ("flat", "zero1", "zero2", "zero3"), 2: ("flat", "ddp", "zero1", "zero2", "zero3"),
            4: ("flat", "ddp", "zero1", "zero2", "zero3")}
 # Some more on two ranks: parameters of every size spread, ZeRO-3 for both networks, one network each way, offload.
-VARIANTS = ("zero3-all-cut", "zero3-both", "zero2-g", "zero1-offload", "zero2-offload", "zero3-offload")
+VARIANTS = ("zero2-buckets", "zero3-groups", "zero3-all-cut", "zero3-both", "zero2-g", "zero1-offload", "zero2-offload",
+            "zero3-offload")
 OPTIMIZED = {  # name -> overrides, for both networks
     "adamw": ("name=AdamW", "weight_decay=0.1"), "sgd": ("name=SGD", "eps=auto", "lr=0.01", "momentum=0.9", "nesterov=true"),
     "rmsprop": ("name=RMSprop", "lr=1e-3", "momentum=0.5"), "adadelta": ("name=Adadelta", "lr=0.1", "eps=1e-3"),

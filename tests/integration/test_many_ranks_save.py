@@ -1,4 +1,4 @@
-"""Checkpoints that several ranks write: no rank holds everything, and a failure of one is a failure of all."""
+"""Checkpoints that several ranks write: from parts, and a failure of one is a failure of all. Ranks that hang."""
 
 from __future__ import annotations
 
@@ -25,10 +25,8 @@ SCRIPT = """
     engine = Engine("cpu", threads=1, timeout=30)
     ranks, folder = engine.world_size, Path(sys.argv[1])
     COUNT, SIZE = 24, 40_000  # tensors, numbers in each
-    held = peak = 0
 
     def read(number):
-        global held, peak
         part = torch.arange(SIZE // ranks).float() + engine.rank * SIZE // ranks + number
         return assemble(torch.Size([SIZE]), part, engine.rank * SIZE // ranks, engine)
 

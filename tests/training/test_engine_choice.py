@@ -53,6 +53,7 @@ def test_from_a_file(content, choice, tmp_path):
     ({STAGE: "0"}, "stage of 1, 2 or 3; for none of them use a configuration of distributed_type MULTI_GPU"),
     ({STAGE: "4"}, "stage of 1, 2 or 3"),
     ({STAGE: "2", "ACCELERATE_GRADIENT_CLIPPING": "1.0"}, "gradient_clipping: 1.0 .* would change every update: remove it"),
+    ({STAGE: "2", "ACCELERATE_GRADIENT_CLIPPING": "auto"}, "gradient_clipping: auto .* would change every update"),
     ({STAGE: "2", OFFLOAD: "nvme"}, "offload to 'nvme' is not supported: use cpu or none"),
     ({STAGE: "3", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "offload_param_device is not supported"),
     ({FILE: "nowhere/zero.json"}, r"cannot read deepspeed_config_file nowhere/zero.json \(No such file.*looked up in /"),
@@ -73,6 +74,13 @@ def test_refused_settings(env, words):
      "zero_optimization.round_robin_gradients is not proven to leave the training unchanged: remove it; allowed are"),
     ('{"zero_optimization": {"stage": "2"}}', "stage of 1, 2 or 3"),
     ('{"zero_optimization": 2}', "stage of 1, 2 or 3"),
+    ('{"zero_optimization": {"stage": true}}', "stage of 1, 2 or 3"),
+    ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}', "reduce_bucket_size='auto' must be a whole number"),
+    ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 0}}', "must be a whole number, at least 1"),
+    ('{"zero_optimization": {"stage": 2, "overlap_comm": 1}}', "overlap_comm=1 must be true or false"),
+    ('{"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}', "offload_optimizer='cpu' must be an object"),
+    ('{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.3}}}',
+     "must be an object with device"),
 ])
 def test_refused_files(text, words, tmp_path):
     (tmp_path / "zero.json").write_text(text)

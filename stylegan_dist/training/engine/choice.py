@@ -13,9 +13,11 @@ from stylegan_dist.errors import InputError
 
 NETWORKS = {"g": "generator", "d": "discriminator"}
 # Settings of zero_optimization that change buffers and timing, and not what is computed.
-HARMLESS = ("overlap_comm", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "allgather_bucket_size",
-            "allgather_partitions", "sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
-            "stage3_max_live_parameters", "stage3_max_reuse_distance")
+HARMLESS: dict[str, type] = {
+    "overlap_comm": bool, "contiguous_gradients": bool, "reduce_scatter": bool, "reduce_bucket_size": int,
+    "allgather_bucket_size": int, "allgather_partitions": bool, "sub_group_size": int, "stage3_prefetch_bucket_size": int,
+    "stage3_param_persistence_threshold": int, "stage3_max_live_parameters": int, "stage3_max_reuse_distance": int,
+}
 BUCKET = 1 << 24  # numbers that are summed or gathered at a time; DeepSpeed would keep 2 GB for each network
 _PREFIX = "ACCELERATE_DEEPSPEED_"
 
@@ -66,7 +68,7 @@ def choose_engine(env: Mapping[str, str]) -> Choice:
     if env.get("ACCELERATE_USE_DEEPSPEED", "false").lower() not in ("true", "1"):
         return DATA_PARALLEL
     clipping = env.get("ACCELERATE_GRADIENT_CLIPPING", "0")
-    if clipping not in ("none", "") and float(clipping) != 0:
+    if clipping not in ("none", "", "0", "0.0"):
         raise InputError(f"gradient_clipping: {clipping} in the accelerate configuration would change every update: remove it")
     if env.get(_PREFIX + "OFFLOAD_PARAM_DEVICE", "none") not in ("none", ""):
         raise InputError("offload_param_device is not supported, only offload_optimizer_device: remove it")
@@ -112,14 +114,23 @@ def _from_file(path: Path) -> Choice:
 
 
 def _zero(settings: object, where: str) -> Zero:
-    if not isinstance(settings, dict) or settings.get("stage") not in (1, 2, 3):
+    if not isinstance(settings, dict) or type(settings.get("stage")) is not int or settings["stage"] not in (1, 2, 3):
         raise InputError(f"{where}: zero_optimization needs a stage of 1, 2 or 3; for none of them use a configuration of "
                          "distributed_type MULTI_GPU, as launch/accelerate/8gpu.yaml")
-    buffers = {key: value for key, value in settings.items() if key not in ("stage", "offload_optimizer")}
+    buffers: dict[str, Any] = {key: value for key, value in settings.items() if key not in ("stage", "offload_optimizer")}
     if unknown := [key for key in buffers if key not in HARMLESS]:
         raise InputError(f"{where}: zero_optimization.{unknown[0]} is not proven to leave the training unchanged: remove it; "
                          f"allowed are stage, offload_optimizer, {', '.join(HARMLESS)}")
-    device = (settings.get("offload_optimizer") or {}).get("device", "none")
+    for key, value in buffers.items():
+        least = 0 if key.startswith("stage3") or HARMLESS[key] is bool else 1
+        fits = type(value) is HARMLESS[key]  # not isinstance: true is not a number here
+        if not fits or value < least:
+            kind = "true or false" if HARMLESS[key] is bool else f"a whole number, at least {least}"
+            raise InputError(f"{where}: zero_optimization.{key}={value!r} must be {kind}")
+    offload = settings.get("offload_optimizer") or {}
+    if not isinstance(offload, dict) or offload.keys() - {"device", "pin_memory"}:
+        raise InputError(f"{where}: offload_optimizer={offload!r} must be an object with device, cpu or none")
+    device = offload.get("device", "none")
     if device not in ("none", "cpu"):
         raise InputError(f"{where}: offload to {device!r} is not supported: use cpu or none")
     return Zero(settings["stage"], device == "cpu", buffers)

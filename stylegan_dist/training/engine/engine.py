@@ -6,6 +6,7 @@ import contextlib
 import os
 import weakref
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,15 +50,18 @@ class Engine(Ranks):
     def __init__(self, device: str = "auto", world_size: int | str = "auto", threads: int | str = "auto",
                  timeout: float = 600.0, reduction: str = "auto", graphs: bool | str = "auto"):
         launched = check_environment(os.environ, world_size, device)
-        self.choice = choose_engine(os.environ)
-        forget_plugin(os.environ)
         if threads != "auto" and int(threads) < 1:
             raise InputError(f"run.threads={threads} must be at least 1, or auto")
         self.timeout = timeout
         wait = patience(timeout)
+
+        def examine() -> dict[str, Any]:  # what is wrong here, such as a missing file, all ranks will say
+            self.choice = choose_engine(os.environ)
+            return note_of_this_rank(os.environ, self.choice, device, world_size)
+
         # Kept until the process group exists: it may serve the store through which that is made.
-        roll_call = RollCall(os.environ, launched, wait,
-                             lambda: note_of_this_rank(os.environ, self.choice, device, world_size))
+        roll_call = RollCall(os.environ, launched, wait, examine)
+        forget_plugin(os.environ)
         self.hosts = roll_call.hosts
         if self.choice.zero:
             load_deepspeed(cpu=roll_call.note["gpu"] is None)  # before there is a process group, see there

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stylegan_dist.errors import InputError
+from stylegan_dist.errors import InputError, LocalInputError
 from stylegan_dist.training.engine.choice import BUCKET, Zero
 from stylegan_dist.training.engine.learner import (
     Job,
@@ -238,7 +238,7 @@ def load_deepspeed(cpu: bool) -> Any:
     try:
         import deepspeed
     except ImportError as error:
-        raise InputError(f"this accelerate configuration needs DeepSpeed, which cannot be imported ({error}): "
+        raise LocalInputError(f"this accelerate configuration needs DeepSpeed, which cannot be imported ({error}): "
                          "pip install 'stylegan-dist[deepspeed]'") from None
     # It still uses older names of collectives, which torch announces each time.
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed")
