@@ -87,9 +87,11 @@ def test_losses_and_gradients(labelled_shards: Path, cache: str):
     assert any(not torch.equal(compiled[name], value) for name, value in eager.items())  # it has been used
     for name, value in eager.items():
         phase = name.partition(".")[0]
-        scale = value.abs().max().item()
-        if phase == "d_penalty":  # its network is not compiled, but the generator of R2; most terms of biases cancel
-            scale = max(x.abs().max().item() for key, x in eager.items() if key.startswith(phase))
+        largest = max(x.abs().max().item() for key, x in eager.items() if key.startswith(phase))
+        # Where most terms of a sum cancel, its own size says little: statistics and noise strengths are single sums,
+        # and so are gradients of biases in the penalty, whose network is not compiled but the generator of R2.
+        floor = largest if phase == "d_penalty" else largest / 10 if value.numel() == 1 else 0.0
+        scale = max(value.abs().max().item(), floor)
         tolerance = 0 if phase == "g_path" else 1e-5 * scale
         torch.testing.assert_close(compiled[name], value, rtol=0, atol=tolerance, msg=name)
     assert keys == {name: list(network.state_dict()) for name, network in state.networks.items()}
