@@ -231,6 +231,8 @@ def purposes_in_source() -> dict[str, str]:
                     text = ast.unparse(argument)[2:-1]
                     if text.startswith("{phase}"):
                         found |= {text.replace("{phase}", phase): path.name for phase in PHASES}
+                    elif text == "d_penalty.{name}_noise":
+                        found |= {text.replace("{name}", penalty): path.name for penalty in ("r1", "r2")}
                     else:
                         assert text == "{purpose}.{prefix}.{name}", f"a new kind of purpose in {path}: {text}"
     return found
