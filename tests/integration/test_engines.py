@@ -205,3 +205,31 @@ def test_average_kept_in_parts(engine: str, place: str, runs: Runs):
 @pytest.mark.parametrize("engine", ENGINES[2])
 def test_recomputed_activations(engine: str, runs: Runs):
     assert difference(runs.checkpoint(f"{engine}-2-1"), runs.checkpoint(f"{engine}-2-recompute"), NETWORKS + OPTIMIZERS) == 0
+
+
+@pytest.mark.parametrize("reduction", ["flat", "buckets"])
+def test_leaving_the_group_waits_for_nobody_who_waits_for_it(reduction: str, tmp_path: Path):
+    """The worst case for a deadlock at the end: the interpreter lock is only given away where a call waits."""
+    script = tmp_path / "leave.py"
+    script.write_text(f"""
+import sys
+import torch
+from stylegan_dist.training.engine import Engine
+
+sys.setswitchinterval(1000)
+
+def train():
+    engine = Engine("cpu", 2, 1, reduction="{reduction}")
+    network = torch.nn.Linear(300, 300)
+    learner = engine.learner("g", network, torch.optim.SGD(network.parameters(), lr=0.1))
+    learner.step([lambda: (network(torch.ones(1, 300)).sum(), {{}})], {{}}, 0.0, False)
+    engine.close()
+
+train()
+print("left", flush=True)
+""")
+    for _ in range(3):  # without the care that close() takes, every second launch hangs
+        done = finished([sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+                         str(ROOT / "launch/accelerate/cpu.yaml"), "--num_processes", "2", str(script)], timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("left") == 2

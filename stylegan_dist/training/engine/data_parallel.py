@@ -117,6 +117,9 @@ class BucketLearner(FlatLearner):
         gradient = torch.cat([p.grad.reshape(-1) for p in self.network.parameters()])  # type: ignore[union-attr]
         return self._finish(gradient, self._means, l1)
 
+    def close(self) -> None:
+        del self._parallel
+
 
 def _sum_bucket(learner, bucket):  # DDP refuses annotations that are strings
     """Called by DDP in the order of the backward pass; the last bucket takes the statistics along."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import weakref
 from datetime import timedelta
@@ -138,9 +139,14 @@ class Engine(Ranks):
 
     def close(self) -> None:
         """Leave the process group; without this some backends abort at exit. No learner is to be used after."""
+        # Gloo's threads may need the interpreter lock to end, and the last owner of the group waits for them. A handle
+        # of Python's gives the lock away while it waits; DDP's reducer does not, so it must not be the last.
+        group = dist.group.WORLD if dist.is_initialized() else None
         for learner in self._learners:
             learner.close()
+        gc.collect()  # DDP refers to itself
         with contextlib.suppress(Exception):
             self._accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()
+        del group
