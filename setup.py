@@ -1,15 +1,43 @@
-"""Packaging. A setup.py, because the optional native operators will be built from here."""
+"""Packaging, and the optional native operators (docs/ops.md)."""
 
+import os
+import runpy
+import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = next(
     line.split('"')[1] for line in (HERE / "stylegan_dist/__init__.py").read_text().splitlines() if "__version__" in line
 )
 
+
+class BuildNative(build_py):
+    """Also compile the native operators, against the PyTorch of the environment that is installed into.
+
+    It is found by its place, because an isolated build cannot import it. The first install of all has none yet, and an
+    editable one would litter the sources: then the first use compiles. STYLEGAN_DIST_BUILD is auto, require or never.
+    """
+
+    def run(self) -> None:
+        super().run()
+        mode = os.environ.get("STYLEGAN_DIST_BUILD", "auto")
+        if self.editable_mode or mode == "never":
+            return
+        try:
+            build = runpy.run_path(str(HERE / "stylegan_dist/ops/build.py"), run_name="stylegan_dist_build")
+            torch = build["Torch"].at(Path(sysconfig.get_path("platlib"), "torch"))
+            build["compile_library"](torch, Path(self.build_lib, "stylegan_dist/ops").resolve() / build["library_name"](torch))
+        except Exception as error:  # nothing depends on it
+            if mode == "require":
+                raise
+            print(f"native operators are not built now: {error}")
+
+
 setup(
+    cmdclass={"build_py": BuildNative},
     name="stylegan-dist",
     version=VERSION,
     description="Distributed training of StyleGAN-class GANs, exact under any number of GPUs and interruptions",
@@ -18,6 +46,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["stylegan_dist", "stylegan_dist.*"]),
+    package_data={"stylegan_dist.ops": ["csrc/*"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.8",

@@ -13,6 +13,8 @@ import functools
 import torch
 import torch.nn.functional as F
 
+from stylegan_dist.ops import fused, native
+
 TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
@@ -35,6 +37,15 @@ def resample2d(
         taps: the one-dimensional filter; normalised to sum one here.
     Returns: [N, C, (H * up + padding - len(taps)) // down + 1, likewise W].
     """
+    if native.serves(x, faster_on_cpu=True) and fused.can_resample2d(x, up, down, padding, taps):
+        return fused.resample2d(x, up, down, padding, gain, taps)
+    return resample2d_reference(x, up, down, padding, gain, taps)
+
+
+def resample2d_reference(
+    x: torch.Tensor, up: int, down: int, padding: tuple[int, int], gain: float, taps: tuple[float, ...]
+) -> torch.Tensor:
+    """The same in plain PyTorch."""
     channels, length = x.shape[1], len(taps)
     kernel = low_pass(taps, gain, x.dtype, x.device).expand(channels, 1, length, length)
     before, after = padding

@@ -1,0 +1,159 @@
+"""What do the native operators gain? Time, bytes and share of the copy bandwidth, next to the PyTorch reference.
+
+    python benchmarks/ops.py
+    python benchmarks/ops.py --device cuda --batch 32 --dtypes bfloat16
+    python benchmarks/ops.py --threads 2 --rounds 30
+
+For every operator, shape, dtype and layout: forward, forward and backward, and these with the double backward of a gradient
+penalty. All variants take turns, and every column is a median over the rounds, because others may use the machine. With
+one thread on a CPU (the default there) it is processor time, which others hardly disturb.
+
+    us        of the fused path
+    MB        that one pass of the fused forward (or of all its passes) must move
+    % copy    share of the bandwidth that copying a tensor of 64 MiB reaches here
+    x ref     time of the reference / time of the fused path; below 1 the reference is faster
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from stylegan_dist import ops
+from stylegan_dist.ops import native
+
+# (channels, pixels in one direction): layers of the networks of cifar10 and of 256 pixels
+SHAPES = {"cifar10": ((512, 8), (256, 16), (128, 32)), "ffhq256": ((512, 16), (512, 32), (256, 64), (128, 128), (64, 256))}
+MODES = ("forward", "backward", "double")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shapes", choices=SHAPES, default="cifar10")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--layouts", default="nchw,nhwc")
+    parser.add_argument("--operators", default=",".join(operators()))
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    bandwidth = copy_bandwidth(device, args.rounds)
+    print(f"{name}; torch {torch.__version__}; copy {bandwidth / 1e9:.1f} GB/s; {native.native().reason}")
+    print(f"{'operator':<12}{'shape':<18}{'dtype':<10}{'layout':<7}" + "".join(
+        f"{mode + ' us':>13}{'MB':>7}{'% copy':>7}{'x ref':>6}" for mode in MODES))
+    for operator in args.operators.split(","):
+        function, passes = operators()[operator]
+        for channels, size in SHAPES[args.shapes]:
+            for dtype in args.dtypes.split(","):
+                for layout in args.layouts.split(","):
+                    shape = (args.batch, channels, size, size) if operator != "dense" else (args.batch, channels)
+                    if operator == "dense" and layout == "nhwc":
+                        continue
+                    columns = measure(function, shape, getattr(torch, dtype), layout, device, args.rounds)
+                    line = f"{operator:<12}{'x'.join(map(str, shape)):<18}{dtype:<10}{layout:<7}"
+                    for mode, (fused, reference, elements, outputs) in zip(MODES, columns, strict=True):
+                        moved = passes(mode, elements, outputs) * getattr(torch, dtype).itemsize
+                        line += (f"{fused * 1e6:>13.0f}{moved / 1e6:>7.2f}{100 * moved / fused / bandwidth:>7.0f}"
+                                 f"{reference / fused:>6.2f}")
+                    print(line, flush=True)
+    return 0
+
+
+def operators() -> dict[str, tuple[Callable, Callable]]:
+    """name -> (function of x and bias, elements to move for a mode, the input's and the output's number of elements)."""
+
+    def elementwise(mode: str, x: int, y: int) -> int:
+        # forward: read x, write y; backward: read g and y, write gx; double: g', its input and y, and a backward of g
+        return {"forward": 2, "backward": 5, "double": 8}[mode] * x
+
+    def linear(mode: str, x: int, y: int) -> int:
+        return {"forward": 1, "backward": 2, "double": 3}[mode] * (x + y)
+
+    return {
+        "dense": (lambda x, b: ops.bias_act(x, b, "lrelu"), elementwise),
+        "bias_act": (lambda x, b: ops.bias_act(x, b, "lrelu", clamp=256.0), elementwise),
+        "bias_linear": (lambda x, b: ops.bias_act(x, b), elementwise),
+        "silu": (lambda x, b: ops.bias_act(x, b, "silu"), elementwise),
+        "up2": (lambda x, b: ops.upsample2d(x), linear),
+        "down2": (lambda x, b: ops.downsample2d(x), linear),
+        "filter": (lambda x, b: ops.resample2d(x, padding=(2, 1), gain=4.0), linear),
+    }
+
+
+def measure(
+    function: Callable, shape: Sequence[int], dtype: torch.dtype, layout: str, device: torch.device, rounds: int
+) -> list[tuple[float, float, int, int]]:
+    """Seconds of the fused path and of the reference, elements of input and output, for each mode."""
+    x = torch.randn(shape, device=device).to(dtype)
+    if layout == "nhwc":
+        x = x.to(memory_format=torch.channels_last)
+    bias = torch.randn(shape[1], device=device)
+    x.requires_grad_(True)
+    bias.requires_grad_(True)
+    y = function(x, bias)
+    g, h = torch.randn_like(y).requires_grad_(True), torch.randn_like(x)
+    inputs = (x, bias) if torch.autograd.grad(y.sum(), bias, allow_unused=True)[0] is not None else (x,)
+
+    def forward() -> None:
+        with torch.no_grad():
+            function(x, bias)
+
+    def backward() -> None:
+        torch.autograd.grad(function(x, bias), inputs, g)
+
+    def double() -> None:
+        first, = torch.autograd.grad(function(x, bias), (x,), g, create_graph=True)
+        torch.autograd.grad(first, (g,), h)
+
+    result = []
+    for run in (forward, backward, double):
+        seconds: dict[str, list[float]] = {"fused": [], "reference": []}
+        once = max(timed(run, 1, device), 1e-6)
+        repeats = max(1, min(100, int(2e-3 / once)))
+        for _ in range(rounds):
+            for name, times in seconds.items():
+                with native.using(name):
+                    times.append(timed(run, repeats, device))
+        result.append((*(statistics.median(times[1:] or times) for times in seconds.values()), x.numel(), y.numel()))
+    return result
+
+
+def timed(run: Callable[[], None], repeats: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(repeats):
+            run()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3 / repeats
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    began = clock()
+    for _ in range(repeats):
+        run()
+    return (clock() - began) / repeats
+
+
+def copy_bandwidth(device: torch.device, rounds: int) -> float:
+    """Bytes read and written in a second."""
+    source = torch.zeros(2**24, device=device)
+    target = torch.empty_like(source)
+    seconds = statistics.median(timed(lambda: target.copy_(source), 4, device) for _ in range(rounds))
+    return 2 * source.nbytes / seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

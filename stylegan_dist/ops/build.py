@@ -1,0 +1,194 @@
+"""Compile the native operators of csrc/ against an installed PyTorch. Imports neither torch nor this package: setup.py runs it.
+
+A library is named after everything that it depends on, `native-<key>.so`, so that a stale one is never loaded.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "csrc"
+CUDA_TARGETS = ("arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90")
+OLDEST_TORCH = (2, 11)          # of the stable ABI that is used; the same as in TORCH_TARGET
+TORCH_TARGET = "0x020b000000000000"
+RETRY_AFTER = 600               # seconds that a failed compilation is remembered: other ranks need not repeat it
+LIMIT = 900                     # seconds for one compiler
+
+# Floating-point errors and traps are not looked at; without this the compiler vectorises less.
+CXX_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+
+
+class CannotBuild(Exception):
+    """Why there is no native library, in one line."""
+
+
+@dataclass(frozen=True)
+class Torch:
+    """An installed PyTorch, known by its files."""
+
+    root: Path           # the package's folder
+    version: str
+    cuda: str | None     # the CUDA that it was built with
+
+    @staticmethod
+    def at(root: Path) -> Torch:
+        """Raises: CannotBuild: there is no PyTorch in `root`, or it is too old."""
+        try:
+            text = (root / "version.py").read_text()
+        except OSError:
+            raise CannotBuild(f"no PyTorch in {root.parent}") from None
+        found = dict(re.findall(r"^(__version__|cuda)\b[^=]*= '([^']*)'", text, re.MULTILINE))
+        torch = Torch(root, found["__version__"], found.get("cuda"))
+        if tuple(map(int, torch.version.split(".")[:2])) < OLDEST_TORCH:
+            raise CannotBuild(f"PyTorch {torch.version} is older than {'.'.join(map(str, OLDEST_TORCH))}")
+        if platform.system() != "Linux":
+            raise CannotBuild(f"native operators are for Linux, this is {platform.system()}")
+        return torch
+
+
+def compiler() -> str | None:
+    """The C++ compiler: $CXX, or the first of the usual names."""
+    return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "c++", "clang++")))), None)
+
+
+def nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    return shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
+
+
+def why_no_cuda(torch: Torch) -> str:
+    """Why a library for this PyTorch has no GPU part; empty if it has one."""
+    if torch.cuda is None:
+        return "this PyTorch has no CUDA"
+    path = nvcc()
+    if path is None:
+        return "no nvcc (set CUDA_HOME)"
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+)\.(\d+)", said)
+    if not release:
+        return f"{path} does not work"
+    if int(release[1]) != int(torch.cuda.split(".")[0]):
+        return f"nvcc {release[1]}.{release[2]} does not fit a PyTorch for CUDA {torch.cuda}"
+    return ""
+
+
+def cpu_flags() -> tuple[str, ...]:
+    """Instruction sets of this processor that are worth having."""
+    try:
+        words = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())  # type: ignore[index]
+    except (OSError, TypeError):
+        return ()
+    return ("-mavx2", "-mfma", "-mf16c") if {"avx2", "fma", "f16c"} <= words else ()
+
+
+def library_name(torch: Torch, emulate: bool = False) -> str:
+    digest = hashlib.sha256()
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    parts = (torch.version, torch.cuda, not why_no_cuda(torch), emulate, platform.machine(), *CXX_FLAGS, *cpu_flags())
+    digest.update(repr(parts).encode())
+    return f"native-{digest.hexdigest()[:16]}.so"
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stylegan_dist"
+
+
+def build_once(torch: Torch, folder: Path, emulate: bool = False) -> Path:
+    """The library in `folder`, compiled by one process while all others of this machine wait.
+
+    Args:
+        emulate: run the CUDA sources as loops on the CPU (for tests).
+    Raises: CannotBuild.
+    """
+    library = folder / library_name(torch, emulate)
+    if library.exists():
+        return library
+    if compiler() is None:
+        raise CannotBuild("no C++ compiler (install g++ or set CXX)")
+    failure = library.with_suffix(".failed")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(library.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if library.exists():
+                return library
+            if failure.exists() and time.time() - failure.stat().st_mtime < RETRY_AFTER:
+                raise CannotBuild(failure.read_text())
+            try:
+                compile_library(torch, library, emulate)
+            except CannotBuild as error:
+                failure.write_text(str(error))
+                raise
+            return library
+    except OSError as error:
+        raise CannotBuild(f"cannot write {folder} ({error.strerror})") from None
+
+
+def compile_library(torch: Torch, library: Path, emulate: bool = False) -> None:
+    """Compile into a temporary folder, all sources at once, and move the library to its place.
+
+    Raises: CannotBuild: with the compiler's first complaint.
+    """
+    cxx, cuda = compiler(), not emulate and not why_no_cuda(torch)
+    if cxx is None:
+        raise CannotBuild("no C++ compiler (install g++ or set CXX)")
+    flags = [*CXX_FLAGS, *cpu_flags(), f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+    flags += ["-DSTYLEGAN_DIST_CUDA"] * cuda + ["-DSTYLEGAN_DIST_EMULATE"] * emulate
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as name:
+        commands, objects = [], []
+        for source in sorted(SOURCES.glob("*.c*")):
+            target = str(Path(name, source.stem + ".o"))
+            if source.suffix == ".cpp" and not (emulate and source.stem.endswith("_cpu")):
+                commands.append([cxx, *flags, "-isystem", str(torch.root / "include"), "-c", str(source), "-o", target])
+            elif source.suffix == ".cu" and emulate:
+                commands.append([cxx, *flags, "-Wno-unknown-pragmas", "-x", "c++", "-c", str(source), "-o", target])
+            elif source.suffix == ".cu" and cuda:
+                commands.append(cuda_command(source, Path(target)))
+            else:
+                continue
+            objects.append(target)
+        run_all(commands)
+        result = str(Path(name, library.name))
+        libraries = [f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+        # PyTorch has loaded its libraries before this one, and is in one process with one CUDA driver: the runtime
+        # may be linked statically, and libtorch_cuda, which need not exist, is asked for by name (ops.cpp).
+        run_all([[nvcc() or "", "-shared", "-cudart", "static", "-ccbin", cxx, *objects, *libraries, "-o", result]
+                 if cuda else [cxx, "-shared", *objects, *libraries, "-ldl", "-o", result]])
+        os.replace(result, library)
+
+
+def cuda_command(source: Path, target: Path, targets: Sequence[str] = CUDA_TARGETS) -> list[str]:
+    architectures = [part for one in targets for part in ("-gencode", one)]
+    return [nvcc() or "nvcc", "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-ccbin", compiler() or "g++",
+            "-DSTYLEGAN_DIST_CUDA", *architectures, "-c", str(source), "-o", str(target)]
+
+
+def run_all(commands: Sequence[Sequence[str]]) -> None:
+    """All at the same time. Raises: CannotBuild."""
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+               for command in commands]
+    failed = None
+    for command, process in zip(commands, running, strict=True):
+        try:
+            said = process.communicate(timeout=LIMIT)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said = f"error: longer than {LIMIT} s"
+            process.communicate()
+        if process.returncode and failed is None:
+            lines = [line for line in said.splitlines() if "error" in line.lower()] or said.splitlines() or ["no message"]
+            failed = f"{Path(command[0]).name} failed: {lines[0].strip()[:200]}"
+    if failed:
+        raise CannotBuild(failed)

@@ -1,0 +1,182 @@
+// The mathematics of the fused operators, once, for the CPU and for the GPU. No torch headers.
+//
+// Values are stored as float, double, bfloat16 or float16 and computed in Acc<T>: double for double, else float.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define HD __host__ __device__ __forceinline__
+#else
+#define HD inline __attribute__((always_inline))
+#endif
+
+namespace stylegan_dist {
+
+// ---- storage types
+
+struct BFloat16 { uint16_t bits; };
+struct Float16 { uint16_t bits; };
+
+template <class T> struct AccOf { using type = float; };
+template <> struct AccOf<double> { using type = double; };
+template <class T> using Acc = typename AccOf<T>::type;
+
+template <class To, class From> HD To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+HD float load(float x) { return x; }
+HD double load(double x) { return x; }
+HD float load(BFloat16 x) { return bits_as<float>(uint32_t(x.bits) << 16); }
+HD float load(Float16 x) {
+#ifdef __CUDA_ARCH__
+  return __half2float(__ushort_as_half(x.bits));
+#else
+  // The exponent and mantissa moved into place are the value divided by 2^112, subnormal numbers too.
+  uint32_t rest = uint32_t(x.bits & 0x7fff) << 13;
+  uint32_t value = bits_as<uint32_t>(bits_as<float>(rest) * 0x1p112f);
+  value = (x.bits & 0x7c00) == 0x7c00 ? (rest | 0x7f800000u) : value;
+  return bits_as<float>(value | uint32_t(x.bits & 0x8000) << 16);
+#endif
+}
+
+// Rounds to nearest, ties to even, as PyTorch does.
+template <class T> HD T store(Acc<T> x);
+template <> HD float store<float>(float x) { return x; }
+template <> HD double store<double>(double x) { return x; }
+template <> HD BFloat16 store<BFloat16>(float x) {
+#ifdef __CUDA_ARCH__
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+#else
+  uint32_t u = bits_as<uint32_t>(x);
+  uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1)) >> 16;
+  return {uint16_t((u & 0x7fffffffu) > 0x7f800000u ? ((u >> 16) | 0x40u) : rounded)};
+#endif
+}
+template <> HD Float16 store<Float16>(float x) {
+#ifdef __CUDA_ARCH__
+  return {__half_as_ushort(__float2half_rn(x))};
+#else
+  uint32_t u = bits_as<uint32_t>(x), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
+  uint32_t normal = (a + 0xfffu + ((a >> 13) & 1) - (112u << 23)) >> 13;
+  // Below 2^-14 the result counts units of 2^-24, the spacing of floats in [0.5, 1).
+  uint32_t subnormal = bits_as<uint32_t>(bits_as<float>(a) + 0.5f) - 0x3f000000u;
+  uint32_t result = a < 0x38800000u ? subnormal : normal;
+  result = a >= 0x477ff000u ? 0x7c00u : result;
+  result = a > 0x7f800000u ? 0x7e00u : result;
+  return {uint16_t(sign | result)};
+#endif
+}
+
+HD bool negative(float x) { return bits_as<int32_t>(x) < 0; }
+HD bool negative(double x) { return bits_as<int64_t>(x) < 0; }
+HD bool negative(BFloat16 x) { return int16_t(x.bits) < 0; }
+HD bool negative(Float16 x) { return int16_t(x.bits) < 0; }
+
+// ---- bias_act: y = clip(gain * act(x + b), -bound, bound)
+
+enum Kind : int { PIECEWISE = 0, TANH = 1, SIGMOID = 2, SILU = 3 };
+
+template <class T> struct Activation {
+  using A = Acc<T>;
+  int kind;
+  A gain;          // slope right of zero, for PIECEWISE
+  A gain_below;    // and left of it
+  A bound;         // NaN: none, because no value compares with it
+  A bound_stored;  // rounded to T: what a clamped y looks like
+
+  Activation(int kind, double slope, double gain, double clamp)
+      : kind(kind), gain(A(gain)), gain_below(A(gain * slope)),
+        bound(clamp < 0 ? std::numeric_limits<A>::quiet_NaN() : A(clamp)),
+        bound_stored(load(store<T>(bound))) {}
+  Activation() = default;
+
+  HD A clip(A y) const { return y > bound ? bound : (y < -bound ? -bound : y); }
+
+  // The sign bit of the result tells on which side of zero v was, even where it underflows; v = 0 becomes -0.
+  HD A piecewise(A v) const {
+    A below = gain_below == 0 ? A(-0.0) : -std::fabs(v) * gain_below;
+    return clip(v <= 0 ? below : v * gain);
+  }
+  // d y / d v from the stored y.
+  HD A piecewise_slope(T y) const {
+    A slope = negative(y) ? gain_below : gain;
+    return std::fabs(load(y)) >= bound_stored ? A(0) : slope;
+  }
+
+  HD A smooth(A v) const { return clip(gain * smooth_at<0>(v)); }
+  HD A smooth_slope(A v) const { return inside(v) ? gain * smooth_at<1>(v) : A(0); }
+  HD A smooth_curvature(A v) const { return inside(v) ? gain * smooth_at<2>(v) : A(0); }
+  HD bool inside(A v) const { return !(std::fabs(gain * smooth_at<0>(v)) >= bound); }
+
+  // The function without its gain, or a derivative of it.
+  template <int order> HD A smooth_at(A v) const {
+    if (kind == TANH) {
+      A t = std::tanh(v);
+      return order == 0 ? t : order == 1 ? 1 - t * t : -2 * t * (1 - t * t);
+    }
+    A s = 1 / (1 + std::exp(-v));
+    if (kind == SIGMOID) return order == 0 ? s : order == 1 ? s * (1 - s) : s * (1 - s) * (1 - 2 * s);
+    return order == 0 ? v * s : order == 1 ? s * (1 + v * (1 - s)) : s * (1 - s) * (2 + v * (1 - 2 * s));
+  }
+};
+
+// What happens to one element: from INPUTS stored values and the constants of its channel.
+
+template <class T> struct Channel { Acc<T> bias, g, h; };
+
+template <class T, bool SMOOTH> struct Forward {
+  static constexpr int INPUTS = 1;  // x
+  Activation<T> act;
+  HD Acc<T> operator()(const T* in, const Channel<T>& c) const {
+    Acc<T> v = load(in[0]) + c.bias;
+    return SMOOTH ? act.smooth(v) : act.piecewise(v);
+  }
+};
+
+// M(g, gb) = (g + gb) * slope: linear and its own adjoint, so that it is the derivative of the forward and of itself.
+enum Slope { CONSTANT, FROM_Y, FROM_X };
+template <class T, Slope SLOPE> struct Backward {
+  static constexpr int INPUTS = SLOPE == CONSTANT ? 1 : 2;  // g; and y (FROM_Y) or x (FROM_X)
+  Activation<T> act;
+  HD Acc<T> operator()(const T* in, const Channel<T>& c) const {
+    Acc<T> g = load(in[0]) + c.g;
+    if (SLOPE == CONSTANT) return g * act.gain;
+    const T ref = in[INPUTS - 1];
+    return g * (SLOPE == FROM_Y ? act.piecewise_slope(ref) : act.smooth_slope(load(ref) + c.bias));
+  }
+};
+
+// The derivative of M(g, gb; x + b) . (h, hb) with respect to x.
+template <class T> struct Curvature {
+  static constexpr int INPUTS = 3;  // g, h, x
+  Activation<T> act;
+  HD Acc<T> operator()(const T* in, const Channel<T>& c) const {
+    return (load(in[0]) + c.g) * (load(in[1]) + c.h) * act.smooth_curvature(load(in[2]) + c.bias);
+  }
+};
+
+// ---- resample2d: out[o] = sum_j line[j] * x[(o * down + j - before) / up] where up divides, in each direction
+
+constexpr int MAX_TAPS = 32;
+
+struct Phase { int64_t source; int tap; };  // the first source index and tap that meet
+
+HD int64_t ceil_div(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -((-a) / b); }
+
+HD Phase first_meeting(int64_t out, int up, int down, int64_t before) {
+  int64_t position = out * down - before;
+  int64_t source = ceil_div(position, up);
+  return {source, int(source * up - position)};
+}
+
+}  // namespace stylegan_dist
