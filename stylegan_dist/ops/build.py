@@ -163,7 +163,7 @@ def compile_library(torch: Torch, library: Path, emulate: bool = False) -> None:
         result = str(Path(name, library.name))
         libraries = [f"-L{torch.root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
         # PyTorch has loaded its libraries before this one, and is in one process with one CUDA driver: the runtime
-        # may be linked statically, and libtorch_cuda, which need not exist, is asked for by name (ops.cpp).
+        # may be linked statically, and libtorch_cuda, which need not exist, is asked for by name (tensor.h).
         run_all([[nvcc() or "", "-shared", "-cudart", "static", "-ccbin", cxx, *objects, *libraries, "-o", result]
                  if cuda else [cxx, "-shared", *objects, *libraries, "-ldl", "-o", result]])
         os.replace(result, library)

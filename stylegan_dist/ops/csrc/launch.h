@@ -1,4 +1,4 @@
-// What the registration (ops.cpp) and the launchers agree on. No torch headers.
+// What the registration (tensor.h) and the launchers agree on. No torch headers.
 #pragma once
 
 #include <cstdint>

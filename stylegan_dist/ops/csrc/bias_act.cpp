@@ -1,0 +1,86 @@
+// bias_act and its derivatives, as PyTorch sees them. Fake kernels and autograd are in ../fused.py.
+#include "tensor.h"
+
+namespace stylegan_dist {
+namespace {
+
+// Runs one element-wise operator. `ref` decides on the layout: the last of the inputs.
+std::tuple<Tensor, Tensor> run_act(ActOp op, std::vector<Tensor> inputs, MaybeTensor bias, MaybeTensor g, MaybeTensor h,
+                                   int64_t kind, double slope, double gain, double clamp, bool constant, bool reduce) {
+  const Tensor ref = inputs.back();
+  STD_TORCH_CHECK(ref.dim() >= 2, "stylegan_dist: bias_act wants [N, C, ...]");
+  check_channels(bias, ref, "bias");
+  check_channels(g, ref, "g_bias");
+  check_channels(h, ref, "h_bias");
+  const bool last = is_channels_last(ref);
+  for (auto& input : inputs) {
+    STD_TORCH_CHECK(input.scalar_type() == ref.scalar_type() && sizes_of(input) == sizes_of(ref) && input.is_cuda() == ref.is_cuda(),
+                    "stylegan_dist: inputs differ in shape, dtype or device");
+    input = in_format(input, last);
+  }
+  for (auto* t : {&bias, &g, &h})
+    if (*t) *t = in_format(**t, false);
+  Tensor out = make(ref, sizes_of(ref), ref.scalar_type(), last);
+  const int64_t channels = ref.size(1);
+  Tensor sum = make(ref, {reduce ? channels : 0}, acc_type(ref), false);
+  if (out.numel() == 0) {
+    if (reduce) torch::stable::zero_(sum);
+    return {out, sum};
+  }
+  ActParams p{};
+  p.op = op, p.dtype = dtype_of(ref), p.channels = channels;
+  p.inner = last || ref.dim() == 2 ? 1 : ref.numel() / (ref.size(0) * channels);
+  p.outer = ref.numel() / (channels * p.inner);
+  for (size_t k = 0; k < inputs.size(); ++k) p.in[k] = inputs[k].data_ptr();
+  p.bias = bias ? bias->data_ptr() : nullptr, p.g = g ? g->data_ptr() : nullptr, p.h = h ? h->data_ptr() : nullptr;
+  p.out = out.data_ptr(), p.sum = reduce ? sum.data_ptr() : nullptr;
+  p.kind = int(kind), p.slope = slope, p.gain = gain, p.clamp = clamp, p.constant_slope = constant;
+#if defined(STYLEGAN_DIST_CUDA) || defined(STYLEGAN_DIST_EMULATE)
+#ifdef STYLEGAN_DIST_EMULATE
+  constexpr bool on_gpu = true;
+#else
+  const bool on_gpu = ref.is_cuda();
+#endif
+  if (on_gpu) {
+    Tensor workspace = make(ref, {act_workspace(p)}, acc_type(ref), false);
+    p.workspace = workspace.data_ptr();
+    act_cuda(p, ref.is_cuda() ? current_stream(ref) : nullptr);
+    return {out, sum};
+  }
+#endif
+  act_cpu(p);
+  return {out, sum};
+}
+
+Tensor bias_act(Tensor x, MaybeTensor bias, int64_t kind, double slope, double gain, double clamp) {
+  return std::get<0>(run_act(ActOp::FORWARD, {x}, bias, {}, {}, kind, slope, gain, clamp, false, false));
+}
+
+std::tuple<Tensor, Tensor> bias_act_backward(Tensor g, MaybeTensor g_bias, MaybeTensor ref, MaybeTensor bias, int64_t kind,
+                                             double slope, double gain, double clamp, bool reduce) {
+  std::vector<Tensor> inputs{g};
+  if (ref) inputs.push_back(*ref);
+  return run_act(ActOp::BACKWARD, inputs, bias, g_bias, {}, kind, slope, gain, clamp, !ref, reduce);
+}
+
+std::tuple<Tensor, Tensor> bias_act_curvature(Tensor g, MaybeTensor g_bias, Tensor h, MaybeTensor h_bias, Tensor x,
+                                              MaybeTensor bias, int64_t kind, double gain, double clamp, bool reduce) {
+  return run_act(ActOp::CURVATURE, {g, h, x}, bias, g_bias, h_bias, kind, 1, gain, clamp, false, reduce);
+}
+
+}  // namespace
+}  // namespace stylegan_dist
+
+STABLE_TORCH_LIBRARY_FRAGMENT(stylegan_dist, m) {
+  m.def("bias_act(Tensor x, Tensor? bias, int kind, float slope, float gain, float clamp) -> Tensor");
+  m.def("bias_act_backward(Tensor g, Tensor? g_bias, Tensor? ref, Tensor? bias, int kind, float slope, float gain, "
+        "float clamp, bool reduce) -> (Tensor, Tensor)");
+  m.def("bias_act_curvature(Tensor g, Tensor? g_bias, Tensor h, Tensor? h_bias, Tensor x, Tensor? bias, int kind, "
+        "float gain, float clamp, bool reduce) -> (Tensor, Tensor)");
+}
+
+STYLEGAN_DIST_IMPL(m, {
+  m.impl("bias_act", TORCH_BOX(&stylegan_dist::bias_act));
+  m.impl("bias_act_backward", TORCH_BOX(&stylegan_dist::bias_act_backward));
+  m.impl("bias_act_curvature", TORCH_BOX(&stylegan_dist::bias_act_curvature));
+})
