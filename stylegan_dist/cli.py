@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_verify(verbs)
     _add_train(verbs)
     _add_generate(verbs)
+    _add_doctor(verbs)
     args, rest = parser.parse_known_args(argv)
     if not hasattr(args, "overrides") or any(word.startswith("-") for word in rest):
         parser.parse_args(argv)  # complains about what is left over
@@ -134,6 +135,34 @@ def _generate(args: argparse.Namespace) -> int:
     options = GenerateOptions(parse_seeds(args.seeds), args.trunc, args.label, args.noise, device, args.columns)
     print(generate(args.run_dir, args.out, options))
     return EXIT_OK
+
+
+def _add_doctor(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "doctor",
+        help="say what this machine has for training, and check it",
+        description="Say what this machine has for training, and compare the native operators with those of PyTorch on small\n"
+        "networks. Compiles the native operators if they are not there yet. Exit code 1: they compute something else.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from stylegan_dist.ops import native
+    from stylegan_dist.tools.doctor import check_operators, device_types, machine_facts
+
+    for name, value in machine_facts():
+        print(f"{name:<22} {value}", flush=True)
+    wrong = False
+    for device in device_types():
+        if device in native.native().devices:
+            for what, difference, limit in check_operators(device):
+                wrong = wrong or not difference <= limit
+                print(f"{what:<22} {'agrees' if difference <= limit else 'DIFFERS'}: {difference:.1e} of at most {limit:g}")
+    if wrong:
+        print("the native operators are wrong on this machine: set ops.path=reference, and report this", file=sys.stderr)
+    return EXIT_FAILURE if wrong else EXIT_OK
 
 
 if __name__ == "__main__":

@@ -383,7 +383,7 @@ def difference(value: Tensor, expected: Tensor) -> float:
 def gradient_differences(network: torch.nn.Module, state: State) -> dict[str, float]:
     """For each parameter, how far its `.grad` is from that of the reference's leaf; None counts as zero.
 
-    Relative to the parameter's own gradient, but not to less than 1e-5 of the largest one: where a bias
+    Relative to the parameter's own gradient, but not to less than 1e-3 of the largest one: where a bias
     cancels, both sides hold nothing but rounding.
     """
     pairs = {
@@ -394,7 +394,7 @@ def gradient_differences(network: torch.nn.Module, state: State) -> dict[str, fl
     assert largest > 0, "no gradient at all"
     result = {}
     for name, (here, there) in pairs.items():
-        size = max(there.abs().max().item(), 1e-5 * largest)
+        size = max(there.abs().max().item(), 1e-3 * largest)
         deviation = (here - there).abs().max().item()
         result[name] = math.inf if math.isnan(deviation) else deviation / size
     return result

@@ -86,6 +86,13 @@ class PrecisionConfig:
 
 
 @dataclass
+class OpsConfig:
+    path: Literal["auto", "fused", "reference"] = knob(
+        "auto", "fused: native operators; reference: plain PyTorch; changes rounding; auto: fused where that is known to help")
+    require_fused: bool = knob(False, "stop at the start where ops.path does not come to fused")
+
+
+@dataclass
 class LossConfig:
     adversarial: str = knob("nonsaturating", "nonsaturating, minimax, hinge, wasserstein, least_squares, relativistic")
     r1_gamma: float | Auto = knob("auto", "weight of the gradient penalty on real images; auto: 0.0002 R^2 / batch")
@@ -156,6 +163,7 @@ class Config:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    ops: OpsConfig = field(default_factory=OpsConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)

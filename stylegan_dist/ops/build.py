@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -126,6 +127,7 @@ def build_once(torch: Torch, folder: Path, emulate: bool = False) -> Path:
                 return library
             if failure.exists() and time.time() - failure.stat().st_mtime < RETRY_AFTER:
                 raise CannotBuild(failure.read_text())
+            print("compiling the native operators, once for this machine ...", file=sys.stderr, flush=True)
             try:
                 compile_library(torch, library, emulate)
             except CannotBuild as error:

@@ -23,8 +23,8 @@ DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
-PATHS = ("auto", "fused", "reference")
-AUTO: tuple[str, ...] = ()  # device types on which "auto" takes the native operators: where all has been seen to work
+PATHS = ("auto", "fused", "reference", "everywhere")
+AUTO = ("cpu",)  # device types on which "auto" takes the native operators: where they have been seen to work, and faster
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,15 @@ def _native() -> Native:
     return Native(("cpu",) if why or emulate else ("cpu", "cuda"), str(library), why)
 
 
-def path(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> OpsPath:
-    """The path of tensors of this dtype on this device, and why it is that. Builds the library if need be.
-
-    On a CPU, "auto" leaves some calls to the reference even so: those where it is the faster one (`serves`).
-    """
-    kind = torch.device(device).type
-    if _selected == "reference":
+def path(device_type: str, wanted: str = "auto") -> OpsPath:
+    """What "auto", "fused" or "reference" come to on "cpu" or "cuda", and why. Builds the library if need be."""
+    kind = device_type
+    if wanted == "reference":
         return OpsPath("reference", "selected")
-    if dtype not in DTYPES.get(kind, ()):
-        return OpsPath("reference", f"no native operators for {dtype} on {kind}")
-    if _selected == "auto" and kind not in AUTO:
-        return OpsPath("reference", f"native operators are not yet switched on for {kind}")
+    if kind not in DTYPES:
+        return OpsPath("reference", f"there are none for {kind}")
+    if wanted == "auto" and kind not in AUTO:
+        return OpsPath("reference", f"the native ones are not on by themselves for {kind} yet: ops.path=fused")
     found = native()
     if not found.devices:
         return OpsPath("reference", found.reason)
@@ -111,29 +108,37 @@ def serves(x: torch.Tensor, faster_on_cpu: bool) -> bool:
     """Whether a native operator takes this tensor.
 
     Args:
-        faster_on_cpu: whether it beats the reference there (benchmarks/ops.py); else only `using("fused")` takes it.
+        faster_on_cpu: whether it beats the reference there (benchmarks/ops.py); else only "everywhere" takes it.
     """
     kind = x.device.type
     if _selected == "reference" or x.dtype not in DTYPES.get(kind, ()):
         return False
-    if _selected == "auto" and (kind not in AUTO or (kind == "cpu" and not faster_on_cpu)):
+    if _selected != "everywhere" and kind == "cpu" and not faster_on_cpu:
         return False
-    return kind in native().devices
+    return (_selected != "auto" or kind in AUTO) and kind in native().devices
+
+
+def select(name: str) -> None:
+    """Take a path in this process from now on.
+
+    Args:
+        name: "reference"; "fused": native operators, on a CPU where they are the faster ones; "auto": "fused" on the device
+            types of `AUTO`, the default; "everywhere": native operators even where they are slower, for tests.
+    Raises: InputError: there are no native operators.
+    """
+    global _selected
+    assert name in PATHS
+    if name in ("fused", "everywhere") and not native().devices:
+        raise InputError(f"there are no native operators: {native().reason}")
+    _selected = name
 
 
 @contextlib.contextmanager
 def using(name: str) -> Iterator[None]:
-    """Take the path "fused", "reference" or "auto" inside; for tests and benchmarks, not thread-safe.
-
-    "fused" differs from "auto" in that it also takes the native operators where they are not the faster ones.
-    Raises: InputError: "fused" cannot be had.
-    """
-    global _selected
-    assert name in PATHS
-    if name == "fused" and not native().devices:
-        raise InputError(f"there are no native operators: {native().reason}")
-    before, _selected = _selected, name
+    """`select(name)` inside; not thread-safe."""
+    before = _selected
+    select(name)
     try:
         yield
     finally:
-        _selected = before
+        select(before)

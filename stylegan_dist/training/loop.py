@@ -18,6 +18,7 @@ from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 from stylegan_dist.networks.sampling import sample_images
 from stylegan_dist.networks.stylegan2 import Generator
+from stylegan_dist.ops import native
 from stylegan_dist.training.checkpoint import checkpoint_folder, prune_checkpoints, save_checkpoint
 from stylegan_dist.training.compiled import compile_networks, networks_to_compile, why_not_compiled
 from stylegan_dist.training.engine import Engine
@@ -303,7 +304,8 @@ def crossed(before: int, after: int, every_kimg: float) -> bool:
 
 
 def set_arithmetic(config: Config) -> None:
-    """Process-wide settings of PyTorch that decide which bits come out."""
+    """Process-wide settings that decide which bits come out."""
+    native.select(config.ops.path)
     torch.backends.cuda.matmul.allow_tf32 = config.precision.tf32
     torch.backends.cudnn.allow_tf32 = config.precision.tf32
     torch.backends.cudnn.deterministic = config.run.deterministic

@@ -35,7 +35,7 @@ def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, eng
         ("generator", f"{sizes['g']:,} parameters"),
         ("discriminator", f"{sizes['d']:,} parameters, {c.discriminator.architecture}"),
         ("precision", precision),
-        ("ops", "plain PyTorch"),
+        ("ops", resolved.ops),
         ("compile", f"off ({no_compile})" if no_compile else "on"),
         ("graphs", f"off ({no_graphs})" if no_graphs else "on"),
         ("batch", f"{run.batch} images per step, {run.batch_gpu} at once per rank"),

@@ -18,6 +18,7 @@ from stylegan_dist.config.schema import Config, OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
 from stylegan_dist.objective.adversarial import ADVERSARIAL
+from stylegan_dist.ops import native
 from stylegan_dist.randomness import SEED_LIMIT
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,6 +35,7 @@ class Resolved:
     config: Config
     notes: list[str]  # one line for each value that a rule chose
     num_classes: int  # 0: unconditional
+    ops: str          # which operators, and why, for people
 
     @property
     def conditional(self) -> bool:
@@ -100,13 +102,19 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
     auto(precision, "precision", "clamp", FP16_CLAMP if precision.dtype == "fp16" else 0.0, "from the dtype")
     auto(precision, "precision", "channels_last", True, "faster convolutions on CPUs and on tensor cores")
 
+    path = native.path(device_type, config.ops.path)
+    if path.name != "fused" and (config.ops.require_fused or config.ops.path == "fused"):
+        setting = "ops.require_fused=true" if config.ops.require_fused else "ops.path=fused"
+        raise InputError(f"{setting}, but the operators are those of PyTorch: {path.reason}; `stylegan-dist doctor` says more")
+    auto(config.ops, "ops", "path", path.name, path.reason)
+
     _check(config, resolution, world_size)
     unit = _micro_batch_unit(config)
     usual = [n for n in micro_batch_sizes(config, world_size) if n <= max(4096 // resolution, unit)]
     auto(run, "run", "batch_gpu", usual[-1] if usual else run.batch // world_size,
          "from the resolution and the number of processes")
     _check_micro_batch(config, world_size, unit)
-    return Resolved(config, notes, index.num_classes if config.data.conditional else 0)
+    return Resolved(config, notes, index.num_classes if config.data.conditional else 0, str(path))
 
 
 def steps_in(config: Config) -> int:
