@@ -48,6 +48,7 @@ class OpsPath:
 
 
 _selected = "auto"
+_planned = ""  # the device type that meta tensors stand for; none: they take the reference
 
 
 @torch.compiler.assume_constant_result
@@ -110,7 +111,7 @@ def serves(x: torch.Tensor, faster_on_cpu: bool) -> bool:
     Args:
         faster_on_cpu: whether it beats the reference there (benchmarks/ops.py); else only "everywhere" takes it.
     """
-    kind = x.device.type
+    kind = _planned if x.is_meta else x.device.type
     if _selected == "reference" or x.dtype not in DTYPES.get(kind, ()):
         return False
     if _selected != "everywhere" and kind == "cpu" and not faster_on_cpu:
@@ -134,11 +135,17 @@ def select(name: str) -> None:
 
 
 @contextlib.contextmanager
-def using(name: str) -> Iterator[None]:
-    """`select(name)` inside; not thread-safe."""
-    before = _selected
+def using(name: str, planned: str = "") -> Iterator[None]:
+    """`select(name)` inside; not thread-safe.
+
+    Args:
+        planned: "cpu" or "cuda", the device type that tensors of the meta device stand for.
+    """
+    global _selected, _planned
+    before = _selected, _planned
     select(name)
+    _planned = planned
     try:
         yield
     finally:
-        select(before)
+        _selected, _planned = before

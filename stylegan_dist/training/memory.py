@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.networks.stylegan2 import MIN_RESOLUTION
+from stylegan_dist.ops import native
 from stylegan_dist.training.engine.choice import BUCKET, DATA_PARALLEL, NETWORKS, Choice, Zero
 from stylegan_dist.training.phases import MicroBatch, Phase
 from stylegan_dist.training.rules import Resolved, micro_batch_sizes
@@ -170,7 +171,8 @@ def estimate_memory(resolved: Resolved, index: DatasetIndex, world_size: int = 1
     phases: dict[str, float] = {}
     for phase in state.phases:
         k = kept[phase.network]
-        backward: float = _measure_phase(tracker, state, phase, part, accumulated=images > size, streamed=k.streamed)
+        with native.using(config.ops.path, planned=device_type):
+            backward: float = _measure_phase(tracker, state, phase, part, accumulated=images > size, streamed=k.streamed)
         if not k.streamed:
             backward -= k.gradients
         phases[phase.name] = max(backward, k.update, 0.0)
@@ -294,11 +296,12 @@ def _forget_gradient(parameter: Tensor) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation has failed. PyTorch has a type for this on GPUs only."""
+    """Whether an allocation has failed. PyTorch has a type for this on GPUs only, and oneDNN no words for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "std::bad_alloc", "Cannot allocate memory")
+        words in str(error) for words in ("can't allocate memory", "std::bad_alloc", "Cannot allocate memory",
+                                           "could not create a primitive")
     )
 
 

@@ -46,13 +46,26 @@ inline bool is_channels_last(const Tensor& x) {
   return true;
 }
 
+// What comes through the stable ABI says that something has failed, and not what; here it can only be this.
+template <class Make> Tensor allocated(const Make& make) {
+  try {
+    return make();
+  } catch (const std::exception&) {
+    STD_TORCH_CHECK(false, "stylegan_dist: can't allocate memory");
+  }
+}
+
 inline Tensor in_format(const Tensor& x, bool channels_last) {
-  return torch::stable::contiguous(x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return allocated([&] {
+    return torch::stable::contiguous(x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  });
 }
 
 inline Tensor make(const Tensor& like, std::vector<int64_t> size, ScalarType dtype, bool channels_last) {
-  return torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return allocated([&] {
+    return torch::stable::empty(size, dtype, std::nullopt, like.device(), std::nullopt,
+                                channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  });
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& x) { return {x.sizes().begin(), x.sizes().end()}; }

@@ -1,0 +1,65 @@
+"""The verb `doctor`, and what a run says about its operators."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from launching import finished
+
+from stylegan_dist.ops import native
+from stylegan_dist.tools import doctor
+
+DOCTOR = [sys.executable, "-m", "stylegan_dist.cli", "doctor"]
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """An environment with an empty cache and without a compiler, in which no library has been built."""
+    return {"XDG_CACHE_HOME": str(tmp_path), "CXX": "", "PATH": str(tmp_path)}
+
+
+def test_the_operators_are_compared_and_said_to_be_right():
+    if not native.native().devices:
+        pytest.skip(native.native().reason)
+    result = finished(DOCTOR, timeout=200)
+    assert result.returncode == 0, result.stderr
+    facts = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert facts["PyTorch"].startswith(torch.__version__)
+    assert result.stdout.count("agrees") == 4 * len(native.native().devices)
+    assert "operators, cpu         fused" in result.stdout
+
+
+def test_without_a_compiler_it_says_so(elsewhere):
+    result = finished(DOCTOR, timeout=200, **elsewhere)
+    assert result.returncode == 0, result.stderr
+    assert "reference (no C++ compiler (install g++ or set CXX))" in result.stdout
+    assert "agrees" not in result.stdout
+
+
+def test_wrong_operators_are_found(monkeypatch):
+    def crooked(x, bias=None, activation="linear", gain=1.0, clamp=None):
+        return honest(x, bias, activation, gain * 1.01 if native._selected == "everywhere" else gain, clamp)
+
+    if not native.native().devices:
+        pytest.skip(native.native().reason)
+    from stylegan_dist import ops
+
+    honest = ops.bias_act
+    monkeypatch.setattr(ops, "bias_act", crooked)
+    differences = {what: difference > limit for what, difference, limit in doctor.check_operators("cpu")}
+    assert any(differences.values()), differences
+
+
+def test_a_run_that_requires_fused_operators_stops_without_them(elsewhere, labelled_shards, tmp_path):
+    train = [sys.executable, "-m", "stylegan_dist.cli", "train", f"data.shards={labelled_shards}", f"run.dir={tmp_path / 'run'}",
+             "run.device=cpu", "--dry-run"]
+    for setting in ("ops.require_fused=true", "ops.path=fused"):
+        refused = finished([*train, setting], timeout=100, **elsewhere)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith(f"error: {setting}, but") and "no C++ compiler" in refused.stderr
+        assert refused.stderr.count("\n") == 1
+    allowed = finished(train, timeout=100, **elsewhere)
+    assert allowed.returncode == 0, allowed.stderr
+    assert "path: reference" in allowed.stdout
