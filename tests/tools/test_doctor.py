@@ -53,12 +53,13 @@ def test_wrong_operators_are_found(monkeypatch):
 
 
 def test_a_run_that_requires_fused_operators_stops_without_them(elsewhere, labelled_shards, tmp_path):
-    train = [sys.executable, "-m", "stylegan_dist.cli", "train", f"data.shards={labelled_shards}", f"run.dir={tmp_path / 'run'}",
-             "run.device=cpu", "--dry-run"]
+    train = [sys.executable, "-m", "stylegan_dist.cli", "train", f"data.shards={labelled_shards}",
+             f"run.dir={tmp_path / 'run'}", "run.device=cpu", "--dry-run"]
     for setting in ("ops.require_fused=true", "ops.path=fused"):
         refused = finished([*train, setting], timeout=100, **elsewhere)
         assert refused.returncode == 2
-        assert refused.stderr.startswith(f"error: {setting}, but") and "no C++ compiler" in refused.stderr
+        assert refused.stderr.startswith(f"error: {setting}, but")
+        assert "no C++ compiler" in refused.stderr
         assert refused.stderr.count("\n") == 1
     allowed = finished(train, timeout=100, **elsewhere)
     assert allowed.returncode == 0, allowed.stderr
