@@ -179,4 +179,50 @@ HD Phase first_meeting(int64_t out, int up, int down, int64_t before) {
   return {source, int(source * up - position)};
 }
 
+// ---- discriminator epilogue: y = phi(u + b), with a filter behind it or a residual added, phi piecewise linear
+//
+// y itself is kept by nobody, so that the slope comes from u: that of the y which bias_act would have stored.
+
+template <class T> HD Acc<T> slope_at(const Activation<T>& act, Acc<T> v) { return act.piecewise_slope(store<T>(act.piecewise(v))); }
+
+template <class T> struct ForwardAdd {
+  static constexpr int INPUTS = 2;  // residual, u
+  Activation<T> act;
+  HD Acc<T> operator()(const T* in, const Channel<T>& c) const { return act.piecewise(load(in[1]) + c.bias) + load(in[0]); }
+};
+
+template <class T> struct BackwardAt {
+  static constexpr int INPUTS = 2;  // g, u
+  Activation<T> act;
+  HD Acc<T> operator()(const T* in, const Channel<T>& c) const {
+    return (load(in[0]) + c.g) * slope_at(act, load(in[1]) + c.bias);
+  }
+};
+
+template <class T> struct Identity {
+  static constexpr int INPUTS = 1;
+  HD Acc<T> operator()(const T* in, const Channel<T>&) const { return load(in[0]); }
+};
+
+constexpr int EPILOGUE_TAPS = 4;
+
+// ---- fromrgb: y = phi(W i + b) for images i of K channels, phi piecewise linear
+
+// One row of a matrix [W, b]: K numbers and the one that is added.
+template <class A, int K> struct Row {
+  A w[K], b;
+  Row() = default;
+  HD explicit Row(const void* matrix, int64_t row) {
+    const A* from = static_cast<const A*>(matrix) + row * (K + 1);
+    for (int k = 0; k < K; ++k) w[k] = matrix ? from[k] : A(0);
+    b = matrix ? from[K] : A(0);
+  }
+  HD A times(const A* x) const {
+    A y = 0;
+    for (int k = 0; k < K; ++k) y += w[k] * x[k];
+    return y;
+  }
+  HD A operator()(const A* x) const { return times(x) + b; }
+};
+
 }  // namespace stylegan_dist
