@@ -73,7 +73,9 @@ def _shape(u: Tensor, line: list[float], before: int, after: int) -> tuple[int, 
     return (*u.shape[:2], *(size + room for size in u.shape[2:]))
 
 
-def _fake(u: Tensor, bias: Tensor | None, residual: Tensor | None, line: list[float], before: int, after: int, *_: Any) -> Tensor:
+def _fake(
+    u: Tensor, bias: Tensor | None, residual: Tensor | None, line: list[float], before: int, after: int, *_: Any
+) -> Tensor:
     return fused.empty_like(u, _shape(u, line, before, after))
 
 

@@ -129,10 +129,12 @@ def _tangent_backward(ctx: Any, g: Tensor) -> tuple:
     d_left = d_h = d_h_affine = d_right = None
     if needs[2] or needs[3]:
         d_h, d_left = backward(g, image, affine, left if needs[3] else None, h if needs[2] else None, *ctx.constants)
+        d_left = _without_last_column(d_left)
     if needs[4] or needs[5]:
-        d_right, d_h_affine = backward(g, image, affine, h_affine if needs[5] else None, right if needs[4] else None, *ctx.constants)
-    return (None, None, _without_last_column(d_left) if needs[2] else None, d_h if needs[3] else None,
-            d_h_affine if needs[4] else None, d_right if needs[5] else None, None, None, None, None)
+        d_right, d_h_affine = backward(
+            g, image, affine, h_affine if needs[5] else None, right if needs[4] else None, *ctx.constants)
+    return (None, None, d_left if needs[2] else None, d_h if needs[3] else None, d_h_affine if needs[4] else None,
+            d_right if needs[5] else None, None, None, None, None)
 
 
 def _without_last_column(matrix: Tensor) -> Tensor:

@@ -134,10 +134,12 @@ def test_resample2d_any_shape(data):
     n, c, h, w = (data.draw(st.integers(0 if k == 0 else 1, 12)) for k in range(4))
     up, down = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
     taps = tuple(data.draw(st.lists(st.sampled_from((1.0, 2.0, 3.0)), min_size=1, max_size=9)))
-    padding = tuple(data.draw(st.integers(-3, 12)) for _ in range(2))
-    if min(h, w) * up + sum(padding) < len(taps) or min(h, w) * up + min(padding) < 1:
-        return
+    padding = tuple(data.draw(st.integers(-9, 12)) for _ in range(2))
     x = laid_out(numbers(0, n, c, h, w), data.draw(st.sampled_from(LAYOUTS)))
+    if min(h, w) * up + sum(padding) < len(taps):
+        with pytest.raises(ValueError, match="fewer than the"):
+            ops.resample2d(x, up, down, padding, 1.3, taps)
+        return
     expected = resample2d_reference(x, up, down, padding, 1.3, taps)
     torch.testing.assert_close(ops.resample2d(x, up, down, padding, 1.3, taps), expected)
 
@@ -266,8 +268,9 @@ def test_empty_and_wrong():
     assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
     with pytest.raises(RuntimeError, match="bias must be"):
         operators.bias_act(torch.zeros(2, 3), torch.zeros(4), 0, 1.0, 1.0, -1.0)
-    with pytest.raises(RuntimeError):
-        ops.resample2d(torch.zeros(1, 1, 2, 2))
+    for path in ("fused", "reference"):
+        with native.using(path), pytest.raises(ValueError, match="2x2 pixels"):
+            ops.resample2d(torch.zeros(1, 1, 2, 2))
 
 
 # ---- with the rest of PyTorch

@@ -37,7 +37,7 @@ def naive_resample(x, up, down, padding, gain, taps):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (6, 4)])
-@pytest.mark.parametrize("padding", [(0, 0), (2, 1), (1, 1), (1, 2), (2, 2), (3, 0), (4, 5), (-1, 6), (6, -2)])
+@pytest.mark.parametrize("padding", [(0, 0), (2, 1), (1, 1), (1, 2), (2, 2), (3, 0), (4, 5), (-1, 6), (6, -2), (-9, 10)])
 @pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (1, 3), (3, 2), (4, 3)])
 def test_resample2d(up, down, padding, size):
     x = reference.normals(0, 2, 3, *size)

@@ -119,7 +119,7 @@ template <class T> void run_op(const ActParams& p, void* stream) {
   const bool smooth = p.kind != PIECEWISE;
   if (p.op == ActOp::CURVATURE) run<T>(p, Curvature<T>{act}, stream);
   else if (p.op == ActOp::FORWARD_ADD) run<T>(p, ForwardAdd<T>{act}, stream);
-  else if (p.op == ActOp::BACKWARD_AT) run<T>(p, BackwardAt<T>{act}, stream);
+  else if (p.op == ActOp::BACKWARD_AT) run<T>(p, BackwardAt<T>{SlopeAt<T>(act)}, stream);
   else if (p.op == ActOp::FORWARD && smooth) run<T>(p, Forward<T, true>{act}, stream);
   else if (p.op == ActOp::FORWARD) run<T>(p, Forward<T, false>{act}, stream);
   else if (p.constant_slope) run<T>(p, Backward<T, CONSTANT>{act}, stream);

@@ -72,7 +72,8 @@ Tensor discriminator_epilogue(Tensor u, MaybeTensor bias, MaybeTensor residual, 
 }
 
 std::tuple<Tensor, Tensor> discriminator_epilogue_backward(Tensor g, Tensor u, MaybeTensor bias, Line line, int64_t before,
-                                                           int64_t after, double slope, double gain, double clamp, bool reduce) {
+                                                           int64_t after, double slope, double gain, double clamp,
+                                                           bool reduce) {
   if (line.empty()) return run_act(ActOp::BACKWARD_AT, {g, u}, bias, {}, {}, 0, slope, gain, clamp, false, reduce);
   return run_filtered(EpilogueOp::BACKWARD, g, u, bias, {}, line, before, after, slope, gain, clamp, reduce);
 }

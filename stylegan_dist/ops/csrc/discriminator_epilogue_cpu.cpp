@@ -9,9 +9,9 @@
 namespace stylegan_dist {
 namespace {
 
-constexpr int64_t FRAME = 1 << 15;  // numbers in a frame, about
+constexpr int64_t FRAME = 1 << 16;  // numbers in a frame, about
 constexpr int64_t GRAIN = 1 << 14;  // elements that are worth a thread
-constexpr int64_t BLOCK = 4096;     // elements that are summed in Acc before they go to double
+constexpr int CHUNK = 512;           // channels, of channels_last
 constexpr int LANES = 16;           // sums side by side
 constexpr int TAPS = EPILOGUE_TAPS;
 
@@ -22,145 +22,121 @@ template <class T> void filter(const Acc<T>* __restrict from, T* __restrict to, 
     to[i] = store<T>(a * from[i] + b * from[i + step] + c * from[i + 2 * step] + d * from[i + 3 * step]);
 }
 
-template <class T, class F> struct Band {
-  using A = Acc<T>;
-  F f;                       // of `in` and u, before the filter
-  const T *in, *u;           // of this plane
-  const A *bias, *h;         // of this plane's channel, or of all if inner > 1
-  int64_t width, inner;
-
-  // A row before the filter.
-  void row(int64_t y, A* __restrict to) const {
-    const T* from[2] = {in + y * width * inner, u ? u + y * width * inner : nullptr};
-    const F f = this->f;
-    if (inner == 1) {
-      const Channel<T> c{*bias, *h, 0};
-      for (int64_t x = 0; x < width; ++x) to[x] = at(f, from, x, c);
-      return;
-    }
-    for (int64_t x = 0; x < width; ++x)
-      for (int64_t c = 0; c < inner; ++c) to[x * inner + c] = at(f, from, x * inner + c, Channel<T>{bias[c], h[c], 0});
-  }
-
-  static A at(const F& f, const T* const* from, int64_t i, const Channel<T>& c) {
+// `width` pixels of `channels` neighbouring channels, `step` apart, as f makes them: -> [width, channels].
+template <class T, class F>
+void source(F f, const T* const* inputs, Acc<T>* __restrict to, int64_t width, int64_t channels, int64_t step,
+            const Acc<T>* bias, const Acc<T>* h) {
+  const T* in[F::INPUTS];
+  for (int k = 0; k < F::INPUTS; ++k) in[k] = inputs[k];
+  auto at = [&](int64_t i, const Channel<T>& c) __attribute__((always_inline)) {
     T e[F::INPUTS];
-    for (int k = 0; k < F::INPUTS; ++k) e[k] = from[k][i];
+    for (int k = 0; k < F::INPUTS; ++k) e[k] = in[k][i];
     return f(e, c);
+  };
+  if (channels == 1) {
+    const Channel<T> c{*bias, *h, 0};
+    for (int64_t x = 0; x < width; ++x) to[x] = at(x, c);
+    return;
   }
-};
+  for (int64_t x = 0; x < width; ++x)
+    for (int64_t c = 0; c < channels; ++c) to[x * channels + c] = at(x * step + c, Channel<T>{bias[c], h[c], 0});
+}
 
-// g times the slope at u, stored; the sum over one channel.
-template <class T>
-double times_slope(Activation<T> act, const Acc<T>* __restrict g, const T* __restrict u, T* __restrict out, int64_t count, Acc<T> bias) {
+// `count` neighbours of one channel, or pixels `step` apart of several: times the slope at u (MASKED), stored. The sum over
+// pixels goes to `sums`.
+template <class T, bool MASKED>
+void target(SlopeAt<T> slope, const Acc<T>* __restrict y, const T* __restrict u, T* __restrict out, int64_t count,
+            int64_t channels, int64_t step, const Acc<T>* bias, double* sums) {
   using A = Acc<T>;
-  double total = 0;
-  for (int64_t start = 0; start < count; start += BLOCK) {
-    const int64_t stop = std::min(count, start + BLOCK);
-    A lanes[LANES] = {};
-    int64_t i = start;
-    for (; i + LANES <= stop; i += LANES)
-      for (int l = 0; l < LANES; ++l) {
-        const A y = g[i + l] * slope_at(act, load(u[i + l]) + bias);
-        lanes[l] += y;
-        out[i + l] = store<T>(y);
-      }
-    for (int l = 0; i < stop; ++i, ++l) {
-      const A y = g[i] * slope_at(act, load(u[i]) + bias);
-      lanes[l] += y;
-      out[i] = store<T>(y);
-    }
-    for (int l = 0; l < LANES; ++l) total += lanes[l];
+  A lanes[CHUNK];
+  std::fill(lanes, lanes + CHUNK, A(0));
+  if (channels == 1) {
+    auto one = [&](int64_t i, int l) __attribute__((always_inline)) {
+      const A value = MASKED ? y[i] * slope(load(u[i]) + *bias) : y[i];
+      if (MASKED) lanes[l] += value;
+      out[i] = store<T>(value);
+    };
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+      for (int l = 0; l < LANES; ++l) one(i + l, l);
+    for (int l = 0; i < count; ++i, ++l) one(i, l);
+    for (int l = 0; MASKED && l < LANES; ++l) *sums += lanes[l];
+    return;
   }
-  return total;
-}
-
-// The same for pixels of all channels.
-template <class T>
-void times_slope(Activation<T> act, const Acc<T>* __restrict g, const T* __restrict u, T* __restrict out, int64_t pixels,
-                 int64_t channels, const Acc<T>* bias, Acc<T>* __restrict sums) {
-  for (int64_t p = 0; p < pixels; ++p, g += channels, u += channels, out += channels)
+  for (int64_t i = 0; i < count; ++i, y += channels, u += step, out += step)
     for (int64_t c = 0; c < channels; ++c) {
-      const Acc<T> y = g[c] * slope_at(act, load(u[c]) + bias[c]);
-      sums[c] += y;
-      out[c] = store<T>(y);
+      const A value = MASKED ? y[c] * slope(load(u[c]) + bias[c]) : y[c];
+      if (MASKED) lanes[c] += value;
+      out[c] = store<T>(value);
     }
+  for (int64_t c = 0; MASKED && c < channels; ++c) sums[c] += lanes[c];
 }
 
-// `f` before the filter; `masked`: times the slope at u behind it.
-template <class T, class F> void run(const EpilogueParams& p, const F& f, const Activation<T>& act, bool masked) {
+// `f` before the filter; MASKED: times the slope behind it, and sums.
+template <class T, bool MASKED, class F> void run(const EpilogueParams& p, const F& f, const Activation<T>& act) {
   using A = Acc<T>;
   const int64_t C = p.channels, I = p.inner, H = p.height, W = p.width, OH = p.out_height, OW = p.out_width;
   const std::vector<A> none(C);
   const A *bias = p.bias ? static_cast<const A*>(p.bias) : none.data(), *h = p.h ? static_cast<const A*>(p.h) : none.data();
   const T *in = static_cast<const T*>(p.in), *u = static_cast<const T*>(p.u);
   T* out = static_cast<T*>(p.out);
+  const SlopeAt<T> slope(act);
   A line[TAPS];
   for (int k = 0; k < TAPS; ++k) line[k] = A(p.line[k]);
 
-  const int64_t stride = (OW + TAPS - 1) * I;  // of a row of the frame, with the zeros beside it
+  // A task: a band of rows of a chunk of channels of a plane.
+  const int64_t chunk = std::min<int64_t>(CHUNK, I), chunks = ceil_div(I, chunk);
+  const int64_t stride = (OW + TAPS - 1) * chunk;  // of a row of the frame, with the zeros beside it
   const int64_t rows = std::min(OH, std::max<int64_t>(FRAME / stride, TAPS)), bands = ceil_div(OH, rows);
-  std::vector<double> sums(p.sum ? p.planes * bands * I : 0);
-  parallel_for(p.planes * bands, std::max<int64_t>(1, GRAIN / (rows * OW * I)), [&](int64_t begin, int64_t end) {
-    const int64_t size = (rows + TAPS - 1) * stride;
-    std::vector<A> frame(size), filtered(size), result(masked ? rows * OW * I : 0), block(I);
+  std::vector<double> sums(p.sum ? p.planes * chunks * bands * chunk : 0);
+  parallel_for(p.planes * chunks * bands, std::max<int64_t>(1, GRAIN / (rows * OW * chunk)), [&](int64_t begin, int64_t end) {
+    std::vector<A> frame((rows + TAPS - 1) * stride), filtered((rows + TAPS - 1) * stride), result(OW * chunk);
+    std::vector<double> unwanted(chunk);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t plane = task / bands, first = (task - plane * bands) * rows, count = std::min(rows, OH - first);
-      const A* b = I > 1 ? bias : bias + plane % C;
-      const int64_t in_plane = plane * H * W * I, out_band = (plane * OH + first) * OW * I;
-      const Band<T, F> band{f, in + in_plane, masked ? nullptr : u + in_plane, b, I > 1 ? h : h + plane % C, W, I};
-      for (int64_t r = 0; r < count + TAPS - 1; ++r) {
-        const int64_t y = first + r - p.before;
-        A *row = frame.data() + r * stride, *content = row + p.before * I;
-        if (y < 0 || y >= H) {
-          std::fill(row, row + stride, A(0));
-          continue;
-        }
-        std::fill(row, content, A(0));
-        std::fill(content + W * I, row + stride, A(0));
-        band.row(y, content);
+      const int64_t plane = task / (chunks * bands), part = task / bands % chunks, first = task % bands * rows;
+      const int64_t c = I > 1 ? part * chunk : plane % C, channels = I > 1 ? std::min(chunk, C - c) : 1;
+      const int64_t offset = I > 1 ? c : 0, pitch = (OW + TAPS - 1) * channels, count = std::min(rows, OH - first);
+      const int64_t in_plane = plane * H * W * I + offset, out_plane = plane * OH * OW * I + offset;
+      // Where every task fills the same part of its frame, the zeros stay.
+      if (bands > 1 || chunks > 1 || task == begin) std::fill(frame.begin(), frame.end(), A(0));
+      for (int64_t y = std::max<int64_t>(0, first - p.before); y < std::min(H, first - p.before + count + TAPS - 1); ++y) {
+        const int64_t row = in_plane + y * W * I;
+        const T* from[2] = {in + row, MASKED ? nullptr : u + row};
+        source(f, from, frame.data() + (y - first + p.before) * pitch + p.before * channels, W, channels, I, bias + c, h + c);
       }
       // What is filtered across the end of a row is never looked at.
-      filter<A>(frame.data(), filtered.data(), (count + TAPS - 1) * stride - (TAPS - 1) * I, I, line);
+      filter<A>(frame.data(), filtered.data(), (count + TAPS - 1) * pitch - (TAPS - 1) * channels, channels, line);
+      double* sum = p.sum ? sums.data() + task * chunk : unwanted.data();
       for (int64_t r = 0; r < count; ++r) {
-        const A* from = filtered.data() + r * stride;
-        if (masked) filter<A>(from, result.data() + r * OW * I, OW * I, stride, line);
-        else filter<T>(from, out + out_band + r * OW * I, OW * I, stride, line);
-      }
-      if (!masked) continue;
-      double* sum = p.sum ? sums.data() + task * I : nullptr;
-      if (I == 1) {
-        const double total = times_slope<T>(act, result.data(), u + out_band, out + out_band, count * OW, *b);
-        if (sum) *sum = total;
-        continue;
-      }
-      for (int64_t r = 0; r < count; ++r) {
-        const int64_t here = out_band + r * OW * I;
-        std::fill(block.begin(), block.end(), A(0));
-        times_slope<T>(act, result.data() + r * OW * I, u + here, out + here, OW, I, b, block.data());
-        if (sum)
-          for (int64_t c = 0; c < I; ++c) sum[c] += block[c];
+        const int64_t here = out_plane + (first + r) * OW * I;
+        const A* from = filtered.data() + r * pitch;
+        if (!MASKED && I == 1) {
+          filter<T>(from, out + here, OW, pitch, line);
+          continue;
+        }
+        filter<A>(from, result.data(), OW * channels, pitch, line);
+        target<T, MASKED>(slope, result.data(), u + here, out + here, OW, channels, I, bias + c, sum);
       }
     }
   });
   if (!p.sum) return;
-  // [planes, bands, inner] and a channel is a place in inner, or a plane
-  A* sum = static_cast<A*>(p.sum);
   const int64_t images = I > 1 ? p.planes : p.planes / C;
   for (int64_t c = 0; c < C; ++c) {
     double total = 0;
-    for (int64_t n = 0; n < images; ++n)
-      for (int64_t band = 0; band < bands; ++band)
-        total += I > 1 ? sums[(n * bands + band) * I + c] : sums[(n * C + c) * bands + band];
-    sum[c] = A(total);
+    for (int64_t n = 0; n < images; ++n) {
+      const int64_t task = (I > 1 ? n * chunks + c / chunk : n * C + c) * bands;
+      for (int64_t band = 0; band < bands; ++band) total += sums[(task + band) * chunk + (I > 1 ? c % chunk : 0)];
+    }
+    static_cast<A*>(p.sum)[c] = A(total);
   }
 }
 
 template <class T> void run_op(const EpilogueParams& p) {
   const Activation<T> act(PIECEWISE, p.slope, p.gain, p.clamp);
   switch (p.op) {
-    case EpilogueOp::FORWARD: return run<T>(p, Forward<T, false>{act}, act, false);
-    case EpilogueOp::TANGENT: return run<T>(p, BackwardAt<T>{act}, act, false);
-    case EpilogueOp::BACKWARD: return run<T>(p, Identity<T>{}, act, true);
+    case EpilogueOp::FORWARD: return run<T, false>(p, Forward<T, false>{act}, act);
+    case EpilogueOp::TANGENT: return run<T, false>(p, BackwardAt<T>{SlopeAt<T>(act)}, act);
+    case EpilogueOp::BACKWARD: return run<T, true>(p, Identity<T>{}, act);
   }
 }
 

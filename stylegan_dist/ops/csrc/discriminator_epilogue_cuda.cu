@@ -32,7 +32,7 @@ struct Range {
 template <class T, class F, bool MASKED, int V, int K> struct Walk {
   using A = Acc<T>;
   F f;                      // before the filter
-  Activation<T> act;
+  SlopeAt<T> slope;         // behind it, if MASKED
   const T* in[2];           // of f
   const T* u;               // MASKED
   const void *bias, *h;
@@ -122,7 +122,7 @@ template <class T, class F, bool MASKED, int V, int K> struct Walk {
     if (MASKED) at = *reinterpret_cast<const Pack<T, V>*>(u + i);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const A value = MASKED ? y[j] * slope_at(act, load(at.v[j]) + c[j].bias) : y[j];
+      const A value = MASKED ? y[j] * slope(load(at.v[j]) + c[j].bias) : y[j];
       if (MASKED) total[j] += value;
       stored.v[j] = store<T>(value);
     }
@@ -136,7 +136,7 @@ void run_vector(const EpilogueParams& p, const F& f, const Activation<T>& act, v
   const Grid g = grid(p, K);
   const T* u = static_cast<const T*>(p.u);
   A* workspace = static_cast<A*>(p.workspace);
-  Walk<T, F, MASKED, V, K> item{f, act, {static_cast<const T*>(p.in), u}, u, p.bias, p.h, static_cast<T*>(p.out),
+  Walk<T, F, MASKED, V, K> item{f, SlopeAt<T>(act), {static_cast<const T*>(p.in), u}, u, p.bias, p.h, static_cast<T*>(p.out),
                                 p.sum ? workspace : nullptr, p.channels, p.height, p.width, p.inner, p.out_height,
                                 p.out_width, g.columns, g.strips, p.before, {}};
   for (int k = 0; k < TAPS; ++k) item.line[k] = A(p.line[k]);
@@ -156,7 +156,7 @@ template <class T> void run_op(const EpilogueParams& p, void* stream) {
   const Activation<T> act(PIECEWISE, p.slope, p.gain, p.clamp);
   switch (p.op) {
     case EpilogueOp::FORWARD: return run<T, false>(p, Forward<T, false>{act}, act, stream);
-    case EpilogueOp::TANGENT: return run<T, false>(p, BackwardAt<T>{act}, act, stream);
+    case EpilogueOp::TANGENT: return run<T, false>(p, BackwardAt<T>{SlopeAt<T>(act)}, act, stream);
     case EpilogueOp::BACKWARD: return run<T, true>(p, Identity<T>{}, act, stream);
   }
 }

@@ -9,7 +9,8 @@ void check(bool good, const char* what) {
 }
 
 bool same(const MaybeTensor& t, const Tensor& wanted) {
-  return !t || (sizes_of(*t) == sizes_of(wanted) && t->scalar_type() == wanted.scalar_type() && t->is_cuda() == wanted.is_cuda());
+  return !t || (sizes_of(*t) == sizes_of(wanted) && t->scalar_type() == wanted.scalar_type() &&
+                t->is_cuda() == wanted.is_cuda());
 }
 
 std::vector<int64_t> features_of(const Tensor& image, const Tensor& affine) {

@@ -18,12 +18,14 @@ template <class T, int K> struct Problem {
   using A = Acc<T>;
   const FromRgbParams& p;
   const Activation<T> act;
+  const SlopeAt<T> slope;
   const T *image, *g, *h, *right;
   T* out;
   int64_t C, inner;
 
   explicit Problem(const FromRgbParams& p)
-      : p(p), act(PIECEWISE, p.slope, p.gain, p.clamp), image(static_cast<const T*>(p.image)), g(static_cast<const T*>(p.g)),
+      : p(p), act(PIECEWISE, p.slope, p.gain, p.clamp), slope(act), image(static_cast<const T*>(p.image)),
+        g(static_cast<const T*>(p.g)),
         // Where there is nothing, the image meets a matrix of zeros.
         h(p.h ? static_cast<const T*>(p.h) : image), right(p.right ? static_cast<const T*>(p.right) : image),
         out(static_cast<T*>(p.out)), C(p.channels), inner(p.inner) {}
@@ -41,13 +43,14 @@ template <class T, int K> struct Problem {
         const Row<A, K> row(p.affine, c), left(p.left, c), h_affine(p.h_affine, c);
         const T *x_in = image + first, *h_in = h + first, *r_in = right + first;
         const Activation<T> act = this->act;
+        const SlopeAt<T> slope = this->slope;
         T* __restrict to = out + plane * inner;
         for (int64_t i = 0; i < count; ++i) {
           A x[K], dx[K], r[K];
           pixel(x_in, count, i, x);
           if (TANGENT) {
             pixel(h_in, count, i, dx), pixel(r_in, count, i, r);
-            to[i] = store<T>(slope_at(act, row(x)) * (left.times(dx) + h_affine(r)));
+            to[i] = store<T>(slope(row(x)) * (left.times(dx) + h_affine(r)));
           } else {
             to[i] = store<T>(act.piecewise(row(x)));
           }
@@ -66,12 +69,12 @@ template <class T, int K> struct Problem {
         A sums[K][BLOCK] = {};
         for (int64_t c = 0; c < C; ++c) {
           const Row<A, K> row(p.affine, c), left(p.left, c);
-          const Activation<T> act = this->act;
+          const SlopeAt<T> slope = this->slope;
           const T* g_in = g + (n * C + c) * inner + start;
           for (int64_t i = 0; i < count; ++i) {
             A x[K];
             pixel(x_in, step, i, x);
-            const A y = load(g_in[i]) * slope_at(act, row(x));
+            const A y = load(g_in[i]) * slope(row(x));
             for (int k = 0; k < K; ++k) sums[k][i] += left.w[k] * y;
           }
         }
@@ -87,7 +90,7 @@ template <class T, int K> struct Problem {
       for (int64_t plane = begin; plane < end; ++plane) {
         const int64_t n = plane / C, c = plane - n * C, first = n * K * inner, step = inner;
         const Row<A, K> row(p.affine, c);
-        const Activation<T> act = this->act;
+        const SlopeAt<T> slope = this->slope;
         const T *x_in = image + first, *r_in = right + first, *g_in = g + plane * inner;
         for (int64_t start = 0; start < inner; start += BLOCK) {
           const int64_t stop = std::min(inner, start + BLOCK);
@@ -95,7 +98,7 @@ template <class T, int K> struct Problem {
           auto add = [&](int64_t i, int l) __attribute__((always_inline)) {
             A x[K], r[K];
             pixel(x_in, step, i, x), pixel(r_in, step, i, r);
-            const A y = load(g_in[i]) * slope_at(act, row(x));
+            const A y = load(g_in[i]) * slope(row(x));
             for (int k = 0; k < K; ++k) lanes[k][l] += y * r[k];
             lanes[K][l] += y;
           };
@@ -133,6 +136,7 @@ template <class T, int K> struct Problem {
     parallel_for(p.outer, std::max<int64_t>(1, GRAIN / C), [&](int64_t begin, int64_t end) {
       const A *affine = a.data(), *left = l.data(), *h_affine = ha.data();
       const Activation<T> act = this->act;
+      const SlopeAt<T> slope = this->slope;
       const int64_t count = C;
       for (int64_t i = begin; i < end; ++i) {
         A x[K], dx[K], r[K];
@@ -140,37 +144,39 @@ template <class T, int K> struct Problem {
         T* __restrict to = out + i * count;
         for (int64_t c = 0; c < count; ++c) {
           const A v = row(affine, count, c, x);
-          to[c] = store<T>(TANGENT ? slope_at(act, v) * (times(left, count, c, dx) + row(h_affine, count, c, r)) : act.piecewise(v));
+          to[c] = store<T>(TANGENT ? slope(v) * (times(left, count, c, dx) + row(h_affine, count, c, r)) : act.piecewise(v));
         }
       }
     });
   }
 
+  // to[c] = phi' g of pixel i
+  static void slope_times(SlopeAt<T> slope, const A* affine, const A* x, const T* __restrict g, A* __restrict to, int64_t count) {
+    for (int64_t c = 0; c < count; ++c) to[c] = load(g[c]) * slope(row(affine, count, c, x));
+  }
+
   void to_image_last() const {
     const std::vector<A> a = transposed(p.affine), l = transposed(p.left);
     parallel_for(p.outer, std::max<int64_t>(1, GRAIN / C), [&](int64_t begin, int64_t end) {
-      const A *affine = a.data(), *left = l.data();
-      const Activation<T> act = this->act;
-      const int64_t count = C;
+      const A* left = l.data();
+      std::vector<A> gv(C);
       for (int64_t i = begin; i < end; ++i) {
-        A x[K], lanes[K][LANES] = {};
+        A x[K];
         pixel(image + i * K, 1, 0, x);
-        const T* g_in = g + i * count;
-        auto add = [&](int64_t c, int l) __attribute__((always_inline)) {
-          const A y = load(g_in[c]) * slope_at(act, row(affine, count, c, x));
-          for (int k = 0; k < K; ++k) lanes[k][l] += left[k * count + c] * y;
-        };
-        int64_t c = 0;
-        for (; c + LANES <= count; c += LANES)
-          for (int l = 0; l < LANES; ++l) add(c + l, l);
-        for (int l = 0; c < count; ++c, ++l) add(c, l);
-        for (int k = 0; k < K; ++k) {
-          A total = 0;
-          for (int l = 0; l < LANES; ++l) total += lanes[k][l];
-          out[i * K + k] = store<T>(total);
-        }
+        slope_times(slope, a.data(), x, g + i * C, gv.data(), C);
+        for (int k = 0; k < K; ++k) out[i * K + k] = store<T>(dot(left + k * C, gv.data(), C));
       }
     });
+  }
+
+  static A dot(const A* a, const A* b, int64_t count) {
+    A lanes[LANES] = {}, total = 0;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+      for (int l = 0; l < LANES; ++l) lanes[l] += a[i + l] * b[i + l];
+    for (int l = 0; i < count; ++i, ++l) lanes[l] += a[i] * b[i];
+    for (int l = 0; l < LANES; ++l) total += lanes[l];
+    return total;
   }
 
   void to_affine_last() const {
@@ -178,29 +184,29 @@ template <class T, int K> struct Problem {
     const std::vector<A> a = transposed(p.affine);
     std::vector<double> sums(parts * C * (K + 1));
     parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
-      std::vector<A> block(C * (K + 1));
-      const A* affine = a.data();
-      const Activation<T> act = this->act;
-      const int64_t count = C;
+      std::vector<A> block(C * (K + 1)), gv(C);
       for (int64_t part = begin; part < end; ++part)
         for (int64_t i = part * size, last = std::min(p.outer, i + size); i < last;) {
           std::fill(block.begin(), block.end(), A(0));
-          A* __restrict to = block.data();
           for (const int64_t stop = std::min(last, i + 256); i < stop; ++i) {
             A x[K], r[K];
             pixel(image + i * K, 1, 0, x), pixel(right + i * K, 1, 0, r);
-            const T* g_in = g + i * count;
-            for (int64_t c = 0; c < count; ++c) {
-              const A y = load(g_in[c]) * slope_at(act, row(affine, count, c, x));
-              for (int k = 0; k < K; ++k) to[k * count + c] += y * r[k];
-              to[K * count + c] += y;
-            }
+            slope_times(slope, a.data(), x, g + i * C, gv.data(), C);
+            add_outer(gv.data(), r, block.data(), C);
           }
-          for (int64_t c = 0; c < count; ++c)
-            for (int k = 0; k <= K; ++k) sums[(part * count + c) * (K + 1) + k] += block[k * count + c];
+          for (int64_t c = 0; c < C; ++c)
+            for (int k = 0; k <= K; ++k) sums[(part * C + c) * (K + 1) + k] += block[k * C + c];
         }
     });
     add_up(sums, parts);
+  }
+
+  // to[k, c] += gv[c] * (r, 1)[k]
+  static void add_outer(const A* __restrict gv, const A* r, A* __restrict to, int64_t count) {
+    for (int k = 0; k <= K; ++k) {
+      const A factor = k < K ? r[k] : A(1);
+      for (int64_t c = 0; c < count; ++c) to[k * count + c] += gv[c] * factor;
+    }
   }
 
   // [parts, C, K + 1] -> [C, K + 1]

@@ -52,6 +52,7 @@ template <class T, int K, int V, bool LAST, FromRgbOp OP> struct Walk {
   using L = Layout<T, K, V, LAST>;
   L layout;
   Activation<T> act;
+  SlopeAt<T> slope;
   const T *image, *g, *h, *right;
   const void *affine, *left, *h_affine;
   T* out;
@@ -84,9 +85,9 @@ template <class T, int K, int V, bool LAST, FromRgbOp OP> struct Walk {
         const int c = LAST ? j : 0, q = LAST ? 0 : j;
         const A v = row[c](x[q]);
         if (OP == FromRgbOp::FORWARD) y.v[j] = store<T>(act.piecewise(v));
-        if (OP == FromRgbOp::TANGENT) y.v[j] = store<T>(slope_at(act, v) * (l[c].times(dx[q]) + ha[c](r[q])));
+        if (OP == FromRgbOp::TANGENT) y.v[j] = store<T>(slope(v) * (l[c].times(dx[q]) + ha[c](r[q])));
         if (OP == FromRgbOp::TO_AFFINE) {
-          const A gv = load(y.v[j]) * slope_at(act, v);
+          const A gv = load(y.v[j]) * slope(v);
 #pragma unroll
           for (int k = 0; k < K; ++k) sums[c][k] += gv * r[q][k];
           sums[c][K] += gv;
@@ -110,7 +111,7 @@ template <class T, int K, int V> struct Gather {
   using A = Acc<T>;
   using L = Layout<T, K, V, false>;
   L layout;
-  Activation<T> act;
+  SlopeAt<T> slope;
   const T *image, *g;
   const void *affine, *left;
   T* out;
@@ -131,7 +132,7 @@ template <class T, int K, int V> struct Gather {
       const Pack<T, V> y = *reinterpret_cast<const Pack<T, V>*>(g + (n * layout.channels + c) * layout.inner + i);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        const A gv = load(y.v[j]) * slope_at(act, row[0](x[j]));
+        const A gv = load(y.v[j]) * slope(row[0](x[j]));
 #pragma unroll
         for (int k = 0; k < K; ++k) sums[j][k] += l[0].w[k] * gv;
       }
@@ -156,7 +157,7 @@ template <class T, int K, int V> struct GatherLast {
     A v[COUNT];
   };
   L layout;
-  Activation<T> act;
+  SlopeAt<T> slope;
   const T *image, *g;
   const void *affine, *left;
   T* out;
@@ -180,7 +181,7 @@ template <class T, int K, int V> struct GatherLast {
         const Pack<T, V> y = *reinterpret_cast<const Pack<T, V>*>(g + (first + q) * layout.channels + c);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          const A gv = load(y.v[j]) * slope_at(act, row[j](x[q][0]));
+          const A gv = load(y.v[j]) * slope(row[j](x[q][0]));
 #pragma unroll
           for (int k = 0; k < K; ++k) sums.v[q * K + k] += l[j].w[k] * gv;
         }
@@ -197,15 +198,17 @@ template <class T, int K, int V> struct GatherLast {
   }
 };
 
-template <class T, int K, int V, bool LAST, FromRgbOp OP> void walk(const FromRgbParams& p, const Activation<T>& act, void* stream) {
+template <class T, int K, int V, bool LAST, FromRgbOp OP>
+void walk(const FromRgbParams& p, const Activation<T>& act, const SlopeAt<T>& slope, void* stream) {
   using A = Acc<T>;
   const Split s = split(p, V);
   const T* image = static_cast<const T*>(p.image);
   A* workspace = static_cast<A*>(p.workspace);
   // Where there is nothing, the image meets a matrix of zeros.
-  const Walk<T, K, V, LAST, OP> item{{p.channels, p.inner}, act, image, static_cast<const T*>(p.g),
-                                     p.h ? static_cast<const T*>(p.h) : image, p.right ? static_cast<const T*>(p.right) : image,
-                                     p.affine, p.left, p.h_affine, static_cast<T*>(p.out), workspace, p.outer, s.groups, s.parts};
+  const Walk<T, K, V, LAST, OP> item{{p.channels, p.inner}, act, slope, image, static_cast<const T*>(p.g),
+                                     p.h ? static_cast<const T*>(p.h) : image,
+                                     p.right ? static_cast<const T*>(p.right) : image, p.affine, p.left, p.h_affine,
+                                     static_cast<T*>(p.out), workspace, p.outer, s.groups, s.parts};
   launch(item, s.groups * s.parts, stream);
   if (OP != FromRgbOp::TO_AFFINE) return;
   reduce(workspace, static_cast<A*>(p.out), LAST ? s.parts : p.outer, p.channels * (K + 1), LAST ? 1 : s.parts, stream);
@@ -213,21 +216,22 @@ template <class T, int K, int V, bool LAST, FromRgbOp OP> void walk(const FromRg
 
 template <class T, int K, int V, bool LAST> void run(const FromRgbParams& p, void* stream) {
   const Activation<T> act(PIECEWISE, p.slope, p.gain, p.clamp);
+  const SlopeAt<T> slope(act);
   const T *image = static_cast<const T*>(p.image), *g = static_cast<const T*>(p.g);
   T* out = static_cast<T*>(p.out);
   switch (p.op) {
-    case FromRgbOp::FORWARD: return walk<T, K, V, LAST, FromRgbOp::FORWARD>(p, act, stream);
-    case FromRgbOp::TANGENT: return walk<T, K, V, LAST, FromRgbOp::TANGENT>(p, act, stream);
-    case FromRgbOp::TO_AFFINE: return walk<T, K, V, LAST, FromRgbOp::TO_AFFINE>(p, act, stream);
+    case FromRgbOp::FORWARD: return walk<T, K, V, LAST, FromRgbOp::FORWARD>(p, act, slope, stream);
+    case FromRgbOp::TANGENT: return walk<T, K, V, LAST, FromRgbOp::TANGENT>(p, act, slope, stream);
+    case FromRgbOp::TO_AFFINE: return walk<T, K, V, LAST, FromRgbOp::TO_AFFINE>(p, act, slope, stream);
     case FromRgbOp::TO_IMAGE:
       if constexpr (LAST) {
         using Item = GatherLast<T, K, V>;
-        return launch_teams(Item{{p.channels, p.inner}, act, image, g, p.affine, p.left, out, p.outer},
+        return launch_teams(Item{{p.channels, p.inner}, slope, image, g, p.affine, p.left, out, p.outer},
                             ceil_div(p.outer, Item::PIXELS), stream);
       } else {
         const int64_t vectors = ceil_div(p.inner, V);
-        return launch(Gather<T, K, V>{{p.channels, p.inner}, act, image, g, p.affine, p.left, out, vectors}, p.outer * vectors,
-                      stream);
+        return launch(Gather<T, K, V>{{p.channels, p.inner}, slope, image, g, p.affine, p.left, out, vectors},
+                      p.outer * vectors, stream);
       }
   }
 }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -183,7 +184,36 @@ HD Phase first_meeting(int64_t out, int up, int down, int64_t before) {
 //
 // y itself is kept by nobody, so that the slope comes from u: that of the y which bias_act would have stored.
 
-template <class T> HD Acc<T> slope_at(const Activation<T>& act, Acc<T> v) { return act.piecewise_slope(store<T>(act.piecewise(v))); }
+template <class T> struct SlopeAt {
+  using A = Acc<T>;
+  A gain, gain_below;
+  A low, high;  // from there on y is stored as the clamp; NaN: never
+
+  SlopeAt() = default;
+  explicit SlopeAt(const Activation<T>& act)
+      : gain(act.gain), gain_below(act.gain_below), low(-edge(act, -1)), high(edge(act, 1)) {}
+
+  HD A operator()(A v) const {
+    const A slope = v > 0 ? gain : gain_below;
+    return v >= high || v <= low ? A(0) : slope;
+  }
+
+ private:
+  // The smallest |v| on one side whose y is stored as the clamp: y is monotone, and so are the bits of positive numbers.
+  static A edge(const Activation<T>& act, A side) {
+    using Bits = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+    Bits inside = -1, outside = bits_as<Bits>(std::numeric_limits<A>::infinity());
+    if (!clamped(act, side * bits_as<A>(outside))) return std::numeric_limits<A>::quiet_NaN();
+    while (outside - inside > 1) {
+      const Bits middle = inside + (outside - inside) / 2;
+      (clamped(act, side * bits_as<A>(middle)) ? outside : inside) = middle;
+    }
+    return bits_as<A>(outside);
+  }
+  static bool clamped(const Activation<T>& act, A v) {
+    return std::fabs(load(store<T>(act.piecewise(v)))) >= act.bound_stored;
+  }
+};
 
 template <class T> struct ForwardAdd {
   static constexpr int INPUTS = 2;  // residual, u
@@ -193,9 +223,9 @@ template <class T> struct ForwardAdd {
 
 template <class T> struct BackwardAt {
   static constexpr int INPUTS = 2;  // g, u
-  Activation<T> act;
+  SlopeAt<T> slope;
   HD Acc<T> operator()(const T* in, const Channel<T>& c) const {
-    return (load(in[0]) + c.g) * slope_at(act, load(in[1]) + c.bias);
+    return (load(in[0]) + c.g) * slope(load(in[1]) + c.bias);
   }
 };
 
