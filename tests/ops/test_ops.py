@@ -37,7 +37,7 @@ def naive_resample(x, up, down, padding, gain, taps):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (6, 4)])
-@pytest.mark.parametrize("padding", [(0, 0), (2, 1), (1, 1), (1, 2), (2, 2), (3, 0), (4, 5), (-1, 6), (6, -2), (-9, 10)])
+@pytest.mark.parametrize("padding", [(0, 0), (2, 1), (1, 1), (1, 2), (2, 2), (3, 0), (4, 5), (-1, 6), (6, -2)])
 @pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (1, 3), (3, 2), (4, 3)])
 def test_resample2d(up, down, padding, size):
     x = reference.normals(0, 2, 3, *size)
@@ -50,6 +50,20 @@ def test_resample2d(up, down, padding, size):
         assert reference.difference(out, expected) < 1e-14
         compared += 1
     assert compared
+
+
+@pytest.mark.parametrize("padding", [(-9, 14), (14, -9)])
+@pytest.mark.parametrize("up", [1, 2])
+def test_a_crop_of_more_than_there_is_leaves_zeros(up, padding):
+    out = ops.resample2d(reference.normals(0, 2, 3, 4, 4), up, 1, padding)
+    assert out.shape == (2, 3, 4 * up + 2, 4 * up + 2)
+    assert not out.any()
+
+
+def test_too_few_pixels_for_the_filter():
+    assert ops.resample2d(reference.normals(0, 1, 1, 4, 5)).shape == (1, 1, 1, 2)
+    with pytest.raises(ValueError, match="3x5 pixels"):
+        ops.resample2d(reference.normals(0, 1, 1, 3, 5))
 
 
 def test_upsample_and_downsample():

@@ -95,14 +95,15 @@ template <class T, int K, int V, bool LAST, FromRgbOp OP> struct Walk {
       }
       if (OP != FromRgbOp::TO_AFFINE) *reinterpret_cast<Pack<T, V>*>(out + at) = y;
     }
-    if (OP != FromRgbOp::TO_AFFINE) return;
+    if constexpr (OP == FromRgbOp::TO_AFFINE) {
 #pragma unroll
-    for (int j = 0; j < L::ROWS; ++j)
+      for (int j = 0; j < L::ROWS; ++j)
 #pragma unroll
-      for (int k = 0; k <= K; ++k) {
-        if (LAST) partial[(slow * layout.channels + first + j) * (K + 1) + k] = sums[j][k];
-        else partial[(slow * (K + 1) + k) * parts + fast] = sums[0][k];
-      }
+        for (int k = 0; k <= K; ++k) {
+          const int64_t row = LAST ? slow * layout.channels + first + j : slow;  // of [.., K + 1], or of [.., K + 1, parts]
+          partial[LAST ? row * (K + 1) + k : (row * (K + 1) + k) * parts + fast] = sums[j][k];
+        }
+    }
   }
 };
 
