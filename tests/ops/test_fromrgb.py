@@ -100,15 +100,15 @@ def test_gradcheck(layout, channels, clamp, with_bias):
 
 
 def test_third_derivatives():
-    """Of the image and of the weights, through a function of both."""
-    x, weight = numbers(0, 1, 2, 3, 3).requires_grad_(True), numbers(1, 4, 2, 1, 1).requires_grad_(True)
+    """Of image, weights and bias, through a function of all three."""
+    leaves = [numbers(k, *shape).requires_grad_(True) for k, shape in enumerate([(1, 2, 3, 3), (4, 2, 1, 1), (4,)])]
 
     def third():
-        value = ops.fromrgb(x, weight, None, 0.7).pow(2).sum()
+        value = ops.fromrgb(*leaves, 0.7).pow(2).sum()
         for _ in range(3):
-            dx, dw = torch.autograd.grad(value, (x, weight), create_graph=True)
-            value = dx.pow(2).sum() + dw.pow(3).sum()
-        return dx, dw
+            gradients = torch.autograd.grad(value, leaves, create_graph=True)
+            value = sum(g.pow(2 + k).sum() for k, g in enumerate(gradients))
+        return gradients
 
     actual = third()
     with native.using("reference"):
