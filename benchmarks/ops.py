@@ -62,7 +62,8 @@ def main() -> int:
                     shape = (args.batch, channels, size, size) if operator != "dense" else (args.batch, channels)
                     if operator == "dense" and layout == "nhwc":
                         continue
-                    columns = measure(function, shape, getattr(torch, dtype), layout, device, args.rounds)
+                    images = operator == "fromrgb"
+                    columns = measure(function, shape, getattr(torch, dtype), layout, device, args.rounds, images)
                     line = f"{operator:<12}{'x'.join(map(str, shape)):<18}{dtype:<10}{layout:<7}"
                     for mode, (fused, reference, elements, outputs) in zip(MODES, columns, strict=True):
                         moved = passes(mode, elements, outputs) * getattr(torch, dtype).itemsize
@@ -82,6 +83,18 @@ def operators() -> dict[str, tuple[Callable, Callable]]:
     def linear(mode: str, x: int, y: int) -> int:
         return {"forward": 1, "backward": 2, "double": 3}[mode] * (x + y)
 
+    def epilogue(mode: str, x: int, y: int) -> int:
+        # forward: read u, write y; backward: and read g and u, write gu; double: and read h and u, write g'
+        return {"forward": x + y, "backward": 3 * x + 2 * y, "double": 5 * x + 3 * y}[mode]
+
+    def residual(mode: str, x: int, y: int) -> int:
+        # forward: read u and the residual, write y; backward: and read g and u, write gu; double: and read h and u, write g'
+        return {"forward": 3, "backward": 6, "double": 9}[mode] * x
+
+    def features(mode: str, x: int, y: int) -> int:
+        # forward: write y; backward: read g, for the image and for the weights; double: write g', and a backward of g
+        return {"forward": 1, "backward": 3, "double": 4}[mode] * (x + y)
+
     return {
         "dense": (lambda x, b: ops.bias_act(x, b, "lrelu"), elementwise),
         "bias_act": (lambda x, b: ops.bias_act(x, b, "lrelu", clamp=256.0), elementwise),
@@ -90,14 +103,17 @@ def operators() -> dict[str, tuple[Callable, Callable]]:
         "up2": (lambda x, b: ops.upsample2d(x), linear),
         "down2": (lambda x, b: ops.downsample2d(x), linear),
         "filter": (lambda x, b: ops.resample2d(x, padding=(2, 1), gain=4.0), linear),
+        "d_filter": (lambda x, b: ops.discriminator_epilogue(x, b, clamp=256.0, filtered=True), epilogue),
+        "d_residual": (lambda x, b: ops.discriminator_epilogue(x, b, clamp=256.0, residual=x.detach()), residual),
+        "fromrgb": (lambda x, b: ops.fromrgb(x, b[:, None, None, None].expand(-1, x.shape[1], -1, -1), b), features),
     }
 
 
 def measure(
-    function: Callable, shape: Sequence[int], dtype: torch.dtype, layout: str, device: torch.device, rounds: int
+    function: Callable, shape: Sequence[int], dtype: torch.dtype, layout: str, device: torch.device, rounds: int, images: bool
 ) -> list[tuple[float, float, int, int]]:
     """Seconds of the fused path and of the reference, elements of input and output, for each mode."""
-    x = torch.randn(shape, device=device).to(dtype)
+    x = torch.randn((shape[0], 3, *shape[2:]) if images else shape, device=device).to(dtype)
     if layout == "nhwc":
         x = x.to(memory_format=torch.channels_last)
     bias = torch.randn(shape[1], device=device)

@@ -135,6 +135,11 @@ class Conv2d(nn.Module):
     """Convolution of odd kernel size with "same" padding: [N, in, H, W] -> [N, out, H / down, W / down].
 
     The output is cast to nothing: it has the dtype of x; weights are cast to it.
+
+    Args:
+        activation: "linear" or "lrelu".
+        filters_output: apply the low-pass filter of the next layer's down-sampling, which makes the output larger by a pixel.
+        filtered_input: the layer before has done that; for kernel 3 and down 2.
     """
 
     def __init__(
@@ -146,11 +151,15 @@ class Conv2d(nn.Module):
         bias: bool = True,
         down: int = 1,
         clamp: float | None = None,
+        filters_output: bool = False,
+        filtered_input: bool = False,
     ):
         super().__init__()
         self.activation = activation
         self.down = down
         self.clamp = clamp
+        self.filters_output = filters_output
+        self.filtered_input = filtered_input
         self.weight_gain = 1 / (in_channels * kernel**2) ** 0.5
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
@@ -160,9 +169,17 @@ class Conv2d(nn.Module):
         if self.bias is not None:
             self.bias.zero_()
 
-    def forward(self, x: torch.Tensor, gain: float = 1.0) -> torch.Tensor:
-        x = ops.conv2d_resample(x, (self.weight * self.weight_gain).to(x.dtype), down=self.down)
-        return ops.bias_act(x, self.bias, self.activation, gain=gain, clamp=self.clamp)
+    def forward(self, x: torch.Tensor, gain: float = 1.0, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """gain: factor on the output; residual: shape and dtype of the output, is added to it."""
+        weight = (self.weight * self.weight_gain).to(x.dtype)
+        if self.filtered_input:
+            x = nn.functional.conv2d(x, weight, stride=self.down)
+        else:
+            x = ops.conv2d_resample(x, weight, down=self.down)
+        if self.activation == "lrelu":
+            return ops.discriminator_epilogue(x, self.bias, gain, self.clamp, residual, self.filters_output)
+        x = ops.bias_act(x, self.bias, self.activation, gain=gain, clamp=self.clamp)
+        return x if residual is None else residual + x
 
 
 class MappingNetwork(nn.Module):

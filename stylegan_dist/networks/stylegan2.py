@@ -225,13 +225,23 @@ class Generator(nn.Module):
         return self.synthesis(w[:, None].expand(-1, self.num_ws, -1), noise)
 
 
+class FromRGB(Conv2d):
+    """1x1 convolution of images, bias, leaky ReLU: [N, img_channels, H, W] -> [N, out, H, W]."""
+
+    def __init__(self, img_channels: int, out_channels: int, clamp: float | None):
+        super().__init__(img_channels, out_channels, 1, "lrelu", clamp=clamp)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return ops.fromrgb(x, self.weight * self.weight_gain, self.bias, clamp=self.clamp)
+
+
 class DiscriminatorBlock(nn.Module):
     """Two 3x3 convolutions, the second down-sampling, with a residual path or without: halves the size."""
 
     def __init__(self, in_channels: int, out_channels: int, residual: bool, clamp: float | None):
         super().__init__()
-        self.conv0 = Conv2d(in_channels, in_channels, 3, "lrelu", clamp=clamp)
-        self.conv1 = Conv2d(in_channels, out_channels, 3, "lrelu", down=2, clamp=clamp)
+        self.conv0 = Conv2d(in_channels, in_channels, 3, "lrelu", clamp=clamp, filters_output=True)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, "lrelu", down=2, clamp=clamp, filtered_input=True)
         self.skip = Conv2d(in_channels, out_channels, 1, bias=False, down=2) if residual else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -239,7 +249,7 @@ class DiscriminatorBlock(nn.Module):
         if self.skip is None:
             return self.conv1(self.conv0(x))
         half = math.sqrt(0.5)  # the sum of two independent unit-variance paths stays at unit variance
-        return self.skip(x, gain=half) + self.conv1(self.conv0(x), gain=half)
+        return self.conv1(self.conv0(x), gain=half, residual=self.skip(x, gain=half))
 
 
 def minibatch_std(x: torch.Tensor, group: int) -> torch.Tensor:
@@ -288,7 +298,7 @@ class Discriminator(nn.Module):
         self.recompute = recompute
         self.mbstd_group = mbstd_group
         channels = {r: channels_at(r, channel_base, channel_max) for r in resolutions(resolution)}
-        self.fromrgb = Conv2d(img_channels, channels[resolution], 1, "lrelu", clamp=precision.clamp)
+        self.fromrgb = FromRGB(img_channels, channels[resolution], precision.clamp)
         for r in self.resolutions:
             block = DiscriminatorBlock(channels[r], channels[r // 2], architecture == "resnet", precision.clamp)
             setattr(self, f"b{r}", block)

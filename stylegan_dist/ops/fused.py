@@ -38,10 +38,9 @@ def resample2d(x: Tensor, up: int, down: int, padding: tuple[int, int], gain: fl
     return torch.ops.stylegan_dist.resample2d(x, line, up, down, padding[0], height, width, gain)
 
 
-def can_resample2d(x: Tensor, up: int, down: int, padding: tuple[int, int], taps: tuple[float, ...]) -> bool:
-    """Whether the native operator has such a filter, and the output is not smaller than one pixel (PyTorch's own error)."""
-    room = sum(padding) - len(taps)
-    return len(taps) <= MAX_TAPS and max(up, down) <= MAX_TAPS and min(x.shape[2] * up, x.shape[3] * up) + room >= 0
+def can_resample2d(up: int, down: int, taps: tuple[float, ...]) -> bool:
+    """Whether the native operator has such a filter."""
+    return max(len(taps), up, down) <= MAX_TAPS
 
 
 def correlated(taps: tuple[float, ...]) -> tuple[float, ...]:
@@ -53,18 +52,18 @@ def correlated(taps: tuple[float, ...]) -> tuple[float, ...]:
 # Fake kernels: outputs have the layout of the last input, channels_last or contiguous
 
 
-def _empty_like(x: Tensor, shape: tuple[int, ...] | torch.Size | None = None) -> Tensor:
+def empty_like(x: Tensor, shape: tuple[int, ...] | torch.Size | None = None) -> Tensor:
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     memory_format = torch.channels_last if last else torch.contiguous_format
     return torch.empty(x.shape if shape is None else shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
-def _empty_sum(x: Tensor, reduce: bool) -> Tensor:
+def empty_sum(x: Tensor, reduce: bool) -> Tensor:
     return x.new_empty(x.shape[1] if reduce else 0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 def _bias_act_fake(x: Tensor, bias: Tensor | None, *_: Any) -> Tensor:
-    return _empty_like(x)
+    return empty_like(x)
 
 
 def _backward_fake(
@@ -72,20 +71,20 @@ def _backward_fake(
     clamp: float, reduce: bool,
 ) -> tuple[Tensor, Tensor]:
     ref = g if ref is None else ref
-    return _empty_like(ref), _empty_sum(ref, reduce)
+    return empty_like(ref), empty_sum(ref, reduce)
 
 
 def _curvature_fake(
     g: Tensor, g_bias: Tensor | None, h: Tensor, h_bias: Tensor | None, x: Tensor, bias: Tensor | None, kind: int,
     gain: float, clamp: float, reduce: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _empty_like(x), _empty_sum(x, reduce)
+    return empty_like(x), empty_sum(x, reduce)
 
 
 def _resample2d_fake(
     x: Tensor, line: list[float], up: int, down: int, before: int, out_height: int, out_width: int, gain: float
 ) -> Tensor:
-    return _empty_like(x, (x.shape[0], x.shape[1], out_height, out_width))
+    return empty_like(x, (x.shape[0], x.shape[1], out_height, out_width))
 
 
 # Derivatives

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,9 +82,8 @@ def _native() -> Native:
         if mode == "require":
             raise InputError(f"STYLEGAN_DIST_BUILD=require, but there are no native operators: {reason}") from None
         return Native((), reason)
-    from stylegan_dist.ops import fused
-
-    fused.register()
+    for module in ("fused", "discriminator_epilogue", "fromrgb"):
+        importlib.import_module(f"stylegan_dist.ops.{module}").register()
     why = build.why_no_cuda(found)
     return Native(("cpu",) if why or emulate else ("cpu", "cuda"), str(library), why)
 

@@ -32,12 +32,16 @@ def resample2d(
         x: [N, C, H, W].
         up, down: integer factors, the same in both directions.
         padding: zeros before and after, in both directions, counted after the zero insertion;
-            negative values crop.
+            negative values crop, zeros of the other side too where pixels do not suffice.
         gain: factor on the output.
         taps: the one-dimensional filter; normalised to sum one here.
     Returns: [N, C, (H * up + padding - len(taps)) // down + 1, likewise W].
+    Raises: ValueError: that is less than one pixel.
     """
-    if native.serves(x, faster_on_cpu=True) and fused.can_resample2d(x, up, down, padding, taps):
+    if min(x.shape[2:]) * up + sum(padding) < len(taps):
+        raise ValueError(f"resample2d: {x.shape[2]}x{x.shape[3]} pixels with up {up} and padding {padding} are fewer than the "
+                         f"{len(taps)} taps of the filter")
+    if native.serves(x, faster_on_cpu=True) and fused.can_resample2d(up, down, taps):
         return fused.resample2d(x, up, down, padding, gain, taps)
     return resample2d_reference(x, up, down, padding, gain, taps)
 
@@ -51,12 +55,19 @@ def resample2d_reference(
     before, after = padding
     if up == 1:
         # conv2d correlates: flipping the kernel makes it the convolution that is meant.
-        x = F.pad(x, (before, after, before, after))
-        return F.conv2d(x, kernel.flip([2, 3]), stride=down, groups=channels)
+        return F.conv2d(padded(x, before, after), kernel.flip([2, 3]), stride=down, groups=channels)
     # A transposed convolution is zero insertion and full convolution in one; crop to the wanted padding.
     x = F.conv_transpose2d(x, kernel, stride=up, groups=channels)
-    before, after = before - (length - 1), after - (length - up)
-    return F.pad(x, (before, after, before, after))[:, :, ::down, ::down]
+    return padded(x, before - (length - 1), after - (length - up))[:, :, ::down, ::down]
+
+
+def padded(x: torch.Tensor, before: int, after: int) -> torch.Tensor:
+    """Zeros in both directions, or where negative a crop, which may take away zeros of the other side."""
+    if min(before, after) >= 0 or max(before, after) <= 0:
+        return F.pad(x, (before, after, before, after))
+    before_zeros, after_zeros = max(before, 0), max(after, 0)
+    x = F.pad(x, (before_zeros, after_zeros, before_zeros, after_zeros))
+    return F.pad(x, (before - before_zeros, after - after_zeros, before - before_zeros, after - after_zeros))
 
 
 def low_pass(taps: tuple[float, ...], gain: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
-from pathlib import Path
 
+import native_cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_cases import DTYPES, LAYOUTS, assert_close, laid_out, numbers, passes_on_cuda_sources
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_dist import ops
@@ -25,11 +24,9 @@ from stylegan_dist.ops.resample import TAPS, resample2d_reference
 if not native.native().devices:
     pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SKEWED = (1.0, 4.0, 2.0, -1.0, 3.0)
 LONG = tuple(float(1 + (7 * k) % 5) for k in range(32))
 SMOOTH = ("tanh", "sigmoid", "silu")
-LAYOUTS = ("nchw", "nhwc", "strided")
 operators = torch.ops.stylegan_dist
 
 
@@ -39,42 +36,10 @@ def _fused():
         yield
 
 
-def numbers(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
-    if layout == "nhwc" and x.ndim == 4:
-        return x.contiguous(memory_format=torch.channels_last)
-    if layout == "strided":
-        return torch.stack((x, x), dim=-1)[..., 0]
-    return x.contiguous()
-
-
 def derivatives(function, x, g, h, hb=None, bias=None):
-    """y, then dx (db), then what a second derivative gives to g (and x, bias): in the dtypes of the arguments."""
-    x, g = x.detach().requires_grad_(True), g.detach().requires_grad_(True)
-    bias = None if bias is None else bias.detach().requires_grad_(True)
-    leaves = [x] if bias is None else [x, bias]
-    y = function(x, bias)
-    first = torch.autograd.grad(y, leaves, g, create_graph=True)
-    inner = [(first[0], h)] + ([] if bias is None else [(first[1], hb)])
-    second = torch.autograd.grad([a for a, _ in inner], [g, *leaves], [b for _, b in inner], allow_unused=True)
-    return [y, *first, *(torch.zeros_like(leaf) if s is None else s for s, leaf in zip(second, [g, *leaves], strict=True))]
-
-
-def assert_close(actual, expected, dtype, terms):
-    """Within the rounding of the result's dtype, and `terms` roundings of its computation in float32 or float64.
-
-    Each is relative to the size of the tensor: a sum's error is that of its largest parts.
-    """
-    unit = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}.get(actual.dtype, 0) or torch.finfo(actual.dtype).eps / 2
-    inner = 2.0**-53 if dtype == torch.float64 else 2.0**-24
-    scale = expected.abs().max().item() if expected.numel() else 0
-    tiny = torch.finfo(actual.dtype).smallest_normal * torch.finfo(actual.dtype).eps  # float16 has few small numbers
-    bound = unit * expected.abs() + (terms * inner * max(scale, 1)) + tiny
-    assert actual.shape == expected.shape
-    assert bool(((actual.double() - expected).abs() <= bound).all()), ((actual.double() - expected).abs() - bound).max()
+    """y, dx (db), then what a second derivative gives to g, x (and bias)."""
+    arguments, cotangents = ([x], [h]) if bias is None else ([x, bias], [h, hb])
+    return native_cases.derivatives(function if bias is not None else lambda x: function(x, None), arguments, g, cotangents)
 
 
 # ---- values and derivatives, every dtype: the reference in float64 on the same rounded inputs
@@ -134,10 +99,12 @@ def test_resample2d_any_shape(data):
     n, c, h, w = (data.draw(st.integers(0 if k == 0 else 1, 12)) for k in range(4))
     up, down = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
     taps = tuple(data.draw(st.lists(st.sampled_from((1.0, 2.0, 3.0)), min_size=1, max_size=9)))
-    padding = tuple(data.draw(st.integers(-3, 12)) for _ in range(2))
-    if min(h, w) * up + sum(padding) < len(taps) or min(h, w) * up + min(padding) < 1:
-        return
+    padding = tuple(data.draw(st.integers(-9, 12)) for _ in range(2))
     x = laid_out(numbers(0, n, c, h, w), data.draw(st.sampled_from(LAYOUTS)))
+    if min(h, w) * up + sum(padding) < len(taps):
+        with pytest.raises(ValueError, match="fewer than the"):
+            ops.resample2d(x, up, down, padding, 1.3, taps)
+        return
     expected = resample2d_reference(x, up, down, padding, 1.3, taps)
     torch.testing.assert_close(ops.resample2d(x, up, down, padding, 1.3, taps), expected)
 
@@ -266,8 +233,9 @@ def test_empty_and_wrong():
     assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
     with pytest.raises(RuntimeError, match="bias must be"):
         operators.bias_act(torch.zeros(2, 3), torch.zeros(4), 0, 1.0, 1.0, -1.0)
-    with pytest.raises(RuntimeError):
-        ops.resample2d(torch.zeros(1, 1, 2, 2))
+    for path in ("fused", "reference"):
+        with native.using(path), pytest.raises(ValueError, match="2x2 pixels"):
+            ops.resample2d(torch.zeros(1, 1, 2, 2))
 
 
 # ---- with the rest of PyTorch
@@ -331,14 +299,7 @@ def test_cuda_sources_on_the_cpu():
     """This very file, with the CUDA launchers and thread bodies compiled as loops."""
     if os.environ.get("STYLEGAN_DIST_EMULATE"):
         pytest.skip("this is that run")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__,
-         "-k", "not compile and not opcheck and not cuda_sources"],
-        env=os.environ | {"STYLEGAN_DIST_EMULATE": "1"}, capture_output=True, text=True, timeout=280, check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    passes_on_cuda_sources(__file__)
 
 
 def test_cuda_sources_compile(tmp_path):

@@ -52,6 +52,20 @@ def test_resample2d(up, down, padding, size):
     assert compared
 
 
+@pytest.mark.parametrize("padding", [(-9, 14), (14, -9)])
+@pytest.mark.parametrize("up", [1, 2])
+def test_a_crop_of_more_than_there_is_leaves_zeros(up, padding):
+    out = ops.resample2d(reference.normals(0, 2, 3, 4, 4), up, 1, padding)
+    assert out.shape == (2, 3, 4 * up + 2, 4 * up + 2)
+    assert not out.any()
+
+
+def test_too_few_pixels_for_the_filter():
+    assert ops.resample2d(reference.normals(0, 1, 1, 4, 5)).shape == (1, 1, 1, 2)
+    with pytest.raises(ValueError, match="3x5 pixels"):
+        ops.resample2d(reference.normals(0, 1, 1, 3, 5))
+
+
 def test_upsample_and_downsample():
     x = reference.normals(0, 2, 3, 6, 8)
     assert reference.difference(ops.upsample2d(x), reference.upsampled(x)) < 1e-14

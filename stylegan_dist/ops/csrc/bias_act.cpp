@@ -2,13 +2,11 @@
 #include "tensor.h"
 
 namespace stylegan_dist {
-namespace {
 
-// Runs one element-wise operator. `ref` decides on the layout: the last of the inputs.
 std::tuple<Tensor, Tensor> run_act(ActOp op, std::vector<Tensor> inputs, MaybeTensor bias, MaybeTensor g, MaybeTensor h,
                                    int64_t kind, double slope, double gain, double clamp, bool constant, bool reduce) {
   const Tensor ref = inputs.back();
-  STD_TORCH_CHECK(ref.dim() >= 2, "stylegan_dist: bias_act wants [N, C, ...]");
+  STD_TORCH_CHECK(ref.dim() >= 2, "stylegan_dist: x must be [N, C, ...]");
   check_channels(bias, ref, "bias");
   check_channels(g, ref, "g_bias");
   check_channels(h, ref, "h_bias");
@@ -51,6 +49,8 @@ std::tuple<Tensor, Tensor> run_act(ActOp op, std::vector<Tensor> inputs, MaybeTe
   act_cpu(p);
   return {out, sum};
 }
+
+namespace {
 
 Tensor bias_act(Tensor x, MaybeTensor bias, int64_t kind, double slope, double gain, double clamp) {
   return std::get<0>(run_act(ActOp::FORWARD, {x}, bias, {}, {}, kind, slope, gain, clamp, false, false));

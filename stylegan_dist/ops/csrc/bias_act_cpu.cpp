@@ -129,6 +129,8 @@ template <class T> void run_op(const ActParams& p) {
   Activation<T> act(p.kind, p.slope, p.gain, p.clamp);
   const bool smooth = p.kind != PIECEWISE;
   if (p.op == ActOp::CURVATURE) run<T>(p, Curvature<T>{act});
+  else if (p.op == ActOp::FORWARD_ADD) run<T>(p, ForwardAdd<T>{act});
+  else if (p.op == ActOp::BACKWARD_AT) run<T>(p, BackwardAt<T>{SlopeAt<T>(act)});
   else if (p.op == ActOp::FORWARD && smooth) run<T>(p, Forward<T, true>{act});
   else if (p.op == ActOp::FORWARD) run<T>(p, Forward<T, false>{act});
   else if (p.constant_slope) run<T>(p, Backward<T, CONSTANT>{act});

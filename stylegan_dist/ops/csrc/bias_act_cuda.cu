@@ -3,7 +3,7 @@
 // workspace and are added in a fixed order.
 #include <algorithm>
 
-#include "launch_cuda.h"
+#include "reduce_cuda.h"
 
 namespace stylegan_dist {
 namespace {
@@ -11,7 +11,6 @@ namespace {
 constexpr int64_t ENOUGH_THREADS = 1 << 17;  // about what keeps the memory of a large GPU busy
 constexpr int64_t ROWS = 64;                 // at most, for one thread
 constexpr int64_t VECTORS = 8;
-constexpr int64_t FAN_IN = 64;               // of one step of the sum
 
 struct Split { int64_t groups, parts; };     // parts of a channel (rows form), or of a plane
 
@@ -95,33 +94,6 @@ template <class T, class F, int V> struct Planes {
   }
 };
 
-// [a, channels, b] -> [segments, channels]: thread (segment, channel) adds every segments-th.
-template <class A> struct Reduce {
-  const A* from;
-  A* to;
-  int64_t a, channels, b, segments;
-  HD void operator()(int64_t t) const {
-    const int64_t segment = t / channels, c = t - segment * channels;
-    A total = 0;
-    for (int64_t q = segment; q < a * b; q += segments) {
-      const int64_t i = q / b;
-      total += from[(i * channels + c) * b + (q - i * b)];
-    }
-    to[segment * channels + c] = total;
-  }
-};
-
-template <class A> void reduce(const ActParams& p, int64_t a, int64_t b, void* stream) {
-  A *from = static_cast<A*>(p.workspace), *free = from + a * p.channels * b;
-  for (;;) {
-    const int64_t segments = std::max<int64_t>(1, a * b / FAN_IN);
-    A* to = segments == 1 ? static_cast<A*>(p.sum) : free;
-    launch(Reduce<A>{from, to, a, p.channels, b, segments}, segments * p.channels, stream);
-    if (segments == 1) return;
-    from = to, free = to + segments * p.channels, a = segments, b = 1;
-  }
-}
-
 template <class T, class F, int V> void run_vector(const ActParams& p, const F& f, void* stream) {
   using A = Acc<T>;
   Operands<T, F, V> o{f, {}, p.bias, p.g, p.h, static_cast<T*>(p.out), p.sum ? static_cast<A*>(p.workspace) : nullptr};
@@ -129,8 +101,9 @@ template <class T, class F, int V> void run_vector(const ActParams& p, const F& 
   const Split s = split(p, V);
   if (p.inner == 1) launch(Rows<T, F, V>{o, p.outer, p.channels, s.groups, s.parts}, s.groups * s.parts, stream);
   else launch(Planes<T, F, V>{o, p.channels, p.inner, s.parts}, s.groups * s.parts, stream);
-  if (p.sum && p.inner == 1) reduce<A>(p, s.parts, 1, stream);
-  else if (p.sum) reduce<A>(p, p.outer, s.parts, stream);
+  if (!p.sum) return;
+  const int64_t a = p.inner == 1 ? s.parts : p.outer, b = p.inner == 1 ? 1 : s.parts;
+  reduce(static_cast<A*>(p.workspace), static_cast<A*>(p.sum), a, p.channels, b, stream);
 }
 
 template <class T, class F> void run(const ActParams& p, const F& f, void* stream) {
@@ -145,6 +118,8 @@ template <class T> void run_op(const ActParams& p, void* stream) {
   Activation<T> act(p.kind, p.slope, p.gain, p.clamp);
   const bool smooth = p.kind != PIECEWISE;
   if (p.op == ActOp::CURVATURE) run<T>(p, Curvature<T>{act}, stream);
+  else if (p.op == ActOp::FORWARD_ADD) run<T>(p, ForwardAdd<T>{act}, stream);
+  else if (p.op == ActOp::BACKWARD_AT) run<T>(p, BackwardAt<T>{SlopeAt<T>(act)}, stream);
   else if (p.op == ActOp::FORWARD && smooth) run<T>(p, Forward<T, true>{act}, stream);
   else if (p.op == ActOp::FORWARD) run<T>(p, Forward<T, false>{act}, stream);
   else if (p.constant_slope) run<T>(p, Backward<T, CONSTANT>{act}, stream);
@@ -159,7 +134,7 @@ int64_t act_workspace(const ActParams& p) {
   int64_t parts = 0;
   for (int64_t vector = 1; vector <= BYTES / 2; vector *= 2) parts = std::max(parts, split(p, vector).parts);
   parts *= p.inner == 1 ? 1 : p.outer;
-  return (parts + parts / (FAN_IN - 1) + 1) * p.channels;
+  return reduce_workspace(parts, p.channels);
 }
 
 void act_cuda(const ActParams& p, void* stream) {

@@ -6,7 +6,7 @@
 namespace stylegan_dist {
 
 enum class DType : int { FLOAT, DOUBLE, BFLOAT16, FLOAT16 };
-enum class ActOp : int { FORWARD, BACKWARD, CURVATURE };
+enum class ActOp : int { FORWARD, BACKWARD, CURVATURE, FORWARD_ADD, BACKWARD_AT };
 
 // Elements lie as [outer, channels, inner]; inner is 1 for channels_last and for matrices.
 struct ActParams {
@@ -51,5 +51,56 @@ template <class F> void parallel_for(int64_t count, int64_t grain, const F& f) {
            const_cast<F*>(&f));
 }
 
+// ---- discriminator epilogue with its filter of four taps
+
+// FORWARD: filter(phi(u + bias)); TANGENT: filter(phi' (in + h)); BACKWARD: phi' filter(in), and its sum
+enum class EpilogueOp : int { FORWARD, TANGENT, BACKWARD };
+
+// Elements lie as [planes, height, width, inner] before the filter; inner is channels for channels_last, else 1.
+struct EpilogueParams {
+  EpilogueOp op;
+  DType dtype;
+  int64_t planes, channels, height, width, inner, out_height, out_width;
+  const void* in;          // of the size before the filter; for FORWARD it is u
+  const void* u;           // of the size of `in`, for BACKWARD of the size of `out`
+  const void *bias, *h;    // [channels] in Acc, or null
+  void* out;
+  void* sum;               // BACKWARD: [channels] in Acc, or null
+  void* workspace;         // of epilogue_workspace() Acc elements (GPU only)
+  int before;              // rows and columns of zeros before `in`, 0 to 3
+  double line[4];          // correlated with the rows and columns, in this order
+  double slope, gain, clamp;
+};
+
+void epilogue_cpu(const EpilogueParams&);
+int64_t epilogue_workspace(const EpilogueParams&);
+void epilogue_cuda(const EpilogueParams&, void* stream);
+
+// ---- fromrgb
+
+// A matrix has a last column that meets a constant one behind the channels of an image: A [i; 1] = W i + b.
+// FORWARD: phi(A [i; 1]); TANGENT: phi' (left h + h_affine [right; 1]), without the last column of left
+// TO_IMAGE: left^T (phi' g), likewise; TO_AFFINE: the sum over pixels of (phi' g) [right; 1]^T
+enum class FromRgbOp : int { FORWARD, TANGENT, TO_IMAGE, TO_AFFINE };
+
+// Features lie as [outer, channels, inner], images as [outer, image_channels, inner]; for channels_last inner is 1.
+struct FromRgbParams {
+  FromRgbOp op;
+  DType dtype;
+  int64_t outer, channels, inner;
+  int image_channels;             // 1 to 4
+  bool channels_last;
+  const void *image, *affine;     // affine: [channels, image_channels + 1] in Acc
+  const void* g;                  // features
+  const void *left, *h;           // like affine and image, or null for zeros
+  const void *h_affine, *right;   // likewise
+  void* out;                      // features; TO_IMAGE: an image; TO_AFFINE: like affine
+  void* workspace;                // of fromrgb_workspace() Acc elements (GPU only)
+  double slope, gain, clamp;
+};
+
+void fromrgb_cpu(const FromRgbParams&);
+int64_t fromrgb_workspace(const FromRgbParams&);
+void fromrgb_cuda(const FromRgbParams&, void* stream);
 
 }  // namespace stylegan_dist

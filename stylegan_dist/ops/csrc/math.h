@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -178,5 +179,80 @@ HD Phase first_meeting(int64_t out, int up, int down, int64_t before) {
   int64_t source = ceil_div(position, up);
   return {source, int(source * up - position)};
 }
+
+// ---- discriminator epilogue: y = phi(u + b), with a filter behind it or a residual added, phi piecewise linear
+//
+// y itself is kept by nobody, so that the slope comes from u: that of the y which bias_act would have stored.
+
+template <class T> struct SlopeAt {
+  using A = Acc<T>;
+  A gain, gain_below;
+  A low, high;  // from there on y is stored as the clamp; NaN: never
+
+  SlopeAt() = default;
+  explicit SlopeAt(const Activation<T>& act)
+      : gain(act.gain), gain_below(act.gain_below), low(-edge(act, -1)), high(edge(act, 1)) {}
+
+  HD A operator()(A v) const {
+    const A slope = v > 0 ? gain : gain_below;
+    return v >= high || v <= low ? A(0) : slope;
+  }
+
+ private:
+  // The smallest |v| on one side whose y is stored as the clamp: y is monotone, and so are the bits of positive numbers.
+  static A edge(const Activation<T>& act, A side) {
+    using Bits = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+    Bits inside = -1, outside = bits_as<Bits>(std::numeric_limits<A>::infinity());
+    if (!clamped(act, side * bits_as<A>(outside))) return std::numeric_limits<A>::quiet_NaN();
+    while (outside - inside > 1) {
+      const Bits middle = inside + (outside - inside) / 2;
+      (clamped(act, side * bits_as<A>(middle)) ? outside : inside) = middle;
+    }
+    return bits_as<A>(outside);
+  }
+  static bool clamped(const Activation<T>& act, A v) {
+    return std::fabs(load(store<T>(act.piecewise(v)))) >= act.bound_stored;
+  }
+};
+
+template <class T> struct ForwardAdd {
+  static constexpr int INPUTS = 2;  // residual, u
+  Activation<T> act;
+  HD Acc<T> operator()(const T* in, const Channel<T>& c) const { return act.piecewise(load(in[1]) + c.bias) + load(in[0]); }
+};
+
+template <class T> struct BackwardAt {
+  static constexpr int INPUTS = 2;  // g, u
+  SlopeAt<T> slope;
+  HD Acc<T> operator()(const T* in, const Channel<T>& c) const {
+    return (load(in[0]) + c.g) * slope(load(in[1]) + c.bias);
+  }
+};
+
+template <class T> struct Identity {
+  static constexpr int INPUTS = 1;
+  HD Acc<T> operator()(const T* in, const Channel<T>&) const { return load(in[0]); }
+};
+
+constexpr int EPILOGUE_TAPS = 4;
+
+// ---- fromrgb: y = phi(W i + b) for images i of K channels, phi piecewise linear
+
+// One row of a matrix [W, b]: K numbers and the one that is added.
+template <class A, int K> struct Row {
+  A w[K], b;
+  Row() = default;
+  HD explicit Row(const void* matrix, int64_t row) {
+    const A* from = static_cast<const A*>(matrix) + row * (K + 1);
+    for (int k = 0; k < K; ++k) w[k] = matrix ? from[k] : A(0);
+    b = matrix ? from[K] : A(0);
+  }
+  HD A times(const A* x) const {
+    A y = 0;
+    for (int k = 0; k < K; ++k) y += w[k] * x[k];
+    return y;
+  }
+  HD A operator()(const A* x) const { return times(x) + b; }
+};
 
 }  // namespace stylegan_dist

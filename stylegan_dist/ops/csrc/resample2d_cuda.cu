@@ -99,7 +99,7 @@ template <class T, int V> void choose(const ResampleParams& p, void* stream) {
   if (p.taps == 4 && p.up == 1 && p.down == 1) run<T, V, 4, 1, 1>(p, stream);
   else if (p.taps == 4 && p.up == 2 && p.down == 1) run<T, V, 4, 2, 1>(p, stream);
   else if (p.taps == 4 && p.up == 1 && p.down == 2) run<T, V, 4, 1, 2>(p, stream);
-  else run<T, V, 0, 0, 0>(p, stream);
+  else run<T, 1, 0, 0, 0>(p, stream);  // the networks have no such filter
 }
 
 template <class T> void run_type(const ResampleParams& p, void* stream) {

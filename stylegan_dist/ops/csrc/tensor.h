@@ -88,6 +88,11 @@ inline void check_channels(const MaybeTensor& t, const Tensor& x, const char* na
                   "stylegan_dist: ", name, " must be [channels] in float32 (float64 for float64), on the device of x");
 }
 
+// Runs an element-wise operator (bias_act.cpp). The last of the inputs decides on the layout. Returns the result, and its
+// sum over each channel if `reduce`.
+std::tuple<Tensor, Tensor> run_act(ActOp op, std::vector<Tensor> inputs, MaybeTensor bias, MaybeTensor g, MaybeTensor h,
+                                   int64_t kind, double slope, double gain, double clamp, bool constant, bool reduce);
+
 }  // namespace stylegan_dist
 
 // Registers functions under their own names for every device that this library serves.

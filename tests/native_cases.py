@@ -1,0 +1,71 @@
+"""What the tests of native operators have in common: inputs in every layout, derivatives, bounds of rounding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = ("nchw", "nhwc", "strided")
+
+
+def numbers(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    if layout == "nhwc" and x.ndim == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "strided":
+        return torch.stack((x, x), dim=-1)[..., 0]
+    return x.contiguous()
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Of biases, weights and sums."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def derivatives(
+    function: Callable[..., Tensor], arguments: Sequence[Tensor], g: Tensor, cotangents: Sequence[Tensor]
+) -> list[Tensor]:
+    """function(*arguments), its gradients along g, and the gradients of those along `cotangents`, to g and all arguments."""
+    leaves = [t.detach().requires_grad_(True) for t in arguments]
+    g = g.detach().requires_grad_(True)
+    y = function(*leaves)
+    first = torch.autograd.grad(y, leaves, g, create_graph=True)
+    pairs = [(a, h) for a, h in zip(first, cotangents, strict=True) if a.requires_grad]
+    second = torch.autograd.grad([a for a, _ in pairs], [g, *leaves], [h for _, h in pairs], allow_unused=True)
+    return [y, *first, *(torch.zeros_like(t) if s is None else s for s, t in zip(second, [g, *leaves], strict=True))]
+
+
+def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, terms: float) -> None:
+    """Within the rounding of the result's dtype, and `terms` roundings of its computation in float32 or float64.
+
+    Each is relative to the size of the tensor: a sum's error is that of its largest parts.
+    """
+    unit = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}.get(actual.dtype, 0) or torch.finfo(actual.dtype).eps / 2
+    inner = 2.0**-53 if dtype == torch.float64 else 2.0**-24
+    scale = expected.abs().max().item() if expected.numel() else 0
+    tiny = torch.finfo(actual.dtype).smallest_normal * torch.finfo(actual.dtype).eps  # float16 has few small numbers
+    bound = unit * expected.abs() + (terms * inner * max(scale, 1)) + tiny
+    assert actual.shape == expected.shape
+    assert bool(((actual.double() - expected).abs() <= bound).all()), ((actual.double() - expected).abs() - bound).max()
+
+
+def passes_on_cuda_sources(test_file: str) -> None:
+    """Run a test file where the CUDA launchers and thread bodies are compiled as loops on the CPU."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", test_file,
+         "-k", "not compile and not opcheck and not cuda_sources"],
+        env=os.environ | {"STYLEGAN_DIST_EMULATE": "1"}, capture_output=True, text=True, timeout=280, check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout

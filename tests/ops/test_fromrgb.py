@@ -1,0 +1,187 @@
+"""The layer from images to features, native against plain PyTorch. Whole discriminators: test_discriminator_epilogue.py."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from native_cases import DTYPES, LAYOUTS, assert_close, derivatives, laid_out, numbers, passes_on_cuda_sources, wide
+from torch.autograd import gradcheck, gradgradcheck
+
+from stylegan_dist import ops
+from stylegan_dist.ops import native
+from stylegan_dist.ops.fromrgb import fromrgb_reference
+
+if not native.native().devices:
+    pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
+
+operators = torch.ops.stylegan_dist
+
+
+@pytest.fixture(autouse=True)
+def _fused():
+    with native.using("fused"):
+        yield
+
+
+def case(n, k, c, h, w, dtype, layout):
+    """Image, weight and bias, and the cotangents of features and of them."""
+    shapes = [(n, k, h, w), (c, k, 1, 1), (c,)]
+    dtypes = [dtype, wide(dtype), wide(dtype)]
+
+    def one(seed, shape, dtype):
+        x = numbers(seed, *shape).to(dtype)
+        return laid_out(x, layout) if shape == shapes[0] or shape == (n, c, h, w) else x
+
+    arguments = [one(i, *pair) for i, pair in enumerate(zip(shapes, dtypes, strict=True))]
+    cotangents = [one(10 + i, *pair) for i, pair in enumerate(zip(shapes, dtypes, strict=True))]
+    return arguments, one(20, (n, c, h, w), dtype), cotangents
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("clamp", [None, 1.3])
+@pytest.mark.parametrize("shape", [(2, 3, 24, 5, 8), (3, 1, 8, 4, 4), (2, 4, 17, 3, 5), (1, 2, 1, 1, 9), (2, 3, 64, 33, 32)])
+def test_values_and_derivatives(dtype, layout, clamp, shape):
+    """The reference in float64 on the same rounded inputs; weights are not rounded to the dtype of images."""
+    arguments, g, cotangents = case(*shape, dtype, layout)
+    if clamp is not None and dtype.itemsize == 2:  # nothing so near the clamp that its rounding decides
+        arguments[2] = arguments[2].clamp(-0.5, 0.5)
+        y = fromrgb_reference(*(t.double() for t in arguments), 0.7, None)
+        near = ((y.abs() - 0.7 * clamp).abs() < 0.02).any(dim=1, keepdim=True)
+        arguments[0] = laid_out(torch.where(near, 0, arguments[0]), layout)
+
+    def call(function):
+        return lambda x, weight, bias: function(x, weight, bias, 0.7, clamp)
+
+    actual = derivatives(call(ops.fromrgb), arguments, g, cotangents)
+    expected = derivatives(call(fromrgb_reference), [t.double() for t in arguments], g.double(),
+                           [t.double() for t in cotangents])
+    pixels = shape[0] * shape[3] * shape[4]
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, dtype, terms=60 + 4 * pixels + 4 * shape[2])
+    assert [t.dtype for t in actual[:4]] == [dtype, dtype, wide(dtype), wide(dtype)]
+    if layout == "nhwc" and shape[1] > 1:
+        assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (actual[0], actual[1], actual[4]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_shape(data):
+    n, k, c, h, w = (data.draw(st.integers(*ends)) for ends in ((0, 3), (1, 4), (1, 40), (1, 20), (1, 20)))
+    arguments, g, cotangents = case(n, k, c, h, w, torch.float64, data.draw(st.sampled_from(LAYOUTS)))
+    g = laid_out(g, data.draw(st.sampled_from(LAYOUTS)))
+
+    def call(x, weight, bias):
+        return ops.fromrgb(x, weight, bias, 1.3, 1.0)
+
+    actual = derivatives(call, arguments, g, cotangents)
+    with native.using("reference"):
+        torch.testing.assert_close(actual, derivatives(call, arguments, g, cotangents))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("clamp", [None, 1.1])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradcheck(layout, channels, clamp, with_bias):
+    arguments = [t.requires_grad_(True) for t in case(2, channels, 5, 3, 2, torch.float64, layout)[0]]
+
+    def function(x, weight, bias=None):
+        return ops.fromrgb(x, weight, bias, 0.7, clamp)
+
+    arguments = arguments if with_bias else arguments[:2]
+    assert gradcheck(function, arguments)
+    assert gradgradcheck(function, arguments)
+
+
+def test_third_derivatives():
+    """Of image, weights and bias, through a function of all three."""
+    leaves = [numbers(k, *shape).requires_grad_(True) for k, shape in enumerate([(1, 2, 3, 3), (4, 2, 1, 1), (4,)])]
+
+    def third():
+        value = ops.fromrgb(*leaves, 0.7).pow(2).sum()
+        for _ in range(3):
+            gradients = torch.autograd.grad(value, leaves, create_graph=True)
+            value = sum(g.pow(2 + k).sum() for k, g in enumerate(gradients))
+        return gradients
+
+    actual = third()
+    with native.using("reference"):
+        torch.testing.assert_close(actual, third())
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_the_format_of_images_of_one_channel(layout):
+    memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    x = numbers(0, 2, 1, 4, 4).to(memory_format=memory_format)
+    assert ops.fromrgb(x, numbers(1, 8, 1, 1, 1)).is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_clamped_features_have_no_gradient(dtype):
+    """256 * sqrt(0.5) = 181.02 is stored as 181 in bfloat16, which is below it."""
+    x = torch.tensor([-2e4, -100.0, 100.0, 2e4], dtype=dtype).reshape(1, 1, 1, 4).requires_grad_(True)
+    gradient, = torch.autograd.grad(ops.fromrgb(x, torch.ones(1, 1, 1, 1), None, math.sqrt(0.5), 256.0).sum(), x)
+    assert gradient.flatten().tolist() == pytest.approx([0, 0.2, 1, 0], rel=1e-2)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_equal_bits_for_any_number_of_threads(layout):
+    arguments, g, _ = case(3, 3, 24, 70, 64, torch.float32, layout)
+    for t in arguments:
+        t.requires_grad_(True)
+    results = []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        try:
+            y = ops.fromrgb(*arguments)
+            results.append((y, *torch.autograd.grad(y, arguments, g)))
+        finally:
+            torch.set_num_threads(1)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_more_channels_take_the_reference_and_wrong_arguments_are_refused():
+    x, weight = numbers(0, 1, 5, 3, 3), numbers(1, 4, 5, 1, 1)
+    assert torch.equal(ops.fromrgb(x, weight), fromrgb_reference(x, weight, None, 1.0, None))
+    image, affine = torch.zeros(1, 3, 2, 2), torch.zeros(4, 4)
+    for wrong in ((x.float(), torch.zeros(4, 6)), (image, affine[:, :3]), (image, affine.double()), (image[0], affine)):
+        with pytest.raises(RuntimeError, match="fromrgb got"):
+            operators.fromrgb(*wrong, False, 0.2, 1.0, -1.0)
+    with pytest.raises(RuntimeError, match="fromrgb got"):
+        operators.fromrgb_backward(torch.zeros(1, 4, 2, 3), image, affine, affine, image, False, 0.2, 1.0, -1.0)
+    with pytest.raises(RuntimeError, match="fromrgb got"):
+        operators.fromrgb_tangent(image, affine, affine, None, None, None, False, 0.2, 1.0, -1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_opcheck(dtype, channels_last, channels):
+    (image, _, _), g, (h, _, _) = case(2, channels, 5, 4, 3, dtype, "nhwc" if channels_last else "nchw")
+    affine, left, h_affine = (numbers(k, 5, channels + 1).to(torch.float32) for k in range(3))
+    right = numbers(3, *image.shape).to(dtype)
+    constants = (channels_last, 0.2, 1.4, 0.8)
+
+    def leaf(t):
+        return t.clone().requires_grad_(True)
+
+    torch.library.opcheck(operators.fromrgb.default, (leaf(image), leaf(affine), *constants))
+    # What decides on the slope alone has no derivative.
+    torch.library.opcheck(operators.fromrgb_backward.default, (leaf(g), image, affine, leaf(left), leaf(right), *constants))
+    torch.library.opcheck(operators.fromrgb_backward.default, (leaf(g), image, affine, None, leaf(right), *constants))
+    torch.library.opcheck(operators.fromrgb_tangent.default,
+                          (image, affine, leaf(left), leaf(h), leaf(h_affine), leaf(right), *constants))
+
+
+def test_cuda_sources_on_the_cpu():
+    """This very file, with the CUDA launchers and thread bodies compiled as loops."""
+    if os.environ.get("STYLEGAN_DIST_EMULATE"):
+        pytest.skip("this is that run")
+    passes_on_cuda_sources(__file__)
