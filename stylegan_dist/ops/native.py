@@ -107,6 +107,11 @@ def path(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32)
     return OpsPath("fused", found.reason)
 
 
+def selected() -> str:
+    """The name that `using` has set: "auto", "fused" or "reference"."""
+    return _selected
+
+
 def serves(x: torch.Tensor, faster_on_cpu: bool) -> bool:
     """Whether a native operator takes this tensor.
 

@@ -13,7 +13,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from stylegan_dist.ops import fused, native
+from stylegan_dist.ops import convolution, fused, native
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -96,10 +96,10 @@ def conv2d_resample(x: torch.Tensor, weight: torch.Tensor, up: int = 1, down: in
     pad = weight.shape[-1] // 2
     if up == 2:
         # The transposed convolution gives 2H - 1 + 2 * pad pixels, the filter takes three of them away.
-        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        x = convolution.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
         return resample2d(x, padding=(2 - pad, 2 - pad), gain=4.0)
     if down == 2:
         if pad == 0:  # a 1x1 convolution commutes with dropping pixels: drop them first
-            return F.conv2d(downsample2d(x), weight)
-        return F.conv2d(resample2d(x, padding=(2, 2)), weight, stride=2)
-    return F.conv2d(x, weight, padding=pad)
+            return convolution.conv2d(downsample2d(x), weight)
+        return convolution.conv2d(resample2d(x, padding=(2, 2)), weight, stride=2)
+    return convolution.conv2d(x, weight, padding=pad)
