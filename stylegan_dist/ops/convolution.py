@@ -28,38 +28,43 @@ from stylegan_dist.ops import native
 AUTO: tuple[str, ...] = ("cuda",)  # device types on which "auto" takes the closed form (docs/ops.md)
 
 Pair = tuple[int, int]
+Form = tuple[int, int, int]  # stride, padding, groups
 
 
-def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, groups: int = 1) -> Tensor:
     """F.conv2d, with derivatives of every order that are layers' own operations.
 
     Args:
         x: [N, I, H, W], any floating dtype.
-        weight: [O, I, k, k], in the dtype of x.
+        weight: [O, I / groups, k, k], in the dtype of x.
     Returns: [N, O, (H + 2 padding - k) // stride + 1, likewise W], in the memory format that PyTorch chooses.
     """
     if not _closed(x):
-        return F.conv2d(x, weight, stride=stride, padding=padding)
+        return F.conv2d(x, weight, stride=stride, padding=padding, groups=groups)
     x, weight = _autocast(x, weight)
-    return _apply(x, weight, stride, padding, False, (0, 0))
+    return _apply(x, weight, (stride, padding, groups), False, (0, 0))
 
 
-def conv_transpose2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, output_padding: int = 0) -> Tensor:
+def conv_transpose2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, output_padding: int = 0,
+                     groups: int = 1) -> Tensor:
     """F.conv_transpose2d in the same way.
 
     Args:
         x: [N, I, H, W], any floating dtype.
-        weight: [I, O, k, k], in the dtype of x.
+        weight: [I, O / groups, k, k], in the dtype of x.
         output_padding: smaller than the stride.
     Returns: [N, O, (H - 1) stride - 2 padding + k + output_padding, likewise W].
     """
     if not _closed(x):
-        return F.conv_transpose2d(x, weight, stride=stride, padding=padding, output_padding=output_padding)
+        return F.conv_transpose2d(x, weight, stride=stride, padding=padding, output_padding=output_padding, groups=groups)
     x, weight = _autocast(x, weight)
-    return _apply(x, weight, stride, padding, True, (output_padding, output_padding))
+    return _apply(x, weight, (stride, padding, groups), True, (output_padding, output_padding))
 
 
 def _closed(x: Tensor) -> bool:
+    # What is compiled is differentiated once, where both are the same; Dynamo loses second derivatives of a Function.
+    if torch.compiler.is_compiling():
+        return False
     selected = native.selected()
     return selected == "fused" or (selected == "auto" and x.device.type in AUTO)
 
@@ -73,21 +78,22 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
-def _convolution(x: Tensor, weight: Tensor, stride: int, padding: int, transposed: bool, extra: Pair) -> Tensor:
+def _convolution(x: Tensor, weight: Tensor, form: Form, transposed: bool, extra: Pair) -> Tensor:
     """C, or T with `extra` rows and columns at its end that the stride has left out; without derivatives."""
     if torch.is_autocast_enabled(x.device.type):  # inputs have been cast, and a backward pass keeps to their dtype
         with torch.autocast(x.device.type, enabled=False):
-            return _convolution(x, weight, stride, padding, transposed, extra)
-    return torch.ops.aten.convolution(x, weight, None, (stride, stride), (padding, padding), (1, 1), transposed, extra, 1)
+            return _convolution(x, weight, form, transposed, extra)
+    stride, padding, groups = form
+    return torch.ops.aten.convolution(x, weight, None, (stride, stride), (padding, padding), (1, 1), transposed, extra, groups)
 
 
-def _apply(x: Tensor, weight: Tensor, stride: int, padding: int, transposed: bool, extra: Pair) -> Tensor:
+def _apply(x: Tensor, weight: Tensor, form: Form, transposed: bool, extra: Pair) -> Tensor:
     """C or T, differentiable."""
-    if torch.compiler.is_compiling() or not (weight.requires_grad and torch.is_grad_enabled()):
-        return _Convolution.apply(x, weight, None, None, stride, padding, transposed, extra)
+    if not (weight.requires_grad and torch.is_grad_enabled()):
+        return _Convolution.apply(x, weight, None, None, form, transposed, extra)
     left: list[Tensor] = []
-    token = _OfWeight.apply(weight, (x,), left, stride, padding, transposed)
-    return _Convolution.apply(x, (weight,), token, left, stride, padding, transposed, extra)
+    token = _OfWeight.apply(weight, (x,), left, form, transposed)
+    return _Convolution.apply(x, (weight,), token, left, form, transposed, extra)
 
 
 class _Convolution(torch.autograd.Function):
@@ -97,28 +103,28 @@ class _Convolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | tuple[Tensor], token: Tensor | None, left: list[Tensor] | None, stride: int,
-                padding: int, transposed: bool, extra: Pair) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | tuple[Tensor], token: Tensor | None,
+                left: list[Tensor] | None, form: Form, transposed: bool, extra: Pair) -> Tensor:
         if isinstance(weight, tuple):
             weight = weight[0]
         ctx.save_for_backward(x, weight)
-        ctx.constants = left, stride, padding, transposed
-        return _convolution(x, weight, stride, padding, transposed, extra)
+        ctx.constants = left, form, transposed
+        return _convolution(x, weight, form, transposed, extra)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
-        left, stride, padding, transposed = ctx.constants
+        left, form, transposed = ctx.constants
         x, weight = ctx.saved_tensors
         gx = gw = token = None
         if ctx.needs_input_grad[0]:
-            extra = (0, 0) if transposed else _left_out(x, g, weight, stride, padding)
-            gx = _apply(g, weight, stride, padding, not transposed, extra)
+            extra = (0, 0) if transposed else _left_out(x, g, weight, form)
+            gx = _apply(g, weight, form, not transposed, extra)
         if left is not None:
             left[:] = [g]
             token = g.new_empty(0)
         elif ctx.needs_input_grad[1]:
-            gw = _WeightGradient.apply(*((g, x) if transposed else (x, g)), weight, stride, padding)
-        return gx, gw, token, None, None, None, None, None
+            gw = _WeightGradient.apply(*((g, x) if transposed else (x, g)), weight, form)
+        return gx, gw, token, None, None, None, None
 
 
 class _OfWeight(torch.autograd.Function):
@@ -131,43 +137,44 @@ class _OfWeight(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, held: tuple[Tensor], left: list[Tensor], stride: int, padding: int,
-                transposed: bool) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, held: tuple[Tensor], left: list[Tensor], form: Form, transposed: bool) -> Tensor:
         ctx.save_for_backward(*held, weight)  # x is not an input: nothing flows to it from here
-        ctx.constants = left, stride, padding, transposed
+        ctx.constants = left, form, transposed
         return weight.new_empty(0)
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> tuple:
-        left, stride, padding, transposed = ctx.constants
+        left, form, transposed = ctx.constants
         x, weight = ctx.saved_tensors
         g = left.pop()
-        return _WeightGradient.apply(*((g, x) if transposed else (x, g)), weight, stride, padding), None, None, None, None, None
+        return _WeightGradient.apply(*((g, x) if transposed else (x, g)), weight, form), None, None, None, None
 
 
 class _WeightGradient(torch.autograd.Function):
     """W. Of `weight` only shape and memory format count."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor, form: Form) -> Tensor:
         ctx.save_for_backward(x, y)
-        ctx.constants = stride, padding
+        ctx.constants = form
+        stride, padding, groups = form
         return torch.ops.aten.convolution_backward(
-            y, x, weight, None, (stride, stride), (padding, padding), (1, 1), False, (0, 0), 1, (False, True, False))[1]
+            y, x, weight, None, (stride, stride), (padding, padding), (1, 1), False, (0, 0), groups, (False, True, False))[1]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
-        stride, padding = ctx.constants
+        form = ctx.constants
         x, y = ctx.saved_tensors
         gx = gy = None
         if ctx.needs_input_grad[0]:
-            gx = _apply(y, g, stride, padding, True, _left_out(x, y, g, stride, padding))
+            gx = _apply(y, g, form, True, _left_out(x, y, g, form))
         if ctx.needs_input_grad[1]:
-            gy = _apply(x, g, stride, padding, False, (0, 0))
-        return gx, gy, None, None, None
+            gy = _apply(x, g, form, False, (0, 0))
+        return gx, gy, None, None
 
 
-def _left_out(x: Tensor, y: Tensor, weight: Tensor, stride: int, padding: int) -> Pair:
+def _left_out(x: Tensor, y: Tensor, weight: Tensor, form: Form) -> Pair:
     """Rows and columns at the end of x that y = C(x, weight) has not seen."""
+    stride, padding, _ = form
     height, width = (x.shape[k] - ((y.shape[k] - 1) * stride - 2 * padding + weight.shape[k]) for k in (2, 3))
     return height, width

@@ -52,9 +52,9 @@ def resample2d_reference(
     if up == 1:
         # conv2d correlates: flipping the kernel makes it the convolution that is meant.
         x = F.pad(x, (before, after, before, after))
-        return F.conv2d(x, kernel.flip([2, 3]), stride=down, groups=channels)
+        return convolution.conv2d(x, kernel.flip([2, 3]), stride=down, groups=channels)
     # A transposed convolution is zero insertion and full convolution in one; crop to the wanted padding.
-    x = F.conv_transpose2d(x, kernel, stride=up, groups=channels)
+    x = convolution.conv_transpose2d(x, kernel, stride=up, groups=channels)
     before, after = before - (length - 1), after - (length - up)
     return F.pad(x, (before, after, before, after))[:, :, ::down, ::down]
 
@@ -94,9 +94,13 @@ def conv2d_resample(x: torch.Tensor, weight: torch.Tensor, up: int = 1, down: in
     Returns: [N, O, H * up / down, W * up / down].
     """
     pad = weight.shape[-1] // 2
+    weight = weight.transpose(0, 1) if up == 2 else weight
+    # Here and once: else each pass, forward and backward, brings them into the format of x for itself.
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        weight = weight.contiguous(memory_format=torch.channels_last)
     if up == 2:
         # The transposed convolution gives 2H - 1 + 2 * pad pixels, the filter takes three of them away.
-        x = convolution.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        x = convolution.conv_transpose2d(x, weight, stride=2)
         return resample2d(x, padding=(2 - pad, 2 - pad), gain=4.0)
     if down == 2:
         if pad == 0:  # a 1x1 convolution commutes with dropping pixels: drop them first
