@@ -69,10 +69,14 @@ def _closed(x: Tensor) -> bool:
     return selected == "fused" or (selected == "auto" and x.device.type in AUTO)
 
 
+def _has_autocast(kind: str) -> bool:
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """What PyTorch does to the inputs of a convolution under autocast."""
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if not _has_autocast(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
@@ -80,7 +84,7 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _convolution(x: Tensor, weight: Tensor, form: Form, transposed: bool, extra: Pair) -> Tensor:
     """C, or T with `extra` rows and columns at its end that the stride has left out; without derivatives."""
-    if torch.is_autocast_enabled(x.device.type):  # inputs have been cast, and a backward pass keeps to their dtype
+    if _has_autocast(x.device.type):  # inputs have been cast, and a backward pass keeps to their dtype
         with torch.autocast(x.device.type, enabled=False):
             return _convolution(x, weight, form, transposed, extra)
     stride, padding, groups = form

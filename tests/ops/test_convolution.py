@@ -281,7 +281,8 @@ def test_compile(monkeypatch):
 
     torch.compiler.reset()
     compiled = torch.compile(outer, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(torch.autograd.grad(compiled(x, w, v), (x, w, v)), torch.autograd.grad(outer(x, w, v), (x, w, v)))
+    actual, expected = (torch.autograd.grad(f(x, w, v), (x, w, v)) for f in (compiled, outer))
+    torch.testing.assert_close(actual, expected)
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         pytest.skip("this PyTorch does not trace autograd.grad")
     monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
