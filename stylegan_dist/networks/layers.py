@@ -173,7 +173,7 @@ class Conv2d(nn.Module):
         """gain: factor on the output; residual: shape and dtype of the output, is added to it."""
         weight = (self.weight * self.weight_gain).to(x.dtype)
         if self.filtered_input:
-            x = nn.functional.conv2d(x, weight, stride=self.down)
+            x = ops.conv2d(x, weight, stride=self.down)
         else:
             x = ops.conv2d_resample(x, weight, down=self.down)
         if self.activation == "lrelu":

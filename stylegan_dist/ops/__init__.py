@@ -1,12 +1,13 @@
 """Tensor operations of the networks. Each is plain PyTorch here and differentiable to any order."""
 
 from stylegan_dist.ops.bias_act import bias_act
+from stylegan_dist.ops.convolution import conv2d
 from stylegan_dist.ops.discriminator_epilogue import discriminator_epilogue
 from stylegan_dist.ops.fromrgb import fromrgb
 from stylegan_dist.ops.modulated_conv import modulated_conv2d
 from stylegan_dist.ops.resample import conv2d_resample, downsample2d, resample2d, upsample2d
 
 __all__ = [
-    "bias_act", "conv2d_resample", "discriminator_epilogue", "downsample2d", "fromrgb", "modulated_conv2d", "resample2d",
+    "bias_act", "conv2d", "conv2d_resample", "discriminator_epilogue", "downsample2d", "fromrgb", "modulated_conv2d", "resample2d",
     "upsample2d",
 ]

@@ -105,13 +105,23 @@ def path(device_type: str, wanted: str = "auto") -> OpsPath:
     return OpsPath("fused", found.reason)
 
 
+def selected() -> str:
+    """The name that was given to `select`."""
+    return _selected
+
+
+def device_type(x: torch.Tensor) -> str:
+    """Where x is; for a tensor of the meta device, the one that it stands for."""
+    return _planned if x.is_meta else x.device.type
+
+
 def serves(x: torch.Tensor, faster_on_cpu: bool) -> bool:
     """Whether a native operator takes this tensor.
 
     Args:
         faster_on_cpu: whether it beats the reference there (benchmarks/ops.py); else only "everywhere" takes it.
     """
-    kind = _planned if x.is_meta else x.device.type
+    kind = device_type(x)
     if _selected == "reference" or x.dtype not in DTYPES.get(kind, ()):
         return False
     if _selected != "everywhere" and kind == "cpu" and not faster_on_cpu:

@@ -13,7 +13,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from stylegan_dist.ops import fused, native
+from stylegan_dist.ops import convolution, fused, native
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -55,9 +55,9 @@ def resample2d_reference(
     before, after = padding
     if up == 1:
         # conv2d correlates: flipping the kernel makes it the convolution that is meant.
-        return F.conv2d(padded(x, before, after), kernel.flip([2, 3]), stride=down, groups=channels)
+        return convolution.conv2d(padded(x, before, after), kernel.flip([2, 3]), stride=down, groups=channels)
     # A transposed convolution is zero insertion and full convolution in one; crop to the wanted padding.
-    x = F.conv_transpose2d(x, kernel, stride=up, groups=channels)
+    x = convolution.conv_transpose2d(x, kernel, stride=up, groups=channels)
     return padded(x, before - (length - 1), after - (length - up))[:, :, ::down, ::down]
 
 
@@ -105,12 +105,16 @@ def conv2d_resample(x: torch.Tensor, weight: torch.Tensor, up: int = 1, down: in
     Returns: [N, O, H * up / down, W * up / down].
     """
     pad = weight.shape[-1] // 2
+    weight = weight.transpose(0, 1) if up == 2 else weight
+    # Here and once: else each pass, forward and backward, brings them into the format of x for itself.
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        weight = weight.contiguous(memory_format=torch.channels_last)
     if up == 2:
         # The transposed convolution gives 2H - 1 + 2 * pad pixels, the filter takes three of them away.
-        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        x = convolution.conv_transpose2d(x, weight, stride=2)
         return resample2d(x, padding=(2 - pad, 2 - pad), gain=4.0)
     if down == 2:
         if pad == 0:  # a 1x1 convolution commutes with dropping pixels: drop them first
-            return F.conv2d(downsample2d(x), weight)
-        return F.conv2d(resample2d(x, padding=(2, 2)), weight, stride=2)
-    return F.conv2d(x, weight, padding=pad)
+            return convolution.conv2d(downsample2d(x), weight)
+        return convolution.conv2d(resample2d(x, padding=(2, 2)), weight, stride=2)
+    return convolution.conv2d(x, weight, padding=pad)

@@ -24,7 +24,7 @@ operators = torch.ops.stylegan_dist
 
 @pytest.fixture(autouse=True)
 def _fused():
-    with native.using("fused"):
+    with native.using("everywhere"):
         yield
 
 

@@ -1,0 +1,184 @@
+"""Convolutions that are closed under differentiation.
+
+PyTorch differentiates a convolution's backward pass by a formula of its own, in which the gradient of the weights is a
+convolution whose *kernel is a whole feature map*: the slowest shape that there is for a GPU's libraries. A gradient
+penalty meets it in every layer. Here every derivative is one of three operations, each the everyday one of a layer,
+
+    C(x, w)    convolution
+    T(y, w)    transposed convolution, the adjoint of C(., w)
+    W(x, y)    gradient of the weights, the adjoint of C(x, .)
+
+for by <y, C(x, w)> = <x, T(y, w)> = <W(x, y), w> all derivatives of these trilinear forms are again C, T and W:
+
+    C(x, w):  x <- T(g, w),  w <- W(x, g)
+    T(y, w):  y <- C(g, w),  w <- W(g, y)
+    W(x, y):  x <- T(y, g),  y <- C(x, g)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylegan_dist.ops import native
+
+AUTO: tuple[str, ...] = ("cuda",)  # device types on which the closed form is taken (docs/ops.md)
+
+Pair = tuple[int, int]
+Form = tuple[int, int, int]  # stride, padding, groups
+
+
+def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, groups: int = 1) -> Tensor:
+    """F.conv2d, with derivatives of every order that are layers' own operations.
+
+    Args:
+        x: [N, I, H, W], any floating dtype.
+        weight: [O, I / groups, k, k], in the dtype of x.
+    Returns: [N, O, (H + 2 padding - k) // stride + 1, likewise W], in the memory format that PyTorch chooses.
+    """
+    if not _closed(x):
+        return F.conv2d(x, weight, stride=stride, padding=padding, groups=groups)
+    x, weight = _autocast(x, weight)
+    return _apply(x, weight, (stride, padding, groups), False, (0, 0))
+
+
+def conv_transpose2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, output_padding: int = 0,
+                     groups: int = 1) -> Tensor:
+    """F.conv_transpose2d in the same way.
+
+    Args:
+        x: [N, I, H, W], any floating dtype.
+        weight: [I, O / groups, k, k], in the dtype of x.
+        output_padding: smaller than the stride.
+    Returns: [N, O, (H - 1) stride - 2 padding + k + output_padding, likewise W].
+    """
+    if not _closed(x):
+        return F.conv_transpose2d(x, weight, stride=stride, padding=padding, output_padding=output_padding, groups=groups)
+    x, weight = _autocast(x, weight)
+    return _apply(x, weight, (stride, padding, groups), True, (output_padding, output_padding))
+
+
+def _closed(x: Tensor) -> bool:
+    # What is compiled is differentiated once, where both are the same; Dynamo loses second derivatives of a Function.
+    if torch.compiler.is_compiling():
+        return False
+    selected = native.selected()
+    return selected == "everywhere" or (selected != "reference" and native.device_type(x) in AUTO)
+
+
+def _has_autocast(kind: str) -> bool:
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What PyTorch does to the inputs of a convolution under autocast."""
+    kind = tensors[0].device.type
+    if not _has_autocast(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def _convolution(x: Tensor, weight: Tensor, form: Form, transposed: bool, extra: Pair) -> Tensor:
+    """C, or T with `extra` rows and columns at its end that the stride has left out; without derivatives."""
+    if _has_autocast(x.device.type):  # inputs have been cast, and a backward pass keeps to their dtype
+        with torch.autocast(x.device.type, enabled=False):
+            return _convolution(x, weight, form, transposed, extra)
+    stride, padding, groups = form
+    return torch.ops.aten.convolution(x, weight, None, (stride, stride), (padding, padding), (1, 1), transposed, extra, groups)
+
+
+def _apply(x: Tensor, weight: Tensor, form: Form, transposed: bool, extra: Pair) -> Tensor:
+    """C or T, differentiable."""
+    if not (weight.requires_grad and torch.is_grad_enabled()):
+        return _Convolution.apply(x, weight, None, None, form, transposed, extra)
+    left: list[Tensor] = []
+    token = _OfWeight.apply(weight, (x,), left, form, transposed)
+    return _Convolution.apply(x, (weight,), token, left, form, transposed, extra)
+
+
+class _Convolution(torch.autograd.Function):
+    """C or T.
+
+    Its weights are an input like x, or a tuple that hides them, next to the `token` of the node that differentiates by them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | tuple[Tensor], token: Tensor | None,
+                left: list[Tensor] | None, form: Form, transposed: bool, extra: Pair) -> Tensor:
+        if isinstance(weight, tuple):
+            weight = weight[0]
+        ctx.save_for_backward(x, weight)
+        ctx.constants = left, form, transposed
+        return _convolution(x, weight, form, transposed, extra)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        left, form, transposed = ctx.constants
+        x, weight = ctx.saved_tensors
+        gx = gw = token = None
+        if ctx.needs_input_grad[0]:
+            extra = (0, 0) if transposed else _left_out(x, g, weight, form)
+            gx = _apply(g, weight, form, not transposed, extra)
+        if left is not None:
+            left[:] = [g]
+            token = g.new_empty(0)
+        elif ctx.needs_input_grad[1]:
+            gw = _WeightGradient.apply(*((g, x) if transposed else (x, g)), weight, form)
+        return gx, gw, token, None, None, None, None
+
+
+class _OfWeight(torch.autograd.Function):
+    """The gradient of a convolution's weights, in a node of its own.
+
+    The engine does not tell a node in Python which gradients are wanted, but it leaves out nodes that lead to none. The
+    inner gradients of R1 and of path lengths are of images and styles: that of the weights would be half of the work.
+    The value of this node is an empty token; the convolution's node, which comes before it on the way back, leaves the
+    gradient of the output in `left`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, held: tuple[Tensor], left: list[Tensor], form: Form, transposed: bool) -> Tensor:
+        ctx.save_for_backward(*held, weight)  # x is not an input: nothing flows to it from here
+        ctx.constants = left, form, transposed
+        return weight.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple:
+        left, form, transposed = ctx.constants
+        x, weight = ctx.saved_tensors
+        g = left.pop()
+        return _WeightGradient.apply(*((g, x) if transposed else (x, g)), weight, form), None, None, None, None
+
+
+class _WeightGradient(torch.autograd.Function):
+    """W. Of `weight` only shape and memory format count."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor, form: Form) -> Tensor:
+        ctx.save_for_backward(x, y)
+        ctx.constants = form
+        stride, padding, groups = form
+        return torch.ops.aten.convolution_backward(
+            y, x, weight, None, (stride, stride), (padding, padding), (1, 1), False, (0, 0), groups, (False, True, False))[1]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        form = ctx.constants
+        x, y = ctx.saved_tensors
+        gx = gy = None
+        if ctx.needs_input_grad[0]:
+            gx = _apply(y, g, form, True, _left_out(x, y, g, form))
+        if ctx.needs_input_grad[1]:
+            gy = _apply(x, g, form, False, (0, 0))
+        return gx, gy, None, None
+
+
+def _left_out(x: Tensor, y: Tensor, weight: Tensor, form: Form) -> Pair:
+    """Rows and columns at the end of x that y = C(x, weight) has not seen."""
+    stride, padding, _ = form
+    height, width = (x.shape[k] - ((y.shape[k] - 1) * stride - 2 * padding + weight.shape[k]) for k in (2, 3))
+    return height, width

@@ -1,0 +1,291 @@
+"""Closed convolutions against PyTorch's own: values, derivatives of every order, and what a penalty really computes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stylegan_dist.networks.stylegan2 import Discriminator, Generator
+from stylegan_dist.objective.penalties import gradient_penalty, path_lengths
+from stylegan_dist.ops import convolution, native, resample
+from stylegan_dist.ops.convolution import conv2d, conv_transpose2d
+from stylegan_dist.ops.resample import conv2d_resample
+
+aten = torch.ops.aten
+CASES = [(k, s, p, e, t) for k, s, p, e, t in itertools.product((1, 3), (1, 2), (0, 1), (0, 1), (False, True))
+         if not e or (t and s == 2)]
+
+
+@pytest.fixture(autouse=True)
+def _closed(monkeypatch):
+    monkeypatch.setattr(convolution, "AUTO", ("cpu", "cuda"))
+
+
+def numbers(seed: int, *shape: int, dtype=torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def both(k: int, s: int, p: int, extra: int, transposed: bool):
+    """The closed operation and PyTorch's, of x [N, 2, H, W] and weights [3, 2, k, k] or [2, 3, k, k]; the weights' shape."""
+    if transposed:
+        return (lambda x, w: conv_transpose2d(x, w, s, p, extra),
+                lambda x, w: F.conv_transpose2d(x, w, stride=s, padding=p, output_padding=extra), (2, 3, k, k))
+    return lambda x, w: conv2d(x, w, s, p), lambda x, w: F.conv2d(x, w, stride=s, padding=p), (3, 2, k, k)
+
+
+@pytest.mark.parametrize(("k", "s", "p", "extra", "transposed"), CASES)
+@pytest.mark.parametrize("size", [(5, 4), (6, 7)])
+def test_gradcheck(k, s, p, extra, transposed, size):
+    function, _, shape = both(k, s, p, extra, transposed)
+    x, w = numbers(0, 2, 2, *size).requires_grad_(True), numbers(1, *shape).requires_grad_(True)
+    assert gradcheck(function, (x, w))
+    assert gradgradcheck(function, (x, w))
+    assert gradcheck(lambda x: function(x, w.detach()), (x,))
+    assert gradcheck(lambda w: function(x.detach(), w), (w,))
+
+
+def derivatives(function, x, w, g, orders=3):
+    """y, and derivatives of first to third order by x and w, each of a function that bends the one before."""
+    results = [function(x, w)]
+    scalar = (results[0] * g).sum() + results[0].pow(2).sum()
+    for _ in range(orders):
+        first = torch.autograd.grad(scalar, (x, w), create_graph=True)
+        results += first
+        scalar = sum(f.pow(2).sum() for f in first) * 1e-2
+    return results
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_equals_pytorch_to_third_order(data):
+    k, s, p, extra, transposed = data.draw(st.sampled_from(CASES))
+    n, h, w = data.draw(st.integers(0, 3)), data.draw(st.integers(3, 9)), data.draw(st.integers(3, 9))
+    function, expected, shape = both(k, s, p, extra, transposed)
+    x, weight = numbers(0, n, 2, h, w), numbers(1, *shape)
+    if data.draw(st.booleans()):
+        x = x.contiguous(memory_format=torch.channels_last)
+    if data.draw(st.booleans()):
+        weight = weight.transpose(0, 1).contiguous().transpose(0, 1)
+    x.requires_grad_(True)
+    weight.requires_grad_(True)
+    g = numbers(2, *expected(x, weight).shape)
+    # PyTorch itself fails at second derivatives with output_padding, and of an empty batch.
+    orders = 3 if n and not extra else 1
+    for a, e in zip(derivatives(function, x, weight, g, orders), derivatives(expected, x, weight, g, orders), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9 * max(1.0, e.abs().max().item() if e.numel() else 0))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_groups(transposed, stride):
+    x, w = numbers(0, 2, 6, 5, 4).requires_grad_(True), numbers(1, *((6, 2, 3, 3) if transposed else (4, 3, 3, 3)))
+    w.requires_grad_(True)
+    function, expected = ((conv_transpose2d, F.conv_transpose2d) if transposed else (conv2d, F.conv2d))
+    torch.testing.assert_close(function(x, w, stride, 1, groups=2), expected(x, w, stride=stride, padding=1, groups=2))
+    assert gradcheck(lambda x, w: function(x, w, stride, 1, groups=2), (x, w))
+    assert gradgradcheck(lambda x, w: function(x, w, stride, 1, groups=2), (x, w))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("k", "s", "p", "extra", "transposed"), CASES)
+def test_layouts_are_those_of_pytorch(layout, k, s, p, extra, transposed):
+    function, expected, shape = both(k, s, p, extra, transposed)
+    x = numbers(0, 2, 2, 6, 5, dtype=torch.float32).contiguous(memory_format=layout).requires_grad_(True)
+    w = numbers(1, *shape, dtype=torch.float32).contiguous(memory_format=layout).requires_grad_(True)
+    g = torch.ones_like(expected(x, w))
+    actual, wanted = ([y, *torch.autograd.grad(y, (x, w), g)] for y in (function(x, w), expected(x, w)))
+    for a, e in zip(actual, wanted, strict=True):
+        assert a.stride() == e.stride()
+
+
+class Seen(TorchDispatchMode):
+    """(operator, shape of the kernel, kinds of gradients) of all convolutions inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolutions: list[tuple] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function == aten.convolution.default:
+            self.convolutions.append(("forward", tuple(arguments[1].shape), None))
+        elif function == aten.convolution_backward.default:
+            self.convolutions.append(("backward", tuple(arguments[2].shape), tuple(arguments[-1])))
+        return function(*arguments, **(options or {}))
+
+    def kernels(self) -> set[int]:
+        return {max(shape[2:]) for _, shape, _ in self.convolutions}
+
+
+def test_only_what_is_wanted_is_computed():
+    x, w = numbers(0, 2, 2, 6, 6).requires_grad_(True), numbers(1, 3, 2, 3, 3).requires_grad_(True)
+    for inputs, count in (((x,), 1), ((x, w), 2)):
+        y = conv2d(x, w, 1, 1).sum()
+        for create in (True, False):
+            with Seen() as seen:
+                torch.autograd.grad(y, inputs, create_graph=create, retain_graph=create)
+            assert len(seen.convolutions) == count, seen.convolutions
+    for a, b in ((x.detach(), w), (x, w.detach())):
+        with Seen() as seen:
+            conv2d(a, b, 1, 1).sum().backward()
+        assert len(seen.convolutions) == 2
+    with Seen() as seen, torch.no_grad():
+        assert conv2d(x, w, 1, 1).grad_fn is None
+    assert len(seen.convolutions) == 1
+
+
+def penalty_gradients(network: str) -> list[torch.Tensor]:
+    """Gradients of R1 by D's parameters, or of path lengths by G's, of networks of 16 pixels."""
+    torch.manual_seed(1)
+    if network == "d":
+        d = Discriminator(16, 3, channel_base=128, channel_max=8, mbstd_group=2)
+        [torch.nn.init.normal_(p) for p in d.parameters()]
+        images = numbers(0, 4, 3, 16, 16, dtype=torch.float32).requires_grad_(True)
+        loss, parameters = gradient_penalty(d(images), images).sum(), list(d.parameters())
+    else:
+        g = Generator(16, 3, channel_base=128, channel_max=8, z_dim=8, w_dim=8, mapping_layers=1)
+        [torch.nn.init.normal_(p) for p in g.parameters()]
+        ws = g.mapping(numbers(0, 4, 8, dtype=torch.float32), None)[:, None].expand(-1, g.num_ws, -1)
+        noise = [numbers(i, 4, 1, *shape, dtype=torch.float32) for i, shape in enumerate(g.synthesis.noise_shapes)]
+        images = g.synthesis(ws, noise)
+        loss = path_lengths(images, ws, numbers(9, *images.shape, dtype=torch.float32)).sum()
+        parameters = list(g.parameters())
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [torch.zeros_like(p) if f is None else f for f, p in zip(found, parameters, strict=True)]
+
+
+@pytest.mark.parametrize("network", ["d", "g"])
+def test_no_penalty_convolves_with_feature_maps(network):
+    """The point of it all; and the gradients are those of the reference."""
+    with Seen() as seen:
+        actual = penalty_gradients(network)
+    assert seen.kernels() == {1, 3, len(resample.TAPS)}
+    assert all(shape[1] == 1 for _, shape, _ in seen.convolutions if shape[2] == len(resample.TAPS))
+    with native.using("reference"), Seen() as reference:
+        expected = penalty_gradients(network)
+    assert max(reference.kernels()) > 4, "PyTorch no longer does what this module avoids: it may be given up"
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5 * e.abs().max().item() + 1e-12)
+    computed = [sum(1 if wants is None else sum(wants) for _, _, wants in s.convolutions) for s in (seen, reference)]
+    assert computed[0] <= computed[1]
+
+
+def test_a_convolution_used_twice_and_differentiated_twice():
+    """Weights that two convolutions share, a graph that is kept: nothing is left over between the passes."""
+    x, w = numbers(0, 2, 2, 5, 5).requires_grad_(True), numbers(1, 2, 2, 3, 3).requires_grad_(True)
+
+    def results():
+        y = conv2d(conv2d(x, w, 1, 1).tanh(), w, 1, 1).pow(3).sum()
+        return [*torch.autograd.grad(y, (x,), retain_graph=True), *torch.autograd.grad(y, (w,), retain_graph=True),
+                *torch.autograd.grad(y, (x, w), create_graph=True)]
+
+    actual = results()
+    with native.using("reference"):
+        expected = results()
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(torch.autograd.grad(actual[-1].square().sum(), (x, w)),
+                               torch.autograd.grad(expected[-1].square().sum(), (x, w)))
+
+
+def test_with_recomputation():
+    from torch.utils.checkpoint import checkpoint
+
+    x, w = numbers(0, 2, 2, 5, 5).requires_grad_(True), numbers(1, 2, 2, 3, 3).requires_grad_(True)
+
+    def gradients(again: bool):
+        def block(x):
+            return conv2d(conv2d(x.tanh(), w, 1, 1).tanh(), w, 1, 1).tanh()
+
+        y = checkpoint(block, x, use_reentrant=False) if again else block(x)
+        inner, = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return torch.autograd.grad(inner.square().sum() + y.square().sum(), (x, w))
+
+    for a, e in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(a, e)
+
+
+def test_empty_batch():
+    for function, w in ((conv2d, numbers(1, 3, 2, 3, 3)), (conv_transpose2d, numbers(1, 2, 3, 3, 3))):
+        x = torch.zeros(0, 2, 6, 6, dtype=torch.float64, requires_grad=True)
+        w.requires_grad_(True)
+        gx, gw = torch.autograd.grad(function(x, w, 2).sum(), (x, w), create_graph=True)
+        assert gx.shape == x.shape
+        assert not gw.any()
+        assert torch.autograd.grad(gx.sum() + gw.sum(), w)[0].shape == w.shape
+
+
+@pytest.mark.parametrize("up_down", [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_with_resampling(up_down, kernel):
+    x = numbers(0, 2, 4, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    w = numbers(1, 3, 4, kernel, kernel).requires_grad_(True)
+
+    def results():
+        y = conv2d_resample(x, w, *up_down)
+        first = torch.autograd.grad(y.pow(2).sum(), (x, w), create_graph=True)
+        return [y, *first, *torch.autograd.grad(sum(f.pow(2).sum() for f in first), (x, w))]
+
+    actual = results()
+    with native.using("reference"):
+        torch.testing.assert_close(actual, results(), rtol=1e-9, atol=1e-9)
+    assert actual[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_autocast_is_pytorch_s():
+    x, w = numbers(0, 2, 2, 6, 6, dtype=torch.float32).requires_grad_(True), numbers(1, 3, 2, 3, 3, dtype=torch.float32)
+    w.requires_grad_(True)
+
+    def results():
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv2d(x, w, 1, 1)
+        return [y, *torch.autograd.grad(y.float().square().sum(), (x, w))]
+
+    actual = results()
+    assert actual[0].dtype == torch.bfloat16
+    with native.using("reference"):
+        expected = results()
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype
+        torch.testing.assert_close(a, e)
+    y = conv2d(x, w, 1, 1)  # not under autocast, but its backward pass is
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.autograd.grad(y.sum(), x)[0].dtype == torch.float32
+
+
+def test_the_switch():
+    x, w = numbers(0, 1, 2, 4, 4).requires_grad_(True), numbers(1, 2, 2, 3, 3)
+    assert "Convolution0" not in conv2d(x, w).grad_fn.name()
+    with native.using("reference"):
+        assert conv2d(x, w).grad_fn.name() == "ConvolutionBackward0"
+
+
+def inner(x, w, v):
+    y = resample.conv2d_resample(torch.tanh(conv2d(x, w, 1, 1)), v, down=2)
+    gradient, = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)
+    return gradient.square().sum()
+
+
+def test_compile(monkeypatch):
+    """PyTorch's own convolutions then, and the derivatives of both orders that they have."""
+    x = numbers(0, 2, 2, 8, 8, dtype=torch.float32).requires_grad_(True)
+    w, v = (numbers(i, 2, 2, 3, 3, dtype=torch.float32).requires_grad_(True) for i in (1, 2))
+
+    def outer(x, w, v):
+        return resample.conv2d_resample(torch.tanh(conv2d(x, w, 1, 1)), v, up=2).square().sum()
+
+    torch.compiler.reset()
+    compiled = torch.compile(outer, backend="aot_eager", fullgraph=True)
+    actual, expected = (torch.autograd.grad(f(x, w, v), (x, w, v)) for f in (compiled, outer))
+    torch.testing.assert_close(actual, expected)
+    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        pytest.skip("this PyTorch does not trace autograd.grad")
+    monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
+    torch.compiler.reset()
+    compiled = torch.compile(inner, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(torch.autograd.grad(compiled(x, w, v), (w, v)), torch.autograd.grad(inner(x, w, v), (w, v)))
