@@ -8,10 +8,9 @@ operation.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -163,23 +162,6 @@ def empty_index(resolution: int, channels: int = 3, classes: int = 0) -> Dataset
     return DatasetIndex(resolution, channels, "png", names, [1] * classes if classes else None, [shard])
 
 
-@contextlib.contextmanager
-def _path(name: str) -> Iterator[None]:
-    """Inside, operators take a path on the meta device, too, where otherwise only the reference is.
-
-    Raises: InputError: "fused" cannot be had.
-    """
-    found, find = native.native(), native.native
-    try:
-        native.native = lambda: replace(found, devices=(*found.devices, "meta") if found.devices else ())
-        native.DTYPES["meta"] = native.DTYPES["cuda"]
-        with native.using(name):
-            yield
-    finally:
-        native.native = find
-        del native.DTYPES["meta"]
-
-
 def count_step(resolved: Resolved, index: DatasetIndex, path: str) -> list[CountedPhase]:
     """The phases of one step with all images of the batch in one process, and the averaging as one more.
 
@@ -188,7 +170,7 @@ def count_step(resolved: Resolved, index: DatasetIndex, path: str) -> list[Count
     Raises: InputError: "fused" cannot be had.
     """
     size, pixels, meta = resolved.config.run.batch, index.resolution, torch.device("meta")
-    with _path(path):
+    with native.using(path, planned="cuda"):
         state = planning_state(resolved, index)
         part = MicroBatch(torch.empty(size, index.channels, pixels, pixels, device=meta),
                           torch.empty(size, dtype=torch.int64, device=meta) if resolved.conditional else None,

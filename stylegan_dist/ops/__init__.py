@@ -8,6 +8,6 @@ from stylegan_dist.ops.modulated_conv import modulated_conv2d
 from stylegan_dist.ops.resample import conv2d_resample, downsample2d, resample2d, upsample2d
 
 __all__ = [
-    "bias_act", "conv2d", "conv2d_resample", "discriminator_epilogue", "downsample2d", "fromrgb", "modulated_conv2d", "resample2d",
-    "upsample2d",
+    "bias_act", "conv2d", "conv2d_resample", "discriminator_epilogue", "downsample2d", "fromrgb", "modulated_conv2d",
+    "resample2d", "upsample2d",
 ]

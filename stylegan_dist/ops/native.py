@@ -126,7 +126,8 @@ def serves(x: torch.Tensor, faster_on_cpu: bool) -> bool:
         return False
     if _selected != "everywhere" and kind == "cpu" and not faster_on_cpu:
         return False
-    return (_selected != "auto" or kind in AUTO) and kind in native().devices
+    devices = native().devices
+    return (_selected != "auto" or kind in AUTO) and (kind in devices or (x.is_meta and bool(devices)))
 
 
 def select(name: str) -> None:

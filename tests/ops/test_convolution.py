@@ -165,7 +165,7 @@ def test_no_penalty_convolves_with_feature_maps(network):
     """The point of it all; and the gradients are those of the reference."""
     with Seen() as seen:
         actual = penalty_gradients(network)
-    assert seen.kernels() == {1, 3, len(resample.TAPS)}
+    assert seen.kernels() <= {1, 3, len(resample.TAPS)}
     assert all(shape[1] == 1 for _, shape, _ in seen.convolutions if shape[2] == len(resample.TAPS))
     with native.using("reference"), Seen() as reference:
         expected = penalty_gradients(network)
