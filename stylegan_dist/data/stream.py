@@ -6,10 +6,8 @@ import itertools
 import os
 import signal
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,11 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from stylegan_dist import randomness
 from stylegan_dist.data.images import decode
-from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, load_offsets
+from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.data.order import GlobalOrder
+from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.errors import STOP_SIGNALS, InputError, LocalInputError
-
-OPEN_SHARDS = 256
 
 
 @dataclass
@@ -34,64 +31,6 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.index.pin_memory())
-
-
-class ShardReader:
-    """Random access to the samples of a local shard set, with one `pread` each."""
-
-    def __init__(self, folder: str | os.PathLike, index: DatasetIndex):
-        self.folder = Path(folder)
-        self.index = index
-        self._open: OrderedDict[int, tuple[int, np.ndarray]] = OrderedDict()
-
-    def read(self, shard: int, sample: int) -> tuple[np.ndarray, int]:
-        """Image uint8 [C, H, W] and class number.
-
-        Raises:
-            InputError: the shard cannot be read, or holds something else than promised.
-        """
-        info = self.index.shards[shard]
-        file, table = self._opened(shard)
-        offset, size, label = (int(v) for v in table[sample])
-        try:
-            data = os.pread(file, size, offset)
-        except OSError as error:
-            raise InputError(
-                f"cannot read {self.folder / info.name}, sample {sample} at byte {offset}: {error.strerror}; "
-                "check the disk or the network file system"
-            ) from None
-        try:
-            return decode(data, self.index.channels, self.index.resolution), label
-        except ValueError as error:
-            raise InputError(
-                f"{self.folder / info.name}, sample {sample} at byte {offset}: {error}; the shard is damaged "
-                f"(stylegan-dist verify {self.folder} lists all damage), restore it or pack the data again"
-            ) from None
-
-    def _opened(self, shard: int) -> tuple[int, np.ndarray]:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
-        info = self.index.shards[shard]
-        table = load_offsets(self.folder, info)
-        if ((table[:, 2] < NO_LABEL) | (table[:, 2] >= max(self.index.num_classes, 1))).any():
-            raise InputError(f"{self.folder / info.offsets} names classes that {INDEX_NAME} does not know; pack the data again")
-        try:
-            file = os.open(self.folder / info.name, os.O_RDONLY)
-        except OSError as error:
-            raise InputError(f"cannot open {self.folder / info.name}: {error.strerror}; restore it") from None
-        self._open[shard] = (file, table)
-        if len(self._open) > OPEN_SHARDS:
-            _, (oldest, _) = self._open.popitem(last=False)
-            os.close(oldest)
-        return self._open[shard]
-
-    def close(self) -> None:
-        """Close all shards; a later read opens them again."""
-        while self._open:
-            os.close(self._open.popitem()[1][0])
-
-    __del__ = close
 
 
 class BatchDataset(Dataset):
@@ -113,13 +52,25 @@ class BatchDataset(Dataset):
             return error
 
     def _load(self, start: int) -> Batch:
-        samples = [self.reader.read(*place) for place in self.order.locate(start, self.count)]
+        samples = [self._sample(*place) for place in self.order.locate(start, self.count)]
         index = torch.arange(start, start + self.count)
         images = torch.from_numpy(np.stack([image for image, _ in samples]))
         if self.mirror:
             flip = randomness.uniform(self.order.seed, "data.mirror", index)[:, 0] < 0.5
             images[flip] = images[flip].flip(3)
         return Batch(images, torch.tensor([label for _, label in samples]), index)
+
+    def _sample(self, shard: int, sample: int) -> tuple[np.ndarray, int]:
+        """Image uint8 [C, H, W] and class number."""
+        data, label = self.reader.read(shard, sample)
+        index = self.reader.index
+        try:
+            return decode(data, index.channels, index.resolution), label
+        except ValueError as error:
+            raise InputError(
+                f"{self.reader.place(shard, sample)}: {error}; the shard is damaged "
+                f"(stylegan-dist verify {self.reader.folder} lists all damage), restore it or pack the data again"
+            ) from None
 
 
 class BatchStream:

@@ -125,7 +125,7 @@ def test_kill_and_rerun_gives_the_same_bytes(make_photos, tmp_path, capsys):
 
 
 def test_interrupt_keeps_finished_shards(make_photos, tmp_path):
-    photos = make_photos(120, size=(200, 200))
+    photos = make_photos(360, size=(200, 200))  # enough that a busy machine does not finish before the signal
     process = start_pack(photos, tmp_path / "out", resolution=256)
     wait_until(lambda: finished_shards(tmp_path / "out") >= 1)
     process.send_signal(signal.SIGINT)

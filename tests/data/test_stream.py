@@ -17,10 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_dist.data.images import ImageOptions
+from stylegan_dist.data.images import ImageOptions, decode
 from stylegan_dist.data.index import load_index, load_offsets
 from stylegan_dist.data.pack import PackOptions, pack
-from stylegan_dist.data.stream import BatchStream, ShardReader
+from stylegan_dist.data.reader import ShardReader
+from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import STOP_SIGNALS, InputError, LocalInputError
 
 ORDER = {"seed": 5, "lanes": 4, "block": 3}
@@ -93,8 +94,8 @@ def test_what_a_batch_is(shards, reference):
     assert (whole.images.dtype, whole.labels.dtype, whole.index.dtype) == (torch.uint8, torch.int64, torch.int64)
     assert whole.index.tolist() == list(range(8 * STEPS))
     for image, label, place in zip(whole.images, whole.labels, places, strict=True):
-        pixels, expected = reader.read(*place)
-        assert np.array_equal(image.numpy(), pixels)
+        data, expected = reader.read(*place)
+        assert np.array_equal(image.numpy(), decode(data, 3, 8))
         assert int(label) == expected
     epoch = whole.images[:SAMPLES].flatten(1)
     assert len({row.numpy().tobytes() for row in epoch}) == SAMPLES, "every image once"
@@ -287,7 +288,7 @@ def test_no_shard_stays_open(own_shards, monkeypatch):
     del reader
     assert open_shards_of(own_shards) == 0
 
-    monkeypatch.setattr("stylegan_dist.data.stream.OPEN_SHARDS", 2)
+    monkeypatch.setattr("stylegan_dist.data.reader.OPEN_SHARDS", 2)
     limited, free = open_stream(own_shards, mirror=True), take(own_shards, STEPS, mirror=True)
     for expected in free:
         assert same(next(limited), expected)

@@ -30,7 +30,19 @@ OPTIMIZED = {  # name -> overrides, for both networks
     "rmsprop": ("name=RMSprop", "lr=1e-3", "momentum=0.5"), "adadelta": ("name=Adadelta", "lr=0.1", "eps=1e-3"),
     "l1": ("l1=0.01",),
 }
-RESUMABLE = [f"{engine}-{world}" for world in (1, 2) for engine in ENGINES[world]]
+SAVED = [f"{engine}-{world}" for world, engines in ENGINES.items() for engine in engines]
+# What is saved under one is continued under the other: every pair on one and two ranks; four, which take turns on
+# the two cores of continuous integration, meet a single process both ways, each engine itself, and each the next on
+# two and four.
+RING = dict(zip(ENGINES[4], (*ENGINES[4][1:], ENGINES[4][0]), strict=True))
+CONTINUED = [
+    *((before, after) for before in SAVED for after in SAVED if not (before + after).count("-4")),
+    *((f"{engine}-4", f"{engine}-4") for engine in ENGINES[4]),
+    *((f"{engine}-4", "flat-1") for engine in ENGINES[4]),
+    *(("flat-1", f"{engine}-4") for engine in ENGINES[4]),
+    *((f"{engine}-{before}", f"{other}-{after}") for engine, other in RING.items()
+      for before, after in ((4, 4), (4, 2), (2, 4))),
+]
 NETWORKS = ("g", "d", "g_ema")
 OPTIMIZERS = ("optimizer_g", "optimizer_d")
 
@@ -73,7 +85,7 @@ def runs(labelled_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
         cases = [runs.case(f"{engine}-{world}-{parts}", engine, f"run.batch_gpu={BATCH // world // parts}")
                  for engine in engines for parts in splits(world)]
         cases += [runs.case(f"{engine}-{world}-half", engine, whole, steps=10, file_bytes=4000)
-                  for engine in engines if f"{engine}-{world}" in RESUMABLE]
+                  for engine in engines]
         if world == 1:
             cases.append(runs.case("flat-1-approximate", "flat", *APPROXIMATE))
             cases.append(runs.case("flat-1-poison", "flat", steps=6, poison=3 * BATCH + 1))
@@ -90,11 +102,11 @@ def runs(labelled_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
                       for engine, place in (("flat", "sharded"), ("flat", "cpu"), ("zero2", "sharded"))]
             cases += [runs.case(f"{engine}-2-recompute", engine, whole, "run.recompute=8") for engine in engines]
         runs.train(world, cases)
-    for world in (1, 2):
+    for world in ENGINES:
         runs.train(world, [
-            runs.case(f"{before}-to-{engine}-{world}", engine, f"run.batch_gpu={BATCH // world}", steps=10,
+            runs.case(f"{before}-to-{after}", after.removesuffix(f"-{world}"), f"run.batch_gpu={BATCH // world}", steps=10,
                       start=f"{before}-half")
-            for engine in ENGINES[world] for before in RESUMABLE
+            for before, after in CONTINUED if after.endswith(f"-{world}")
         ])
     return runs
 
@@ -170,8 +182,7 @@ def test_approximate_penalties(engine: str, runs: Runs):
     assert difference(runs.checkpoint("flat-1-1"), runs.checkpoint("flat-1-approximate")) > 1e-5
 
 
-@pytest.mark.parametrize("before", RESUMABLE)
-@pytest.mark.parametrize("after", RESUMABLE)
+@pytest.mark.parametrize(("before", "after"), CONTINUED)
 def test_saved_under_one_continued_under_another(before: str, after: str, runs: Runs):
     assert len(list(runs.checkpoint(f"{before}-half").glob("g-*-of-*.safetensors"))) > 1
     assert_same_run(runs, "flat-1-1", f"{before}-to-{after}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,9 @@ def test_workers_do_not_outlive_their_launcher(config, processes, how, labelled_
         assert len(workers) == processes
         launcher.send_signal(how)
         launcher.communicate(timeout=TIMEOUT)  # returns when the last worker has closed its end of the pipe
+        deadline = time.monotonic() + 10  # which the kernel does a moment before it is gone
+        while time.monotonic() < deadline and any(alive(pid) for pid in workers):
+            time.sleep(0.05)
         assert not any(alive(pid) for pid in workers)
     assert newest_whole_checkpoint(run_dir)[0] > 80  # they saved before they went
 

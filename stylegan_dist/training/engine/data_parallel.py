@@ -100,6 +100,17 @@ class BucketLearner(FlatLearner):
         # Weak: DDP would keep this object, and with it the process group, alive into the interpreter's end.
         self._parallel.register_comm_hook(weakref.ref(self), _sum_bucket)
         self._means: dict[str, Tensor] = {}
+        # Where a value lies in its bucket decides in which order more than two ranks add it, and DDP orders the buckets
+        # anew after its first backward pass. If that were a step's, the first step after a restart would differ.
+        with torch.enable_grad():
+            self._parallel(self._all_parameters, False).backward()
+
+    def _all_parameters(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """A loss of zero whose backward pass meets the last parameter first, as those of the networks by and large do."""
+        total = torch.zeros((), device=self.ranks.device)
+        for parameter in self.network.parameters():
+            total = total + parameter.sum()
+        return total * 0, {}
 
     @torch.no_grad()
     def step(self, jobs: Sequence[Job], riders: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
