@@ -12,7 +12,7 @@ std::tuple<Tensor, Tensor> run_act(ActOp op, std::vector<Tensor> inputs, MaybeTe
   check_channels(h, ref, "h_bias");
   const bool last = is_channels_last(ref);
   for (auto& input : inputs) {
-    STD_TORCH_CHECK(input.scalar_type() == ref.scalar_type() && sizes_of(input) == sizes_of(ref) && input.is_cuda() == ref.is_cuda(),
+    STD_TORCH_CHECK(input.scalar_type() == ref.scalar_type() && sizes_of(input) == sizes_of(ref) && on_one_device(input, ref),
                     "stylegan_dist: inputs differ in shape, dtype or device");
     input = in_format(input, last);
   }
@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor> run_act(ActOp op, std::vector<Tensor> inputs, MaybeTe
   if (on_gpu) {
     Tensor workspace = make(ref, {act_workspace(p)}, acc_type(ref), false);
     p.workspace = workspace.data_ptr();
-    act_cuda(p, ref.is_cuda() ? current_stream(ref) : nullptr);
+    act_cuda(p, OnDevice(ref).stream);
     return {out, sum};
   }
 #endif

@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor> run_filtered(EpilogueOp op, Tensor in, Tensor u, Mayb
   filtered[2] = height, filtered[3] = width;
   const bool backward = op == EpilogueOp::BACKWARD;
   STD_TORCH_CHECK(sizes_of(in) == (backward ? filtered : sizes_of(u)) && in.scalar_type() == u.scalar_type() &&
-                  in.is_cuda() == u.is_cuda(), "stylegan_dist: inputs differ in shape, dtype or device");
+                  on_one_device(in, u), "stylegan_dist: inputs differ in shape, dtype or device");
   const bool last = is_channels_last(u);
   in = in_format(in, last), u = in_format(u, last);
   for (auto* t : {&bias, &h})
@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor> run_filtered(EpilogueOp op, Tensor in, Tensor u, Mayb
   if (on_gpu) {
     Tensor workspace = make(u, {epilogue_workspace(p)}, acc_type(u), false);
     p.workspace = workspace.data_ptr();
-    epilogue_cuda(p, u.is_cuda() ? current_stream(u) : nullptr);
+    epilogue_cuda(p, OnDevice(u).stream);
     return {out, sum};
   }
 #endif

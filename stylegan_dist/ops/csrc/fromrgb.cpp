@@ -10,7 +10,7 @@ void check(bool good, const char* what) {
 
 bool same(const MaybeTensor& t, const Tensor& wanted) {
   return !t || (sizes_of(*t) == sizes_of(wanted) && t->scalar_type() == wanted.scalar_type() &&
-                t->is_cuda() == wanted.is_cuda());
+                on_one_device(*t, wanted));
 }
 
 std::vector<int64_t> features_of(const Tensor& image, const Tensor& affine) {
@@ -28,7 +28,7 @@ const void* pointer(MaybeTensor& t, bool channels_last) {
 void run(FromRgbOp op, Tensor image, Tensor affine, MaybeTensor g, MaybeTensor left, MaybeTensor h, MaybeTensor h_affine,
          MaybeTensor right, Tensor& out, bool channels_last, double slope, double gain, double clamp) {
   check(!g || (sizes_of(*g) == features_of(image, affine) && g->scalar_type() == image.scalar_type() &&
-               g->is_cuda() == image.is_cuda()), "g");
+               on_one_device(*g, image)), "g");
   check(same(left, affine) && same(h_affine, affine), "a matrix");
   check(same(h, image) && same(right, image), "an image");
   if (out.numel() == 0) return;
@@ -55,7 +55,7 @@ void run(FromRgbOp op, Tensor image, Tensor affine, MaybeTensor g, MaybeTensor l
   if (on_gpu) {
     Tensor workspace = make(image, {fromrgb_workspace(p)}, acc_type(image), false);
     p.workspace = workspace.data_ptr();
-    return fromrgb_cuda(p, image.is_cuda() ? current_stream(image) : nullptr);
+    return fromrgb_cuda(p, OnDevice(image).stream);
   }
 #endif
 #ifndef STYLEGAN_DIST_EMULATE
@@ -66,7 +66,7 @@ void run(FromRgbOp op, Tensor image, Tensor affine, MaybeTensor g, MaybeTensor l
 void check_arguments(const Tensor& image, const Tensor& affine) {
   check(image.dim() == 4 && image.size(1) >= 1 && image.size(1) <= 4, "an image that is not [N, 1 to 4, H, W],");
   check(affine.dim() == 2 && affine.size(1) == image.size(1) + 1 && affine.scalar_type() == acc_type(image) &&
-        affine.is_cuda() == image.is_cuda(), "a matrix that is not [channels, image channels + 1] in float32 (float64),");
+        on_one_device(affine, image), "a matrix that is not [channels, image channels + 1] in float32 (float64),");
 }
 
 Tensor make_features(const Tensor& image, const Tensor& affine, bool channels_last) {

@@ -26,7 +26,7 @@ Tensor resample2d(Tensor x, std::vector<double> line, int64_t up, int64_t down, 
 #else
 #ifdef STYLEGAN_DIST_CUDA
   if (x.is_cuda()) {
-    resample_cuda(p, current_stream(x));
+    resample_cuda(p, OnDevice(x).stream);
     return out;
   }
 #endif

@@ -79,12 +79,30 @@ inline void* current_stream(const Tensor& x) {
   }();
   STD_TORCH_CHECK(get != nullptr, "stylegan_dist: libtorch_cuda has no aoti_torch_get_current_cuda_stream");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get(x.get_device_index(), &stream));
+  STD_TORCH_CHECK(get(x.get_device_index(), &stream) == AOTI_TORCH_SUCCESS, "stylegan_dist: no current stream");
   return stream;
 }
 
+inline bool on_one_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
+// While it lives, launches go to the device of x, which need not be the current one: a process may see several.
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& x) {
+    if (!x.is_cuda()) return;  // STYLEGAN_DIST_EMULATE
+    guard_.emplace(x.get_device_index());
+    stream = current_stream(x);
+  }
+  void* stream = nullptr;
+
+ private:
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+};
+
 inline void check_channels(const MaybeTensor& t, const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(!t || (t->dim() == 1 && t->size(0) == x.size(1) && t->scalar_type() == acc_type(x) && t->is_cuda() == x.is_cuda()),
+  STD_TORCH_CHECK(!t || (t->dim() == 1 && t->size(0) == x.size(1) && t->scalar_type() == acc_type(x) && on_one_device(*t, x)),
                   "stylegan_dist: ", name, " must be [channels] in float32 (float64 for float64), on the device of x");
 }
 
