@@ -29,7 +29,7 @@ class BuildNative(build_py):
         try:
             build = runpy.run_path(str(HERE / "stylegan_dist/ops/build.py"), run_name="stylegan_dist_build")
             torch = build["Torch"].at(Path(sysconfig.get_path("platlib"), "torch"))
-            build["compile_library"](torch, Path(self.build_lib, "stylegan_dist/ops").resolve() / build["library_name"](torch))
+            build["compile_library"](torch, Path(self.build_lib, "stylegan_dist/ops").resolve() / build["to_build"](torch))
         except Exception as error:  # nothing depends on it
             if mode == "require":
                 raise

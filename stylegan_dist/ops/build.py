@@ -1,6 +1,7 @@
 """Compile the native operators of csrc/ against an installed PyTorch. Imports neither torch nor this package: setup.py runs it.
 
-A library is named after everything that it depends on, `native-<key>.so`, so that a stale one is never loaded.
+A library is named after everything that it depends on, `native-<key>-<cpu or cuda13>.so`, so that a stale one is never loaded.
+The version of PyTorch is no part of that: the stable ABI is what the library is compiled for, and later versions keep it.
 """
 
 from __future__ import annotations
@@ -93,13 +94,39 @@ def cpu_flags() -> tuple[str, ...]:
     return ("-mavx2", "-mfma", "-mf16c") if {"avx2", "fma", "f16c"} <= words else ()
 
 
-def library_name(torch: Torch, emulate: bool = False) -> str:
+def library_name(part: str) -> str:
+    """part: "cuda13" for example, "cpu", or "emulated"."""
     digest = hashlib.sha256()
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    parts = (torch.version, torch.cuda, not why_no_cuda(torch), emulate, platform.machine(), *CXX_FLAGS, *cpu_flags())
-    digest.update(repr(parts).encode())
-    return f"native-{digest.hexdigest()[:16]}.so"
+    digest.update(repr((TORCH_TARGET, CUDA_TARGETS, platform.machine(), *CXX_FLAGS, *cpu_flags())).encode())
+    return f"native-{digest.hexdigest()[:16]}-{part}.so"
+
+
+def gpu_part(torch: Torch) -> str | None:
+    return f"cuda{torch.cuda.split('.')[0]}" if torch.cuda else None
+
+
+def to_build(torch: Torch, emulate: bool = False) -> str:
+    """The name of the best library that this machine can compile for this PyTorch."""
+    part = "cpu" if why_no_cuda(torch) else gpu_part(torch)
+    return library_name("emulated" if emulate else part or "cpu")
+
+
+def find(torch: Torch, folders: Sequence[Path], emulate: bool = False, compiles: bool = True) -> Path | None:
+    """The best library that is there: one with a GPU part may have been compiled where there is an nvcc.
+
+    Args:
+        compiles: leave out one without a GPU part where a better one can be compiled.
+    """
+    names = [library_name("emulated" if emulate else gpu_part(torch) or "cpu"), to_build(torch, emulate)]
+    if not compiles and not emulate:
+        names.append(library_name("cpu"))
+    return next((folder / name for name in names for folder in folders if (folder / name).exists()), None)
+
+
+def has_gpu_part(library: Path) -> bool:
+    return "-cuda" in library.name
 
 
 def cache_folder() -> Path:
@@ -113,7 +140,7 @@ def build_once(torch: Torch, folder: Path, emulate: bool = False) -> Path:
         emulate: run the CUDA sources as loops on the CPU (for tests).
     Raises: CannotBuild.
     """
-    library = folder / library_name(torch, emulate)
+    library = folder / to_build(torch, emulate)
     if library.exists():
         return library
     if compiler() is None:

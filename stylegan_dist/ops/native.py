@@ -69,9 +69,7 @@ def _native() -> Native:
         raise InputError(f"STYLEGAN_DIST_BUILD={mode}: use auto, require or never")
     try:
         found = build.Torch.at(Path(torch.__file__).parent)
-        name = build.library_name(found, emulate)
-        places = [folder / name for folder in (Path(__file__).parent, build.cache_folder())]
-        library = next((place for place in places if place.exists()), None)
+        library = build.find(found, (Path(__file__).parent, build.cache_folder()), emulate, compiles=mode != "never")
         if library is None:
             if mode == "never":
                 raise build.CannotBuild("not built, and STYLEGAN_DIST_BUILD=never")
@@ -84,8 +82,9 @@ def _native() -> Native:
         return Native((), reason)
     for module in ("fused", "discriminator_epilogue", "fromrgb"):
         importlib.import_module(f"stylegan_dist.ops.{module}").register()
-    why = build.why_no_cuda(found)
-    return Native(("cpu",) if why or emulate else ("cpu", "cuda"), str(library), why)
+    if build.has_gpu_part(library):
+        return Native(("cpu", "cuda"), str(library))
+    return Native(("cpu",), str(library), build.why_no_cuda(found))
 
 
 def path(device_type: str, wanted: str = "auto") -> OpsPath:
