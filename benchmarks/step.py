@@ -1,41 +1,83 @@
-"""How fast is each phase of a step, and how much memory does it take, on this machine?
+"""How fast is each phase of a step, how far from the floor, and how much memory does it take, on this machine?
 
     python benchmarks/step.py launch/presets/ffhq256.yaml
-    python benchmarks/step.py launch/presets/cifar10.yaml --resolution 32 --classes 10 run.batch=32
+    python benchmarks/step.py launch/presets/cifar10.yaml --classes 10 run.batch=32
+    python benchmarks/step.py launch/presets/cifar10.yaml --classes 10 --ways reference,compile,fused,all --rounds 7
     accelerate launch --config_file launch/accelerate/8gpu.yaml benchmarks/step.py launch/presets/ffhq1024.yaml
 
-Uses random images, so no data set is needed. One row a phase: milliseconds and images per second of one
-execution, and its share of an average step, in which a lazy phase counts one in every `interval`. Peak
-memory is that of the phase on a GPU; on a CPU it is the largest size of the process so far.
+Uses random images, so no data set is needed. All ways take turns, so that other work on the machine meets all alike:
 
-With run.compile=true every execution is timed in turn without and with compiled networks, so that other work on
-the machine meets both alike; "gain" is how many times as fast it is with them. With run.cuda_graphs=true phases
-are recorded before they are timed.
+    reference   operators in plain PyTorch
+    compile     the same, with compiled networks (docs/performance.md)
+    fused       native operators and closed convolutions (docs/ops.md)
+    graphs      the same, with phases recorded as CUDA graphs
+    all         native operators, compiled networks, recorded phases
+
+One row a phase, and one for the moving average: milliseconds of an execution (median), how many times the floor that is, and
+on a GPU the peak memory. In "step" a lazy phase counts one in every `interval`. The floor is that of benchmarks/roofline.py
+for native operators, at the rates of this GPU, or elsewhere at those that a large matrix product and a large copy reach here.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from stylegan_dist.config import load_config
-from stylegan_dist.data.index import DatasetIndex, Shard
-from stylegan_dist.data.stream import Batch
-from stylegan_dist.errors import InputError
-from stylegan_dist.machine import peak_memory
-from stylegan_dist.training.compiled import compile_networks, networks_to_compile, why_not_compiled
-from stylegan_dist.training.engine import Engine
-from stylegan_dist.training.engine.graphs import WARM_UP
-from stylegan_dist.training.loop import set_arithmetic
-from stylegan_dist.training.rules import resolve
-from stylegan_dist.training.state import TrainState
-from stylegan_dist.training.step import micro_batches, run_phase
+import torch  # noqa: E402
+from counting import CountedPhase, Rates, count_step, empty_index  # noqa: E402
+from roofline import GPUS, fit_groups, rates_of, resolution_of  # noqa: E402
+
+from stylegan_dist.config import load_config  # noqa: E402
+from stylegan_dist.config.schema import Config  # noqa: E402
+from stylegan_dist.data.index import DatasetIndex  # noqa: E402
+from stylegan_dist.data.stream import Batch  # noqa: E402
+from stylegan_dist.errors import InputError  # noqa: E402
+from stylegan_dist.machine import peak_memory  # noqa: E402
+from stylegan_dist.ops import native  # noqa: E402
+from stylegan_dist.training.compiled import compile_networks, networks_to_compile  # noqa: E402
+from stylegan_dist.training.engine import Engine  # noqa: E402
+from stylegan_dist.training.engine.graphs import WARM_UP, CudaRecorder, GraphLearner  # noqa: E402
+from stylegan_dist.training.loop import set_arithmetic  # noqa: E402
+from stylegan_dist.training.rules import Resolved, resolve  # noqa: E402
+from stylegan_dist.training.state import TrainState  # noqa: E402
+from stylegan_dist.training.step import micro_batches, run_phase  # noqa: E402
+
+WAYS = {"reference": ("reference", ""), "compile": ("reference", "compile"), "fused": ("fused", ""),
+        "graphs": ("fused", "graphs"), "all": ("fused", "compile graphs")}  # operators, and what else is on
+
+
+@dataclass
+class Way:
+    """A state of its own, and what was measured of it."""
+
+    name: str
+    state: TrainState
+    recorded: bool
+    own: int                                                         # bytes on the GPU before the first phase
+    seconds: dict[str, list[float]] = field(default_factory=dict)    # phase -> of each execution
+    peaks: dict[str, int] = field(default_factory=dict)              # phase -> bytes, with `own`
+
+    def medians(self) -> dict[str, float]:
+        skip = WARM_UP + 1 if self.recorded else 1
+        return {name: statistics.median(times[skip:]) for name, times in self.seconds.items()}
+
+
+class Recording:
+    """Makes networks learn as an `Engine` does that records phases."""
+
+    def __init__(self, engine: Engine):
+        self._engine, self._recorder = engine, CudaRecorder(engine.device)
+
+    def learner(self, name: str, network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> GraphLearner:
+        return GraphLearner(network, optimizer, self._engine, self._recorder)
 
 
 def main() -> int:
@@ -45,73 +87,154 @@ def main() -> int:
     parser.add_argument("--resolution", type=int, help="of the images (default: the number in the preset's name, or 32)")
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--classes", type=int, default=0)
+    parser.add_argument("--ways", help="comma-separated (default: all five on a GPU, reference and fused on a CPU)")
     parser.add_argument("--rounds", type=int, default=5, help="timed executions of each phase (default: %(default)s)")
     args = parser.parse_intermixed_args()
-    digits = re.findall(r"\d+", Path(args.preset).stem)
-    resolution = args.resolution or (int(digits[-1]) if digits and int(digits[-1]) >= 32 else 32)
     try:
-        measure(args, resolution)
+        measure(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def measure(args: argparse.Namespace, resolution: int) -> None:
+def measure(args: argparse.Namespace) -> None:
     config = load_config(args.preset, args.overrides)
-    engine = Engine(config.run.device, config.run.world_size, config.run.threads, reduction=config.run.reduction,
-                    graphs=config.run.cuda_graphs)
-    shard = Shard("none.tar", 1, 0, "", "none.npy", "")
-    classes = [str(i) for i in range(args.classes)] or None
-    index = DatasetIndex(resolution, args.channels, "png", classes, [1] * args.classes if classes else None, [shard])
+    fit_groups(config)
+    engine = Engine(config.run.device, config.run.world_size, config.run.threads, reduction=config.run.reduction, graphs=False)
+    index = empty_index(args.resolution or resolution_of(args.preset), args.channels, args.classes)
     resolved = resolve(config, index, engine.world_size, engine.device.type, engine.supports_bf16)
     config = resolved.config
     set_arithmetic(config)
-    state = TrainState(resolved, index, engine.device, engine)
 
     count = config.run.batch // engine.world_size
     first = torch.arange(engine.rank * count, (engine.rank + 1) * count)
-    images = torch.randint(0, 256, (count, args.channels, resolution, resolution), dtype=torch.uint8)
-    labels = first % args.classes if classes else torch.full_like(first, -1)
+    images = torch.randint(0, 256, (count, args.channels, index.resolution, index.resolution), dtype=torch.uint8)
+    labels = first % args.classes if args.classes else torch.full_like(first, -1)
     parts = micro_batches(Batch(images, labels, first), config.run.batch_gpu, resolved.conditional, engine.device)
 
-    objective = state.objective
-    ways = [(objective.synthesis, objective.logits)]
-    if not why_not_compiled(config, engine.spreads("g")):
-        networks = networks_to_compile(engine.device.type)
-        print(compile_networks(state, engine, networks, parts[0]))
-        ways.append((objective.synthesis, objective.logits))
-        if not engine.no_graphs:  # a recording is for one of them
-            del ways[0]
-
-    rows, step = [], [0.0, 0.0]
-    warm_up = 1 if engine.no_graphs else WARM_UP + 1
-    for phase in state.phases:
-        if engine.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        seconds: list[list[float]] = [[] for _ in ways]
-        for _ in range(args.rounds + warm_up):
-            for way, times in zip(ways, seconds, strict=True):
-                objective.synthesis, objective.logits = way
-                begin = time.perf_counter()
-                run_phase(state, phase, parts)
-                if engine.device.type == "cuda":
-                    torch.cuda.synchronize()
-                times.append(time.perf_counter() - begin)
-        medians = [statistics.median(times[warm_up:]) for times in seconds]
-        step = [total + median / phase.interval for total, median in zip(step, medians, strict=False)]
-        rows.append((phase.name, phase.interval, medians, peak_memory(engine.device) / 2**30))
+    ways = []
+    for name in names_of(args.ways, engine):
+        with native.using(WAYS[name][0]):
+            ways.append(way_of(name, resolved, index, engine, parts))
+    for phase in (*ways[0].state.phases, None):
+        for _ in range(args.rounds + (WARM_UP + 1 if any(way.recorded for way in ways) else 1)):
+            for way in ways:
+                with native.using(WAYS[way.name][0]):
+                    execute(way, phase.name if phase else "average", parts, count, engine.device)
     if engine.is_main:
-        print(f"{Path(args.preset).name}, {resolution} px, batch {config.run.batch} in parts of {config.run.batch_gpu}, "
+        rates, named = rates_here(engine.device, config.precision.tf32)
+        floor = {p.name: p for p in count_step(resolved, index, "fused" if native.native().devices else "reference")}
+        print(f"{Path(args.preset).name}, {index.resolution} px, batch {config.run.batch} in parts of {config.run.batch_gpu}, "
               f"{config.precision.dtype}, {engine.describe()}, torch {torch.__version__}, "
               f"{torch.get_num_threads()} CPU threads per process")
-        print(f"{'phase':<12}{'every':>6}{'ms':>11}{'img/s':>11}{'of step':>9}{'peak GiB':>10}" +
-              (f"{'compiled':>11}{'gain':>7}" if len(ways) == 2 else ""))
-        for name, interval, medians, memory in [*rows, ("step", 1, step[:len(ways)], max(row[3] for row in rows))]:
-            print(f"{name:<12}{interval:>6}{medians[0] * 1e3:>11.1f}{config.run.batch / medians[0]:>11.1f}"
-                  f"{medians[0] / interval / step[0]:>9.0%}{memory:>10.2f}" +
-                  (f"{medians[1] * 1e3:>11.1f}{medians[0] / medians[1]:>7.2f}" if len(ways) == 2 else ""))
+        print(f"operators: {native.path(engine.device.type, 'fused')}")
+        print(f"rates: {named}; {rates.low / 1e12:.3g} and {rates.full / 1e12:.3g} TFLOP/s, {rates.bandwidth / 1e12:.3g} TB/s")
+        print("\n".join(table(ways, floor, rates, config, engine)))
+        if engine.device.type == "cpu":
+            print(f"largest size of the process: {peak_memory(engine.device) / 2**30:.2f} GiB")
     engine.close()
+
+
+def names_of(wanted: str | None, engine: Engine) -> list[str]:
+    on_gpu = engine.device.type == "cuda"
+    names = wanted.split(",") if wanted else list(WAYS) if on_gpu else ["reference", "fused"]
+    for name in names:
+        if name not in WAYS:
+            raise InputError(f"--ways {name}: use some of {', '.join(WAYS)}")
+        if not native.native().devices and WAYS[name][0] == "fused":
+            raise InputError(f"--ways {name}: there are no native operators ({native.native().reason}); use --ways reference")
+    return names
+
+
+def way_of(name: str, resolved: Resolved, index: DatasetIndex, engine: Engine, parts: list) -> Way:
+    """Build its state, and compile its networks. Where there is no GPU nothing is recorded."""
+    on_gpu = engine.device.type == "cuda"
+    before = torch.cuda.memory_allocated() if on_gpu else 0
+    recorded = "graphs" in WAYS[name][1] and on_gpu and not engine.choice.zero
+    maker: Any = Recording(engine) if recorded else engine
+    state = TrainState(resolved, index, engine.device, maker)
+    if "compile" in WAYS[name][1]:
+        said = compile_networks(state, engine, networks_to_compile(engine.device.type), parts[0])
+        if engine.is_main:
+            print(f"{name}: {said}")
+    return Way(name, state, recorded, (torch.cuda.memory_allocated() if on_gpu else 0) - before)
+
+
+def execute(way: Way, phase_name: str, parts: list, count: int, device: torch.device) -> None:
+    """One phase, or the moving average, on the clock."""
+    state = way.state
+    phase = next((p for p in state.phases if p.name == phase_name), None)
+    on_gpu, before = device.type == "cuda", 0
+    if on_gpu:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    begin = time.perf_counter()
+    if phase is None:
+        state.ema.update(state.generator, 0, count)
+    elif notice := run_phase(state, phase, parts).notice:
+        print(f"{way.name}: {notice}")
+    if on_gpu:
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before + way.own
+        way.peaks[phase_name] = max(peak, way.peaks.get(phase_name, 0))
+    way.seconds.setdefault(phase_name, []).append(time.perf_counter() - begin)
+
+
+def rates_here(device: torch.device, tf32: bool) -> tuple[Rates, str]:
+    """What this device reaches, and where the numbers are from."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device).lower().replace("-", " ").replace("80gb", "").split()
+        known = [key for key in GPUS if key.replace("-pcie", " pcie").replace("-40", " 40gb").split()[0] in name]
+        known = [key for key in known if ("pcie" in name) == ("pcie" in key)] or known
+        if known:
+            return rates_of(GPUS[known[0]], tf32), f"{known[0]}, reached share of its data sheet"
+
+    def best(work: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(7):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            begin = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - begin)
+        return min(times)
+
+    size = 8192 if device.type == "cuda" else 2048
+    flops = []
+    for dtype in (torch.bfloat16, torch.float32):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        flops.append(2 * size**3 / best(lambda a=a, b=b: a @ b))
+    source = torch.zeros(2**26, device=device)
+    target = torch.empty_like(source)
+    return Rates(*flops, 2 * source.nbytes / best(lambda: target.copy_(source))), "as measured here"
+
+
+def table(ways: list[Way], floor: dict[str, CountedPhase], rates: Rates, config: Config, engine: Engine) -> list[str]:
+    """Lines: a phase each, an average step, images per second, and the gain over the first way."""
+    on_gpu = engine.device.type == "cuda"
+    share = 1 / engine.world_size
+    medians = [way.medians() for way in ways]
+    rows = [(name, phase.interval, rates.seconds(phase.kernels) * (share if name != "average" else 1),
+             [m[name] for m in medians], [way.peaks.get(name, 0) for way in ways]) for name, phase in floor.items()]
+    lowest = sum(row[2] / row[1] for row in rows)
+    totals = [sum(row[3][i] / row[1] for row in rows) for i in range(len(ways))]
+    rows.append(("step", 1, lowest, totals, [max(way.peaks.values(), default=0) for way in ways]))
+    lines = [f"{'phase':<11}{'every':>6}{'floor ms':>10}" + "".join(
+        f"{way.name + ': ms':>15}{'x floor':>9}" + (f"{'GiB':>7}" if on_gpu else "") for way in ways)]
+    for name, interval, least, seconds, peaks in rows:
+        lines.append(f"{name:<11}{interval:>6}{least * 1e3:>10.2f}" + "".join(
+            f"{s * 1e3:>15.2f}{s / least:>9.2f}" + (f"{peak / 2**30:>7.2f}" if on_gpu else "")
+            for s, peak in zip(seconds, peaks, strict=True)))
+    blank = " " * (16 if on_gpu else 9)
+    batch = config.run.batch
+    lines.append(f"{'img/s':<17}{batch / lowest:>10.1f}" + "".join(f"{batch / s:>15.1f}{blank}" for s in totals))
+    lines.append(f"{'ms/img':<17}{lowest / batch * 1e3:>10.3f}" + "".join(f"{s / batch * 1e3:>15.3f}{blank}" for s in totals))
+    lines.append(f"{'times as fast':<27}" + "".join(f"{totals[0] / s:>15.2f}{blank}" for s in totals))
+    return [line.rstrip() for line in lines]
 
 
 if __name__ == "__main__":
