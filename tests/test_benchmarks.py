@@ -1,0 +1,51 @@
+"""The measurements run, on a CPU as well, and their tables say what they should."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stylegan_dist.ops import native
+
+ROOT = Path(__file__).parent.parent
+SMALL = ("launch/presets/cifar10.yaml", "--classes", "10", "--rounds", "1", "run.batch=4", "run.threads=1", "run.device=cpu",
+         "generator.channel_max=16", "discriminator.channel_max=16", "loss.path_length_weight=2")
+
+
+def run(script: str, *arguments: str, code: int = 0) -> str:
+    done = subprocess.run([sys.executable, f"benchmarks/{script}.py", *arguments], capture_output=True, text=True, timeout=200,
+                          cwd=ROOT, check=False)
+    assert done.returncode == code, done.stderr[-2000:]
+    return done.stderr if code else done.stdout
+
+
+def test_step():
+    ways = ["reference", "fused"] if native.native().devices else ["reference"]
+    lines = run("step", *SMALL, "--ways", ",".join(ways)).splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines}
+    phases = {name: [float(cell) for cell in rows[name]]
+              for name in ("g_main", "g_path", "d_main", "d_penalty", "average", "step")}
+    for every, floor, *columns in phases.values():
+        assert len(columns) == 2 * len(ways)
+        assert every in (1, 4, 16)
+        for ms, times in zip(columns[::2], columns[1::2], strict=True):
+            assert times == pytest.approx(ms / floor, rel=0.5)  # the floor has two digits
+    parts = [row for name, row in phases.items() if name != "step"]
+    for column in (1, 2, *([4] if len(ways) == 2 else [])):
+        assert phases["step"][column] == pytest.approx(sum(row[column] / row[0] for row in parts), abs=0.05)
+    assert float(rows["img/s"][1]) == pytest.approx(4e3 / phases["step"][2], rel=0.02)
+    assert run("step", *SMALL, "--ways", "quick", code=2).startswith("error: --ways quick: use some of reference, compile, ")
+
+
+def test_ops():
+    if not native.native().devices:
+        pytest.skip(native.native().reason)
+    arguments = ("--operators", "d_filter,fromrgb", "--dtypes", "float32", "--layouts", "nhwc", "--batch", "2", "--rounds", "2")
+    head, columns, *rows = run("ops", *arguments, "--device", "cpu").splitlines()
+    assert "GB/s" in head
+    assert columns.split()[:4] == ["operator", "shape", "dtype", "layout"]
+    assert [row.split()[0] for row in rows] == ["d_filter"] * 3 + ["fromrgb"] * 3
+    assert all(float(cell) > 0 for row in rows for cell in row.split()[4:])
