@@ -34,9 +34,10 @@ def train(shards: Path, run_dir: Path, *overrides: str) -> dict[str, torch.Tenso
     return {f"{name}.{key}": value for name, tensors in files.items() for key, value in tensors.items()}
 
 
+@pytest.mark.parametrize("path", ["reference", "fused"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-def test_a_continued_run_equals_a_straight_one(dtype: str, labelled_shards: Path, tmp_path: Path):
-    settings = ("run.device=cuda", f"precision.dtype={dtype}")
+def test_a_continued_run_equals_a_straight_one(dtype: str, path: str, labelled_shards: Path, tmp_path: Path):
+    settings = ("run.device=cuda", f"precision.dtype={dtype}", f"ops.path={path}")
     straight = train(labelled_shards, tmp_path / "straight", *settings)
     assert main(["train", *TINY, f"data.shards={labelled_shards}", f"run.dir={tmp_path / 'halves'}", "run.kimg=0.08",
                  *settings]) == 0
@@ -57,7 +58,7 @@ def test_first_losses_are_those_of_the_cpu(labelled_shards: Path, tmp_path: Path
 
 @pytest.mark.parametrize("extra", [(), ("run.batch_gpu=4", "precision.dtype=fp32", "run.recompute=8"),
                                    ("loss.penalty_interval=1", "loss.path_length_interval=1", "optim.g.name=RMSprop",
-                                    "optim.g.lr=0.001")])
+                                    "optim.g.lr=0.001"), ("ops.path=fused",), ("ops.path=fused", "precision.dtype=fp32")])
 def test_recorded_phases_equal_ordinary_ones(extra: tuple[str, ...], labelled_shards: Path, tmp_path: Path):
     """To the last bit, in a straight run and in one that is interrupted, where the second half records anew."""
     settings = ("run.device=cuda", *extra)

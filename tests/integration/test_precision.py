@@ -14,7 +14,7 @@ from stylegan_dist.monitor.jsonl import read
 
 pytestmark = pytest.mark.slow
 # At ticks of 250 images, of losses between 0.6 and 2.9. Such short runs are chaotic: native operators and those of PyTorch,
-# both in float32 and different in the last bits alone, are up to 0.27 (D) and 0.58 (G) apart at a tick, and bfloat16 is as much.
+# both in float32 and different in the last bits alone, are up to 0.27 (D) and 0.58 (G) apart at a tick, as is bfloat16.
 # Over a run it evens out: 0.03 and 0.08 (three seeds).
 BAND = {"loss/d_main": 0.5, "loss/g_main": 1.1}
 MEAN_BAND = {"loss/d_main": 0.08, "loss/g_main": 0.2}
