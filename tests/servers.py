@@ -116,7 +116,7 @@ class _Handler(SimpleHTTPRequestHandler):
         self.owner = owner
         super().__init__(*args, directory=str(owner.folder))
 
-    def do_GET(self) -> None:  # noqa: N802 (the base class calls it)
+    def do_GET(self) -> None:
         name = self.path.lstrip("/")
         fault = self.owner.fault(name, self.owner.count(name))
         path = self.owner.folder / name

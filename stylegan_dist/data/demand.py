@@ -15,11 +15,16 @@ from stylegan_dist.errors import InputError
 
 
 def node_demand(index: DatasetIndex, order: GlobalOrder | MixedOrder, nimg: int, batch: int, world_size: int,
-                ranks: Iterable[int]) -> int:
-    """Bytes of the remote shards under the present and the next slots of a node's ranks: its cache must hold them at once."""
+                ranks: Iterable[int], steps: int) -> int:
+    """Bytes of the remote shards that a node's cache must hold at once: under the present and the next slots of its ranks.
+
+    Args:
+        nimg: number of the first image of a global batch.
+        steps: batches that may be under way at a time, one that is trained on and those that readers prepare ahead.
+    """
     count = batch // world_size
     wanted = {shard for rank in ranks for ahead in (0, 1)
-              for shard in order.working_set(nimg, batch, rank * count, count, ahead)}
+              for shard in order.working_set(nimg, batch, rank * count, count, ahead, steps)}
     return sum(blob.bytes for shard in wanted for blob in blobs(index.shards[shard]))
 
 

@@ -61,11 +61,12 @@ class MixedOrder:
             for slot in order.slots_from(begin, count, ahead)
         )
 
-    def working_set(self, nimg: int, batch: int, first: int, count: int, ahead: int = 0) -> list[int]:
+    def working_set(self, nimg: int, batch: int, first: int, count: int, ahead: int = 0, steps: int = 1) -> list[int]:
         """The shards that any rank reads from around image `nimg`: a rank's images come from all lanes of all sets."""
         return [
             start + shard
-            for start, order, (begin, images) in zip(self._first_shard, self.orders, self._spans(nimg, batch), strict=False)
+            for start, order, (begin, images) in zip(self._first_shard, self.orders, self._spans(nimg, steps * batch),
+                                                     strict=False)
             for shard in order.working_set(begin, images, 0, images, ahead)
         ]
 

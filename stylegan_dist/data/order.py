@@ -60,17 +60,18 @@ class GlobalOrder:
         """First and last slot, `ahead` slots on, of the global batch that begins with image `nimg`."""
         return self.slot(nimg) + ahead, self.slot(nimg + batch - 1) + ahead
 
-    def working_set(self, nimg: int, batch: int, first: int, count: int, ahead: int = 0) -> list[int]:
-        """The shards that a rank reads from in the slots around image `nimg`.
+    def working_set(self, nimg: int, batch: int, first: int, count: int, ahead: int = 0, steps: int = 1) -> list[int]:
+        """The shards that a rank reads from in the slots of some global batches.
 
         Args:
             nimg: number of the first image of a global batch.
             batch: images of a global batch.
             first, count: the rank's part of each global batch is images first, ..., first + count - 1.
-            ahead: 0 for the present slots, 1 for those that follow, and so on.
+            ahead: 0 for the slots of these batches, 1 for those one slot on, and so on.
+            steps: how many batches, counted from `nimg`.
         Returns: numbers of shards, each once, in the order of the lanes.
         """
-        begin, end = self.slots_from(nimg, batch, ahead)
+        begin, end = self.slots_from(nimg, steps * batch, ahead)
         wanted: dict[int, None] = {}
         for slot in range(begin, end + 1):
             epoch = slot // self._blocks_per_lane

@@ -297,7 +297,8 @@ class Trainer:
         d, batch, world_size = self.config.data, self.config.run.batch, self.engine.world_size
         here = [rank for rank, host in enumerate(self.engine.hosts) if host == self.engine.hosts[self.engine.rank]]
         order = order_of(self.index, self.config.run.seed, d.lanes, d.block)
-        return open_cache(d.cache, d.cache_gb, self.index, node_demand(self.index, order, nimg, batch, world_size, here))
+        demand = node_demand(self.index, order, nimg, batch, world_size, here, steps=1 + d.workers * d.prefetch)
+        return open_cache(d.cache, d.cache_gb, self.index, demand)
 
     def _open_stream(self) -> BatchStream:
         d = self.config.data

@@ -10,11 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from batches import joined, same
 from PIL import Image
 
 from stylegan_dist.data.images import ImageOptions, decode
@@ -61,16 +61,6 @@ def take(folder, count: int, **options) -> list:
         return [next(stream) for _ in range(count)]
     finally:
         stream.close()
-
-
-def same(a, b) -> bool:
-    return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.index, b.index)
-
-
-def joined(parts):
-    """The parts of all ranks as one batch."""
-    first = parts[0]
-    return replace(first, **{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(first)})
 
 
 STEPS = 13  # 104 images: beyond the second epoch of 44
