@@ -147,7 +147,7 @@ def load_discriminator(config: Config, folder: Path, dtype: str, device: torch.d
 
 def real_images(shards: str, config: Config, count: int, num_classes: int, device: torch.device) -> MicroBatch:
     d = config.data
-    stream = BatchStream(shards, load_index(shards), seed=config.run.seed, lanes=d.lanes, block=d.block, batch=count)
+    stream = BatchStream(load_index(shards), seed=config.run.seed, lanes=d.lanes, block=d.block, batch=count)
     part, = micro_batches(next(stream), count, num_classes > 0, device)
     stream.close()
     return part

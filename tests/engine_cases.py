@@ -93,7 +93,7 @@ def train(case: dict, engine: engines.Engine, draws: Draws) -> None:
         state.restore(Path(case["start"]))
     d, batch = config.data, config.run.batch
     stream = BatchStream(
-        d.shards, index, seed=config.run.seed, lanes=d.lanes, block=d.block, batch=batch, rank=engine.rank,
+        index, seed=config.run.seed, lanes=d.lanes, block=d.block, batch=batch, rank=engine.rank,
         world_size=engine.world_size, start=state.nimg, mirror=d.mirror, workers=0, prefetch=1,
     )
     draws.taken(engine)

@@ -48,7 +48,11 @@ class RunConfig:
 
 @dataclass
 class DataConfig:
-    shards: str = knob("", "folder of the shard set made by `stylegan-dist pack`")
+    shards: str = knob("", "folder or URL (s3, gs, http, hf, ...) of a shard set; several, with braces, wildcards "
+                           "and @WEIGHT are mixed: \"s3://a/faces@3 data/{cats,dogs}@1\"")
+    cache: str = knob("auto", "folder on a local disk that keeps the shards of URLs for all processes and runs of a node; "
+                              "auto: stylegan-dist-cache-UID in $SLURM_TMPDIR or the temporary folder")
+    cache_gb: float = knob(64.0, "size of that folder at most, GB")
     conditional: bool | Auto = knob("auto", "train on class labels; auto: if the data has them")
     mirror: bool = knob(False, "flip images left to right with probability one half")
     workers: int = knob(2, "reader processes per rank; 0 reads in the training process")

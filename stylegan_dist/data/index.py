@@ -1,7 +1,7 @@
 """The index of a shard set: what is in it, and where each sample lies. The format is in shards/FORMAT.md.
 
-A shard set is a folder of plain WebDataset tar files with two additions of ours: `index.json` for the
-whole set, and one `*.offsets.npy` per shard, so that any sample can be read with one `pread`.
+A shard set is a folder (or a URL) of plain WebDataset tar files with two additions of ours: `index.json` for
+the whole set, and one `*.offsets.npy` per shard, so that any sample can be read with one `pread`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from stylegan_dist.data import storage
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import write_whole
 
@@ -29,12 +32,32 @@ RESOLUTIONS = tuple(2**i for i in range(3, 11))
 class Shard:
     """One tar file of the set."""
 
-    name: str            # file name, relative to the index
+    name: str            # file name, relative to the place of the shards
     samples: int
     bytes: int           # size of the tar file
     sha256: str          # of the tar file
     offsets: str         # name of the .npy file: int64 [samples, 3] = payload offset, payload bytes, class
     offsets_sha256: str
+    # Where the two files lie: known once the index is read, and no part of what the data is.
+    location: str = field(default="", compare=False)
+    offsets_location: str = field(default="", compare=False)
+
+    def record(self) -> dict:
+        """What `index.json` holds of it."""
+        return {key: value for key, value in asdict(self).items() if key not in ("location", "offsets_location")}
+
+    def placed(self, shards_at: str, offsets_at: str) -> Shard:
+        """The same shard in these folders or below these URLs."""
+        return replace(self, location=storage.join(shards_at, self.name),
+                       offsets_location=storage.join(offsets_at, self.offsets))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One shard set of a mixture."""
+
+    shards: int    # how many of the mixture's shards are of this set
+    weight: float  # its images among the images of training are in proportion to this
 
 
 @dataclass(frozen=True)
@@ -49,6 +72,8 @@ class DatasetIndex:
     shards: list[Shard]
     packed_with: dict = field(default_factory=dict)   # the options of `pack`, for the record
     skipped: list[dict] = field(default_factory=list)  # unreadable source files: name, reason
+    shards_at: str | None = None        # folder or URL of the shards; None: beside the index
+    parts: tuple[Part, ...] = ()        # the sets of a mixture, in the order of `shards`; empty for one set; not stored
 
     @property
     def num_samples(self) -> int:
@@ -61,53 +86,122 @@ class DatasetIndex:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the names, sizes and checksums of all shards: the identity of the data."""
-        text = json.dumps([asdict(shard) for shard in self.shards], sort_keys=True)
+        """SHA-256 over the names, sizes and checksums of all shards, and the weights of a mixture: the data's identity."""
+        text = json.dumps([shard.record() for shard in self.shards], sort_keys=True)
+        if self.parts:
+            text += json.dumps([asdict(part) for part in self.parts])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write `index.json` atomically."""
-        content = {"format": FORMAT, "version": VERSION, "num_samples": self.num_samples, **asdict(self)}
-        write_whole(Path(folder) / INDEX_NAME, json.dumps(content, indent=1) + "\n")
+        """Write `index.json` of one set, atomically."""
+        content = self.content()
+        write_whole(Path(folder) / INDEX_NAME, content)
+
+    def content(self) -> str:
+        """The text of `index.json` of one set."""
+        known = {key: value for key, value in asdict(self).items() if key not in ("parts", "shards", "shards_at")}
+        place = {} if self.shards_at is None else {"shards_at": self.shards_at}
+        return json.dumps({"format": FORMAT, "version": VERSION, "num_samples": self.num_samples, **known, **place,
+                           "shards": [shard.record() for shard in self.shards]}, indent=1) + "\n"
 
 
-def load_index(folder: str | os.PathLike) -> DatasetIndex:
-    """Read `index.json` and check that every shard is there with the promised size.
+def load_index(data: str | os.PathLike) -> DatasetIndex:
+    """The index of everything that a run trains on, with the sizes of local shards checked.
+
+    Args:
+        data: one shard set or several, separated by spaces: folders, or URLs that fsspec knows, with braces and
+            wildcards, each with an optional `@WEIGHT`. Without weights every image counts the same.
 
     Raises:
-        InputError: no index, an index of another format, or a shard missing or of the wrong size.
+        InputError: no index, an index of another format, sets that do not fit together, or a local shard that is
+            missing or of the wrong size.
     """
-    index = read_index(folder)
-    for shard in index.shards:
-        check_shard_size(Path(folder), shard)
-    return index
+    entries = _entries(os.fspath(data))
+    indices = [read_index(location) for location, _ in entries]
+    for index in indices:
+        for shard in index.shards:
+            check_shard_size(shard)
+    if len(indices) == 1:
+        return indices[0]
+    for (location, _), index in zip(entries[1:], indices[1:], strict=True):
+        for name in ("resolution", "channels", "classes"):
+            if (a := getattr(indices[0], name)) != (b := getattr(index, name)):
+                raise InputError(f"{entries[0][0]} and {location} cannot be mixed: their {name} are {a} and {b}")
+    if len({weight is None for _, weight in entries}) > 1:
+        raise InputError(f"data.shards gives weights to some sets only: give one to each, as in {entries[0][0]}@1")
+    parts = tuple(Part(len(index.shards), float(index.num_samples if weight is None else weight))
+                  for index, (_, weight) in zip(indices, entries, strict=True))
+    counts = [index.class_counts for index in indices if index.class_counts is not None]
+    return replace(
+        indices[0], shards=[shard for index in indices for shard in index.shards], parts=parts, packed_with={}, skipped=[],
+        class_counts=_mixed_counts(indices, parts) if counts else None, shards_at=None,
+    )
+
+
+def _entries(data: str) -> list[tuple[str, float | None]]:
+    """(location, weight) of each set that data.shards names."""
+    if storage.local_path(data).exists():  # also a path with spaces
+        return [(data, None)]
+    entries: list[tuple[str, float | None]] = []
+    for word in data.split():
+        pattern, at, text = word.rpartition("@")
+        weight: float | None = None
+        if at and re.fullmatch(r"[0-9.eE+-]+", text):
+            try:
+                weight = float(text)
+            except ValueError:
+                weight = 0.0
+            if not 0 < weight < float("inf"):
+                raise InputError(f"the weight of {word} in data.shards must be a positive number")
+        else:
+            pattern = word
+        storage.check_location(pattern)
+        if pattern.endswith(".tar"):
+            raise InputError(f"data.shards names tar files ({pattern}): make an index of them once with `stylegan-dist index "
+                             f"'{pattern}' FOLDER`, and set data.shards=FOLDER")
+        locations = storage.expand(pattern)
+        entries += [(location, None if weight is None else weight / len(locations)) for location in locations]
+    return entries
+
+
+def _mixed_counts(indices: list[DatasetIndex], parts: tuple[Part, ...]) -> list[int]:
+    """Images of each class in proportion to how often training sees them, as if all sets together were seen once."""
+    total = sum(index.num_samples for index in indices)
+    share = [part.weight / sum(other.weight for other in parts) * total / index.num_samples
+             for part, index in zip(parts, indices, strict=True)]
+    counts = np.sum([np.asarray(index.class_counts) * s for index, s in zip(indices, share, strict=True)], axis=0)
+    return [max(round(float(count)), int(count > 0)) for count in counts]
 
 
 def read_index(folder: str | os.PathLike) -> DatasetIndex:
-    """Read `index.json` without looking at the shards.
+    """Read the `index.json` of one set without looking at the shards.
+
+    Args:
+        folder: or a URL that fsspec knows.
 
     Raises:
         InputError: no index, an index of another format, or one that contradicts itself.
     """
-    folder = Path(folder)
-    path = folder / INDEX_NAME
-    if not path.is_file():
+    home = os.fspath(folder)
+    path = storage.join(home, INDEX_NAME)
+    if not storage.is_remote(home) and not storage.local_path(path).is_file():
         raise InputError(
-            f"no {INDEX_NAME} in {folder}: pack the images first (stylegan-dist pack SOURCE {folder}), "
-            "or correct data.shards"
+            f"no {INDEX_NAME} in {home}: pack the images first (stylegan-dist pack SOURCE {home}), index shards that other "
+            f"tools made (stylegan-dist index {home}), or correct data.shards"
         )
+    text = storage.read_bytes(path)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(text)
         if content.pop("format") != FORMAT:
             raise InputError(f"{path} is not a shard index of this program; pack the data again")
         if (version := content.pop("version")) != VERSION:
             raise InputError(f"{path} has format version {version}, this program reads {VERSION}; pack the data again")
         promised = content.pop("num_samples")
-        shards = [Shard(**shard) for shard in content.pop("shards")]
+        at = content.get("shards_at") or home
+        storage.check_location(at)
+        shards = [Shard(**shard).placed(at, home) for shard in content.pop("shards")]
         index = DatasetIndex(shards=shards, **content)
         held = index.num_samples
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); pack the data again or restore the file") from None
     if index.channels not in CHANNELS or index.resolution not in RESOLUTIONS:
@@ -115,42 +209,48 @@ def read_index(folder: str | os.PathLike) -> DatasetIndex:
     if promised != held or held < 1:
         raise InputError(f"{path} is damaged: it promises {promised} samples, its shards hold {held}")
     for shard in index.shards:
-        check_plain_name(shard.name, path)
-        check_plain_name(shard.offsets, path)
+        check_name(shard.name, path, folders=index.shards_at is not None)
+        check_name(shard.offsets, path)
     return index
 
 
-def check_plain_name(name: str, where: Path) -> None:
-    """Refuse names that could lead out of the folder of the index."""
-    if not name or name != os.path.basename(name) or name in (".", ".."):
+def check_name(name: str, where: str, folders: bool = False) -> None:
+    """Refuse names that could lead out of a folder; `folders`: sub-folders are allowed."""
+    steps = name.split("/")
+    if not all(steps) or set(steps) & {".", ".."} or "\\" in name or (len(steps) > 1 and not folders):
         raise InputError(f"{where} names the file {name!r}, which is not a plain file name; the index is not trusted")
 
 
-def check_shard_size(folder: Path, shard: Shard) -> None:
-    """Raise InputError unless the shard and its offsets are there and the shard has the promised size."""
-    for name in (shard.name, shard.offsets):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name} is missing: restore it or pack the data again")
-    size = (folder / shard.name).stat().st_size
+def check_shard_size(shard: Shard) -> None:
+    """Raise InputError unless a local shard and its offsets are there and the shard has the promised size."""
+    for location in (shard.location, shard.offsets_location):
+        if not storage.is_remote(location) and not storage.local_path(location).is_file():
+            raise InputError(f"{location} is missing: restore it or pack the data again")
+    if storage.is_remote(shard.location):
+        return
+    size = storage.local_path(shard.location).stat().st_size
     if size != shard.bytes:
+        folder = os.path.dirname(shard.offsets_location)
         raise InputError(
-            f"{folder / shard.name} has {size} bytes, the index promises {shard.bytes}: it is truncated or "
+            f"{shard.location} has {size} bytes, the index promises {shard.bytes}: it is truncated or "
             f"altered; restore it or pack the data again (stylegan-dist verify {folder} checks every shard)"
         )
 
 
-def load_offsets(folder: str | os.PathLike, shard: Shard) -> np.ndarray:
+def load_offsets(shard: Shard, file: BinaryIO | None = None) -> np.ndarray:
     """Where the samples of a shard lie: int64 [samples, 3] = payload offset, payload bytes, class.
+
+    Args:
+        file: the offsets file, open; None: it is local.
 
     Raises:
         InputError: the file is unreadable, or does not fit the shard.
     """
-    path = Path(folder) / shard.offsets
     try:
-        table = np.load(path, allow_pickle=False)
+        table = np.load(file or storage.local_path(shard.offsets_location), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is damaged ({error}); restore it or pack the data again") from None
+        raise InputError(f"{shard.offsets_location} is damaged ({error}); restore it or pack the data again") from None
     fits = table.dtype == np.int64 and table.shape == (shard.samples, 3)
     if not fits or (table[:, :2] < 0).any() or (table[:, 0] + table[:, 1] > shard.bytes).any():
-        raise InputError(f"{path} does not fit {shard.name}; restore it or pack the data again")
+        raise InputError(f"{shard.offsets_location} does not fit {shard.name}; restore it or pack the data again")
     return table

@@ -9,11 +9,14 @@ batch or the past. So the position in the data is one integer, and seeking costs
     lane l = p mod L owns a contiguous piece of the line   so a batch draws from many shards
     inside its lane, blocks of samples are permuted        so neighbours in time are not neighbours on disk
 
-At any time a lane touches the few shards of one block, which bounds what has to be open or cached.
+All lanes walk their blocks in step, so the line is also a sequence of *slots*: slot s is block s of every
+lane. While it lasts, only the few shards under these blocks are touched, which bounds what has to be open
+or cached, and the shards of the next slot are known long before they are needed.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -47,6 +50,56 @@ class GlobalOrder:
     def locate(self, first: int, count: int) -> list[tuple[int, int]]:
         """(shard, sample within the shard) of images first, ..., first + count - 1."""
         return [self._locate_one(image) for image in range(first, first + count)]
+
+    def slot(self, image: int) -> int:
+        """The slot that an image lies in, counted through all epochs."""
+        epoch, position = divmod(image, self.num_samples)
+        return epoch * self._blocks_per_lane + position // self.lanes // self.block
+
+    def slots_from(self, nimg: int, batch: int, ahead: int) -> tuple[int, int]:
+        """First and last slot, `ahead` slots on, of the global batch that begins with image `nimg`."""
+        return self.slot(nimg) + ahead, self.slot(nimg + batch - 1) + ahead
+
+    def working_set(self, nimg: int, batch: int, first: int, count: int, ahead: int = 0, steps: int = 1) -> list[int]:
+        """The shards that a rank reads from in the slots of some global batches.
+
+        Args:
+            nimg: number of the first image of a global batch.
+            batch: images of a global batch.
+            first, count: the rank's part of each global batch is images first, ..., first + count - 1.
+            ahead: 0 for the slots of these batches, 1 for those one slot on, and so on.
+            steps: how many batches, counted from `nimg`.
+        Returns: numbers of shards, each once, in the order of the lanes.
+        """
+        begin, end = self.slots_from(nimg, steps * batch, ahead)
+        wanted: dict[int, None] = {}
+        for slot in range(begin, end + 1):
+            epoch = slot // self._blocks_per_lane
+            for lane in self._lanes_of(nimg + first, batch, count, epoch):
+                wanted.update(dict.fromkeys(self._shards_under(epoch, lane, slot % self._blocks_per_lane)))
+        return list(wanted)
+
+    def _lanes_of(self, image: int, batch: int, count: int, epoch: int) -> list[int]:
+        """The lanes that `count` images from `image` on, and those whole batches later, come from in an epoch.
+
+        An epoch begins with lane 0 whatever came before, so a rank's lanes may be others in each.
+        """
+        step = math.gcd(batch, self.lanes)  # whole batches move the lane by multiples of this
+        if count >= step:
+            return list(range(self.lanes))
+        begin = (image - epoch * self.num_samples) % step
+        return [lane for lane in range(self.lanes) if (lane - begin) % step < count]
+
+    def _shards_under(self, epoch: int, lane: int, block: int) -> list[int]:
+        """The shards that hold one block of a lane; none for a block beyond the end of the lane."""
+        start = lane * self._lane_length + min(lane, self._longer)
+        length = self._lane_length + (lane < self._longer)
+        first, last = start + block * self.block, start + min(length, (block + 1) * self.block) - 1
+        if first > last:
+            return []
+        shards, ends = self._shard_line(epoch)
+        begin, end = np.searchsorted(ends, [first, last], side="right")
+        return [int(shard) for shard in shards[begin:end + 1] if self.shard_samples[shard]]
 
     def _locate_one(self, image: int) -> tuple[int, int]:
         epoch, position = divmod(image, self.num_samples)

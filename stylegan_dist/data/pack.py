@@ -357,13 +357,13 @@ def _publish(out: Path, name: str, temporary: Path, table: np.ndarray, members: 
 
 
 def _finish(source: Source, out: Path, image: ImageOptions, results: list[dict], record: dict) -> DatasetIndex:
-    shards = [Shard(**result["shard"]) for result in results if result["shard"]]
+    shards = [Shard(**result["shard"]).placed(str(out), str(out)) for result in results if result["shard"]]
     skipped = sorted((entry for result in results for entry in result["skipped"]), key=lambda entry: entry["name"])
     if not shards:
         raise InputError(f"none of the images can be read: {_name_some(skipped)}")
     counts = None
     if source.classes is not None:
-        labels = np.concatenate([load_offsets(out, shard)[:, 2] for shard in shards])
+        labels = np.concatenate([load_offsets(shard)[:, 2] for shard in shards])
         counts = np.bincount(labels, minlength=len(source.classes)).tolist()
     index = DatasetIndex(
         resolution=image.resolution, channels=image.channels, encoding=image.encoding, classes=source.classes,

@@ -1,26 +1,36 @@
-"""Random access to the encoded samples of a shard set."""
+"""Random access to the encoded samples of shards, local or in the node's cache."""
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from pathlib import Path
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable
 
 import numpy as np
 
-from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, load_offsets
+from stylegan_dist.data import storage
+from stylegan_dist.data.cache import Blob, CacheFull, NodeCache
+from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, load_offsets
 from stylegan_dist.errors import InputError
 
 OPEN_SHARDS = 256
+FULL_PAUSE_SECONDS = 5.0
+_OFFSETS_HEADER, _OFFSETS_ROW = 128, 24  # bytes of NumPy's header and of three int64
 
 
 class ShardReader:
-    """Random access to the samples of a local shard set, with one `pread` each."""
+    """Random access to the samples of a data set, with one `pread` each.
 
-    def __init__(self, folder: str | os.PathLike, index: DatasetIndex):
-        self.folder = Path(folder)
+    Local shards are read where they lie. Remote ones are read from the node's cache, which fetches them when
+    they are first needed; `prefetch` names those that will be.
+    """
+
+    def __init__(self, index: DatasetIndex, cache: NodeCache | None = None):
         self.index = index
+        self.cache = cache
         self._open: OrderedDict[int, tuple[int, np.ndarray]] = OrderedDict()
+        self._prefetcher: _Prefetcher | None = None
 
     def read(self, shard: int, sample: int) -> tuple[bytes, int]:
         """The encoded sample and its class number.
@@ -31,38 +41,116 @@ class ShardReader:
         file, table = self._opened(shard)
         offset, size, label = (int(v) for v in table[sample])
         try:
-            return os.pread(file, size, offset), label
+            data = os.pread(file, size, offset)
         except OSError as error:
             raise InputError(
                 f"cannot read {self.place(shard, sample)}: {error.strerror}; check the disk or the network file system"
             ) from None
+        if len(data) < size:
+            raise InputError(f"{self.place(shard, sample)}: the file is damaged, it ends at byte {offset + len(data)}; "
+                             "restore it or pack the data again")
+        return data, label
 
     def place(self, shard: int, sample: int) -> str:
         """Where a sample lies, for people."""
         offset = int(self._opened(shard)[1][sample][0])
-        return f"{self.folder / self.index.shards[shard].name}, sample {sample} at byte {offset}"
+        return f"{self.index.shards[shard].location}, sample {sample} at byte {offset}"
+
+    def retain(self, shards: Iterable[int]) -> None:
+        """Close all other shards, so that the cache may let them go."""
+        for shard in set(self._open) - set(shards):
+            os.close(self._open.pop(shard)[0])
+
+    def prefetch(self, shards: list[int]) -> None:
+        """Have the remote ones of these shards fetched in the background, in this order; replaces an earlier list."""
+        if self.cache is None:
+            return
+        if self._prefetcher is None:
+            self._prefetcher = _Prefetcher(self.cache)
+        self._prefetcher.want([blob for shard in shards for blob in blobs(self.index.shards[shard])])
+
+    def close(self) -> None:
+        """Close all shards; a later read opens them again."""
+        if self._prefetcher is not None:
+            self._prefetcher.want(None)
+            self._prefetcher = None
+        self.retain(())
 
     def _opened(self, shard: int) -> tuple[int, np.ndarray]:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
         info = self.index.shards[shard]
-        table = load_offsets(self.folder, info)
+        table = self._load_offsets(info)
         if ((table[:, 2] < NO_LABEL) | (table[:, 2] >= max(self.index.num_classes, 1))).any():
-            raise InputError(f"{self.folder / info.offsets} names classes that {INDEX_NAME} does not know; pack the data again")
-        try:
-            file = os.open(self.folder / info.name, os.O_RDONLY)
-        except OSError as error:
-            raise InputError(f"cannot open {self.folder / info.name}: {error.strerror}; restore it") from None
-        self._open[shard] = (file, table)
+            raise InputError(f"{info.offsets_location} names classes that {INDEX_NAME} does not know; pack the data again")
+        self._open[shard] = (self._open_shard(info), table)
         if len(self._open) > OPEN_SHARDS:
             _, (oldest, _) = self._open.popitem(last=False)
             os.close(oldest)
         return self._open[shard]
 
-    def close(self) -> None:
-        """Close all shards; a later read opens them again."""
-        while self._open:
-            os.close(self._open.popitem()[1][0])
+    def _open_shard(self, info: Shard) -> int:
+        if storage.is_remote(info.location):
+            return self._cache().open(_shard_blob(info))
+        try:
+            return os.open(storage.local_path(info.location), os.O_RDONLY)
+        except OSError as error:
+            raise InputError(f"cannot open {info.location}: {error.strerror}; restore it") from None
+
+    def _load_offsets(self, info: Shard) -> np.ndarray:
+        if not storage.is_remote(info.offsets_location):
+            return load_offsets(info)
+        with os.fdopen(self._cache().open(_offsets_blob(info)), "rb") as file:
+            return load_offsets(info, file)
+
+    def _cache(self) -> NodeCache:
+        if self.cache is None:
+            raise RuntimeError("remote shards need a cache")
+        return self.cache
 
     __del__ = close
+
+
+def blobs(shard: Shard) -> list[Blob]:
+    """The remote files of a shard."""
+    return [blob for blob in (_offsets_blob(shard), _shard_blob(shard)) if storage.is_remote(blob.location)]
+
+
+def _shard_blob(shard: Shard) -> Blob:
+    return Blob(shard.location, shard.bytes, shard.sha256)
+
+
+def _offsets_blob(shard: Shard) -> Blob:
+    return Blob(shard.offsets_location, _OFFSETS_HEADER + _OFFSETS_ROW * shard.samples, shard.offsets_sha256)
+
+
+class _Prefetcher:
+    """A thread that fetches what will be needed. What it cannot fetch, the reader that needs it will ask for."""
+
+    def __init__(self, cache: NodeCache):
+        self._cache = cache
+        self._wanted: deque[Blob] | None = deque()  # None: the thread ends
+        self._changed = threading.Condition()
+        threading.Thread(target=self._work, daemon=True, name="prefetch").start()
+
+    def want(self, wanted: Iterable[Blob] | None) -> None:
+        with self._changed:
+            self._wanted = None if wanted is None else deque(wanted)
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while (blob := self._next()) is not None:
+            try:
+                self._cache.fetch(blob)
+            except CacheFull:  # until the readers have moved on
+                with self._changed:
+                    self._changed.wait(FULL_PAUSE_SECONDS)
+            except InputError:
+                pass  # the reader that needs it meets the same fault, and reports it
+
+    def _next(self) -> Blob | None:
+        with self._changed:
+            while self._wanted is not None and not self._wanted:
+                self._changed.wait()
+            return None if self._wanted is None else self._wanted.popleft()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -14,8 +13,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from stylegan_dist import randomness
+from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.images import decode
 from stylegan_dist.data.index import DatasetIndex
+from stylegan_dist.data.mixture import MixedOrder, order_of
 from stylegan_dist.data.order import GlobalOrder
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.errors import STOP_SIGNALS, InputError, LocalInputError
@@ -36,20 +37,32 @@ class Batch:
 class BatchDataset(Dataset):
     """Batches by the number of the first image of their global batch, so any reader can build any batch."""
 
-    def __init__(self, folder: str | os.PathLike, index: DatasetIndex, order: GlobalOrder, *, first: int, count: int,
+    def __init__(self, reader: ShardReader, order: GlobalOrder | MixedOrder, *, batch: int, first: int, count: int,
                  mirror: bool):
-        self.reader = ShardReader(folder, index)
+        self.reader = reader
         self.order = order
+        self.batch = batch   # images of the global batch
         self.first = first   # where this rank's part begins inside the global batch
         self.count = count   # images of this rank
         self.mirror = mirror
+        self._slots: tuple[int, ...] = ()
 
     def __getitem__(self, nimg: int) -> Batch | InputError:
         # An exception would cross the process border as a wall of text; the stream raises it on the other side.
         try:
+            self._announce(nimg)
             return self._load(nimg + self.first)
         except InputError as error:
             return error
+
+    def _announce(self, nimg: int) -> None:
+        """When a batch enters new slots: let go of the shards of the old ones, and have the next ones fetched."""
+        slots = self.order.slots_from(nimg, self.batch, 0)
+        if slots != self._slots:
+            self._slots = slots
+            now, then = (self.order.working_set(nimg, self.batch, self.first, self.count, ahead) for ahead in (0, 1))
+            self.reader.retain(now)
+            self.reader.prefetch(list(dict.fromkeys(now + then)))
 
     def _load(self, start: int) -> Batch:
         samples = [self._sample(*place) for place in self.order.locate(start, self.count)]
@@ -69,7 +82,7 @@ class BatchDataset(Dataset):
         except ValueError as error:
             raise InputError(
                 f"{self.reader.place(shard, sample)}: {error}; the shard is damaged "
-                f"(stylegan-dist verify {self.reader.folder} lists all damage), restore it or pack the data again"
+                "(stylegan-dist verify lists all damage), restore it or pack the data again"
             ) from None
 
 
@@ -77,21 +90,22 @@ class BatchStream:
     """Endless iterator over a rank's batches from a given image on.
 
     Args:
-        folder, index: the shard set.
+        index: of the data.
         seed, lanes, block: of the global order.
         batch: images of the global batch.
         rank, world_size: this rank's part is images [rank, rank + 1) * batch / world_size of each.
         start: number of images already seen.
         workers: reader processes; 0 reads in this process.
         prefetch: batches that each reader prepares ahead.
+        cache: of the node, for remote shards.
     """
 
-    def __init__(self, folder: str | os.PathLike, index: DatasetIndex, *, seed: int, lanes: int, block: int, batch: int,
+    def __init__(self, index: DatasetIndex, *, seed: int, lanes: int, block: int, batch: int,
                  rank: int = 0, world_size: int = 1, start: int = 0, mirror: bool = False, workers: int = 0,
-                 prefetch: int = 4, pin_memory: bool = False):
+                 prefetch: int = 4, pin_memory: bool = False, cache: NodeCache | None = None):
         count = batch // world_size
-        order = GlobalOrder([shard.samples for shard in index.shards], seed, lanes, block)
-        dataset = BatchDataset(folder, index, order, first=rank * count, count=count, mirror=mirror)
+        order = order_of(index, seed, lanes, block)
+        dataset = BatchDataset(ShardReader(index, cache), order, batch=batch, first=rank * count, count=count, mirror=mirror)
         self.seconds_waited = 0.0
         self._reader = dataset.reader
         self._batches: Iterator[Batch | InputError] = iter(DataLoader(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from stylegan_dist.data import pool
+from stylegan_dist.data import pool, storage
 from stylegan_dist.data.images import decode
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, load_offsets, read_index
 from stylegan_dist.errors import InputError
@@ -70,7 +70,7 @@ def verify(folder: str | os.PathLike, deep: bool = True, workers: int | None = N
     interval = 0.2 if sys.stderr.isatty() else 30
     with tqdm(total=index.num_samples, desc="verifying", unit="img", mininterval=interval) as bar:
         checks = pool.run(
-            partial(_check_shard, folder, index, deep), index.shards, workers or available_cores(), bar
+            partial(_check_shard, index, deep), index.shards, workers or available_cores(), bar
         )
         with closing(checks):
             for slot, result in checks:
@@ -86,12 +86,12 @@ def verify(folder: str | os.PathLike, deep: bool = True, workers: int | None = N
 
 
 def _check_shard(
-    folder: Path, index: DatasetIndex, deep: bool, slot: int, shard: Shard, progress: pool.Progress
+    index: DatasetIndex, deep: bool, slot: int, shard: Shard, progress: pool.Progress
 ) -> tuple[list[Problem], np.ndarray | None]:
     """In a worker: the problems of one shard and its samples per class (None if its offsets are unusable)."""
     problems: list[Problem] = []
-    table = _check_offsets(folder, index, shard, problems)
-    path = folder / shard.name
+    table = _check_offsets(index, shard, problems)
+    path = storage.local_path(shard.location)
     try:
         with open(path, "rb") as file:
             if not os.fstat(file.fileno()).st_size:
@@ -111,14 +111,14 @@ def _check_shard(
     return problems, counts
 
 
-def _check_offsets(folder: Path, index: DatasetIndex, shard: Shard, problems: list[Problem]) -> np.ndarray | None:
+def _check_offsets(index: DatasetIndex, shard: Shard, problems: list[Problem]) -> np.ndarray | None:
     """The offsets of a shard if they are usable: int64 [samples, 3]."""
-    path = folder / shard.offsets
+    path = storage.local_path(shard.offsets_location)
     if not path.is_file():
         problems.append(Problem(shard.offsets, "the offsets file is missing"))
         return None
     try:
-        table = load_offsets(folder, shard)
+        table = load_offsets(shard)
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     except InputError as error:
         problems.append(Problem(shard.offsets, str(error)))

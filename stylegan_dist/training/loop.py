@@ -11,6 +11,9 @@ import torch
 
 from stylegan_dist import randomness
 from stylegan_dist.config import Config, to_dict
+from stylegan_dist.data.cache import NodeCache
+from stylegan_dist.data.demand import node_demand, open_cache
+from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.stream import Batch, BatchStream
 from stylegan_dist.errors import InputError, Interrupted, LocalInputError
 from stylegan_dist.machine import available_memory, peak_memory
@@ -80,6 +83,7 @@ class Trainer:
 
         self.folder = engine.on_main(lambda: RunFolder(self.run_dir))
         start, self.notices = engine.broadcast(engine.on_main(self._starting_point))
+        self.cache = engine.together(lambda: self._open_cache(start))
         self.state = TrainState(self.resolved, self.index, engine.device, engine)
         if start:
             engine.together(lambda: self._restore(start))
@@ -227,7 +231,8 @@ class Trainer:
         """A picture of the first images of the run."""
         m, d = self.config.monitor, self.config.data
         count = m.grid_columns * m.grid_rows
-        stream = BatchStream(d.shards, self.index, seed=self.config.run.seed, lanes=d.lanes, block=d.block, batch=count)
+        stream = BatchStream(self.index, seed=self.config.run.seed, lanes=d.lanes, block=d.block, batch=count,
+                             cache=self.cache)
         try:
             self._save_picture("reals", self.run_dir / SAMPLES_NAME / "reals.png", next(stream).images)
         finally:
@@ -288,12 +293,21 @@ class Trainer:
             monitor.warn(notice)
         return monitor
 
+    def _open_cache(self, nimg: int) -> NodeCache | None:
+        """For the shards that come from elsewhere."""
+        d, batch, world_size = self.config.data, self.config.run.batch, self.engine.world_size
+        here = [rank for rank, host in enumerate(self.engine.hosts) if host == self.engine.hosts[self.engine.rank]]
+        order = order_of(self.index, self.config.run.seed, d.lanes, d.block)
+        demand = node_demand(self.index, order, nimg, batch, world_size, here, steps=1 + d.workers * d.prefetch)
+        return open_cache(d.cache, d.cache_gb, self.index, demand)
+
     def _open_stream(self) -> BatchStream:
         d = self.config.data
         return BatchStream(
-            d.shards, self.index, seed=self.config.run.seed, lanes=d.lanes, block=d.block, batch=self.batch,
+            self.index, seed=self.config.run.seed, lanes=d.lanes, block=d.block, batch=self.batch,
             rank=self.engine.rank, world_size=self.engine.world_size, start=self.state.nimg, mirror=d.mirror,
             workers=d.workers, prefetch=d.prefetch, pin_memory=self.engine.device.type == "cuda",
+            cache=self.cache,
         )
 
 

@@ -74,7 +74,7 @@ def test_members_index_and_offsets(photos, shard_set):
     key = 0
     for shard in index.shards:
         data = (shard_set / shard.name).read_bytes()
-        table = load_offsets(shard_set, shard)
+        table = load_offsets(shard)
         assert set(table[:, 2]) == {0, 1, 2}  # the classes are mixed
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             members = tar.getmembers()
@@ -180,7 +180,7 @@ def test_other_source_needs_overwrite(photos, shard_set):
 def test_without_shuffle_the_order_is_that_of_the_names(photos, tmp_path):
     pack(photos, tmp_path / "out", replace(OPTIONS, shuffle=False))
     index = load_index(tmp_path / "out")
-    labels = np.concatenate([load_offsets(tmp_path / "out", shard)[:, 2] for shard in index.shards])
+    labels = np.concatenate([load_offsets(shard)[:, 2] for shard in index.shards])
     assert labels.tolist() == [0] * 20 + [1] * 20 + [2] * 20
 
 
@@ -188,7 +188,7 @@ def test_without_labels(photos, tmp_path):
     index = pack(photos, tmp_path / "out", replace(OPTIONS, labels="none"))
     assert index.classes is None
     assert index.class_counts is None
-    assert set(load_offsets(tmp_path / "out", index.shards[0])[:, 2]) == {-1}
+    assert set(load_offsets(index.shards[0])[:, 2]) == {-1}
     with tarfile.open(tmp_path / "out" / "shard-00000.tar") as tar:
         assert all(name.endswith(".png") for name in tar.getnames())
 

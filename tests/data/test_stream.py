@@ -10,11 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from batches import joined, same
 from PIL import Image
 
 from stylegan_dist.data.images import ImageOptions, decode
@@ -52,7 +52,7 @@ def own_shards(shards, tmp_path):
 
 
 def open_stream(folder, **options) -> BatchStream:
-    return BatchStream(folder, load_index(folder), **{**ORDER, "batch": 8, **options})
+    return BatchStream(load_index(folder), **{**ORDER, "batch": 8, **options})
 
 
 def take(folder, count: int, **options) -> list:
@@ -61,16 +61,6 @@ def take(folder, count: int, **options) -> list:
         return [next(stream) for _ in range(count)]
     finally:
         stream.close()
-
-
-def same(a, b) -> bool:
-    return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.index, b.index)
-
-
-def joined(parts):
-    """The parts of all ranks as one batch."""
-    first = parts[0]
-    return replace(first, **{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(first)})
 
 
 STEPS = 13  # 104 images: beyond the second epoch of 44
@@ -88,7 +78,7 @@ def test_what_a_batch_is(shards, reference):
     from stylegan_dist.data.order import GlobalOrder
 
     places = GlobalOrder([s.samples for s in index.shards], **ORDER).locate(0, 8 * STEPS)
-    reader = ShardReader(shards, index)
+    reader = ShardReader(index)
     whole = joined(batches)
     assert whole.images.shape == (8 * STEPS, 3, 8, 8)
     assert (whole.images.dtype, whole.labels.dtype, whole.index.dtype) == (torch.uint8, torch.int64, torch.int64)
@@ -158,7 +148,7 @@ def first_place(folder, image: int = 0):
 
     index = load_index(folder)
     shard, sample = GlobalOrder([s.samples for s in index.shards], **ORDER).locate(image, 1)[0]
-    offset, size, _ = load_offsets(folder, index.shards[shard])[sample]
+    offset, size, _ = load_offsets(index.shards[shard])[sample]
     return index.shards[shard], sample, int(offset), int(size)
 
 
@@ -202,7 +192,7 @@ def test_a_shard_cut_short_while_training(own_shards):
     for shard in index.shards:
         os.truncate(own_shards / shard.name, 600)
     with pytest.raises(InputError, match="is damaged"):
-        next(BatchStream(own_shards, index, **ORDER, batch=8))
+        next(BatchStream(index, **ORDER, batch=8))
     with pytest.raises(InputError, match=r"has 600 bytes, the index promises .* restore it or pack the data again"):
         load_index(own_shards)
 
@@ -212,7 +202,7 @@ def test_missing_shard(own_shards, workers):
     index = load_index(own_shards)
     shard = first_place(own_shards)[0]
     (own_shards / shard.name).unlink()
-    stream = BatchStream(own_shards, index, **ORDER, batch=8, workers=workers)
+    stream = BatchStream(index, **ORDER, batch=8, workers=workers)
     with pytest.raises(InputError) as caught:
         next(stream)
     stream.close()
@@ -228,10 +218,10 @@ def test_missing_and_foreign_offsets(own_shards):
     table = np.load(own_shards / shard.offsets)
     np.save(own_shards / shard.offsets, table[:-1])
     with pytest.raises(InputError, match="does not fit"):
-        next(BatchStream(own_shards, index, **ORDER, batch=8))
+        next(BatchStream(index, **ORDER, batch=8))
     (own_shards / shard.offsets).unlink()
     with pytest.raises(InputError, match="is damaged"):
-        next(BatchStream(own_shards, index, **ORDER, batch=8))
+        next(BatchStream(index, **ORDER, batch=8))
     assert open_shards_of(own_shards) == 0
 
 
@@ -282,7 +272,7 @@ def test_no_shard_stays_open(own_shards, monkeypatch):
     assert open_shards_of(own_shards) == 7
     stream.close()
     assert open_shards_of(own_shards) == 0
-    reader = ShardReader(own_shards, load_index(own_shards))
+    reader = ShardReader(load_index(own_shards))
     reader.read(0, 0)
     assert open_shards_of(own_shards) == 1
     del reader
@@ -318,7 +308,7 @@ def test_readers_end_when_the_trainer_is_killed(shards):
 import multiprocessing, os, signal
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.stream import BatchStream
-stream = BatchStream({str(shards)!r}, load_index({str(shards)!r}), seed=0, lanes=4, block=3, batch=8, workers=2)
+stream = BatchStream(load_index({str(shards)!r}), seed=0, lanes=4, block=3, batch=8, workers=2)
 next(stream)
 print(*(reader.pid for reader in multiprocessing.active_children()), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)

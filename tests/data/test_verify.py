@@ -34,7 +34,7 @@ def texts(folder, **options):
 
 def sample(folder, number=1, row=3):
     shard = load_index(folder).shards[number]
-    return folder / shard.name, *load_offsets(folder, shard)[row].tolist()
+    return folder / shard.name, *load_offsets(shard)[row].tolist()
 
 
 @pytest.mark.parametrize("deep", [True, False])

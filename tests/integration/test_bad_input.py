@@ -61,7 +61,7 @@ def test_altered_shard_is_found_when_read_and_what_was_trained_is_kept(shards, t
     index = load_index(shards)
     for shard in index.shards:  # so that the next batch meets one of them
         content = bytearray((shards / shard.name).read_bytes())
-        for offset, size, _ in load_offsets(shards, shard):
+        for offset, size, _ in load_offsets(shard):
             content[offset + size // 2:offset + size // 2 + 4] = b"\0\0\0\0"
         (shards / shard.name).write_bytes(content)
     capsys.readouterr()

@@ -92,7 +92,7 @@ def test_a_damaged_sample_on_one_rank_ends_all(labelled_shards: Path, tmp_path: 
     index = load_index(shards)
     order = GlobalOrder([shard.samples for shard in index.shards], 0, lanes=4, block=8)
     ((shard, sample),) = order.locate(12, 1)  # in the second step, on rank 1; not among the first eight real samples shown
-    offset, size, _ = load_offsets(shards, index.shards[shard])[sample]
+    offset, size, _ = load_offsets(index.shards[shard])[sample]
     content = bytearray((shards / index.shards[shard].name).read_bytes())
     content[offset:offset + size] = bytes(size)
     (shards / index.shards[shard].name).write_bytes(content)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,18 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, TINY, finished, started, train_command
+from launching import ROOT, TINY, finished, free_port, started, train_command
 
 from stylegan_dist.cli import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 SOON = 40  # seconds; the wrong launches below end in less than ten on a free machine
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @contextlib.contextmanager

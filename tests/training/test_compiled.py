@@ -52,7 +52,7 @@ def make_state(shards: Path, *overrides: str) -> tuple[TrainState, MicroBatch]:
             if name.endswith("noise_strength"):
                 parameter.fill_(0.3)
     d, run = resolved.config.data, resolved.config.run
-    stream = BatchStream(d.shards, index, seed=run.seed, lanes=d.lanes, block=d.block, batch=run.batch, workers=0, prefetch=1)
+    stream = BatchStream(index, seed=run.seed, lanes=d.lanes, block=d.block, batch=run.batch, workers=0, prefetch=1)
     (part,) = micro_batches(next(stream), run.batch, resolved.conditional, torch.device("cpu"))
     return state, part
 

@@ -104,7 +104,7 @@ class Run:
             for name, network in self.state.networks.items():
                 self.state.learners[name] = GraphLearner(network, self.state.optimizers[name], ALONE, recorder)
         d = self.config.data
-        self.stream = BatchStream(d.shards, index, seed=self.config.run.seed, lanes=d.lanes, block=d.block,
+        self.stream = BatchStream(index, seed=self.config.run.seed, lanes=d.lanes, block=d.block,
                                   batch=self.config.run.batch, mirror=d.mirror, workers=0, prefetch=1)
         self.records: list[dict[str, float]] = []
         self.notices: list[str] = []

@@ -47,7 +47,7 @@ SAME = {
     "Pillow": "use the same environment on all machines",
 }
 # Keys of the configuration that each rank may have for itself: they change where and how fast it reads and computes.
-OWN = ("data.shards", "data.workers", "data.prefetch", "run.threads")
+OWN = ("data.shards", "data.workers", "data.prefetch", "data.cache", "data.cache_gb", "run.threads")
 ROUND_BYTES, ROUNDS = 2**24, 3
 
 

@@ -1,0 +1,235 @@
+"""The shards of remote sets on a node's own disk: fetched once, checked, shared by all processes of all runs.
+
+Files are named by the SHA-256 of their content, so what two sets or two runs have in common is one file, and
+a file with its final name is whole. There is no server process and no table: the folder is the state, and
+`flock`, which the kernel drops with a killed process, says who is doing what.
+
+    KEY                 a whole file. Readers hold a shared lock while they have it open.
+    KEY.BYTES.part      a file on its way. Its fetcher holds an exclusive lock; without one it is left over.
+    lock                taken to make room, so that the limit holds over all processes
+
+Room is made by removing the least recently opened file that nobody has open. A file that is open is never
+removed: that its space is free only after the last reader would break the limit silently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from stylegan_dist.data import storage
+from stylegan_dist.errors import InputError
+
+POLL_SECONDS = 0.05
+PATIENCE_SECONDS = 120.0  # that a reader waits for room
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A file of a shard set, as the cache knows it."""
+
+    location: str
+    bytes: int
+    sha256: str  # of the content; "" where the set does not tell, and the size must do
+
+    @property
+    def key(self) -> str:
+        """The name in the cache."""
+        return self.sha256 or "unchecked-" + hashlib.sha256(f"{self.location} {self.bytes}".encode()).hexdigest()
+
+
+class CacheFull(Exception):
+    """There is no room: everything in the cache is in use."""
+
+
+class NodeCache:
+    """A bounded folder of whole files.
+
+    Args:
+        folder: on a local disk (network file systems may not keep `flock`'s promises between processes).
+        limit: bytes of all files together.
+
+    Raises:
+        InputError: the folder cannot be used.
+    """
+
+    def __init__(self, folder: str | os.PathLike, limit: int):
+        self.folder = Path(folder)
+        self.limit = limit
+        self.seconds_fetching = 0.0  # spent in `open` on files that were not there
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._lock():
+                pass
+        except OSError as error:
+            raise InputError(f"cannot use the cache folder {folder}: {error.strerror}; set data.cache to a folder on a local "
+                             "disk") from None
+
+    def open(self, blob: Blob) -> int:
+        """A file descriptor of a file, fetched if it is not there; closing it releases the file.
+
+        Raises:
+            InputError: it cannot be fetched, or there is no room for it.
+        """
+        if (file := self._opened(blob)) is not None:
+            return file
+        began = time.monotonic()
+        try:
+            while True:
+                try:
+                    self._fetch(blob, wait=True)
+                except CacheFull as error:
+                    if time.monotonic() - began > PATIENCE_SECONDS:
+                        raise InputError(f"{error}: raise data.cache_gb, or lower data.lanes or data.block") from None
+                    time.sleep(4 * POLL_SECONDS)
+                if (file := self._opened(blob)) is not None:
+                    return file
+        finally:
+            self.seconds_fetching += time.monotonic() - began
+
+    def fetch(self, blob: Blob) -> None:
+        """See that a file is there, unless another process is fetching it just now.
+
+        Raises:
+            CacheFull, InputError: as their names say; nothing is left behind.
+        """
+        if not (self.folder / blob.key).exists():
+            self._fetch(blob, wait=False)
+
+    def _opened(self, blob: Blob) -> int | None:
+        """The file with a shared lock, or None if it is not there."""
+        path = self.folder / blob.key
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        fcntl.flock(file, fcntl.LOCK_SH)
+        status = os.fstat(file)
+        if not status.st_nlink:  # removed between the two calls
+            os.close(file)
+            return None
+        if status.st_size != blob.bytes:
+            os.close(file)
+            path.unlink(missing_ok=True)
+            return None
+        os.utime(file)
+        return file
+
+    def _fetch(self, blob: Blob, wait: bool) -> None:
+        whole, part = self.folder / blob.key, self.folder / f"{blob.key}.{blob.bytes}.part"
+        file = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            while not _try_lock(file):
+                if not wait or whole.exists():
+                    return
+                time.sleep(POLL_SECONDS)
+            if not _is_at(file, part):  # another process has finished it, or given up, while this one waited
+                return
+            try:
+                if whole.exists():
+                    part.unlink()
+                    return
+                self._make_room(blob)
+                storage.download(blob.location, part, lambda: _check(part, blob))
+                part.rename(whole)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise InputError(f"cannot write {part}: {error.strerror}" + (
+                "; free space on that disk, or set data.cache or data.cache_gb" if full else "")) from None
+        finally:
+            os.close(file)
+
+    def _make_room(self, blob: Blob) -> None:
+        """Remove files until what is there and what was promised keeps to the limit. Raises CacheFull."""
+        with self._lock():
+            entries, total = [], 0
+            for entry in os.scandir(self.folder):
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.name.endswith(".part"):
+                        if entry.name != f"{blob.key}.{blob.bytes}.part" and self._remove_unused(entry.path):
+                            continue
+                        total += int(entry.name.split(".")[-2])
+                    elif entry.name != "lock":
+                        status = entry.stat()
+                        entries.append((status.st_mtime_ns, entry.path, status.st_size))
+                        total += status.st_size
+            for _, path, size in sorted(entries):
+                if total <= self.limit:
+                    return
+                if self._remove_unused(path):
+                    total -= size
+        if total > self.limit:
+            raise CacheFull(f"the cache {self.folder} of {self.limit / 1e9:g} GB has no room for {blob.location} "
+                            f"({blob.bytes / 1e9:.3g} GB): {(total - self.limit) / 1e9:.3g} GB too much is in use")
+
+    @staticmethod
+    def _remove_unused(path: str) -> bool:
+        """Remove a file that no process has locked."""
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return True
+        try:
+            if not _try_lock(file):
+                return False
+            if _is_at(file, Path(path)):
+                os.unlink(path)
+            return True
+        finally:
+            os.close(file)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
+
+
+def default_folder() -> Path:
+    """A folder on the node's local disk: the job's own temporary folder under Slurm, else one of the user."""
+    base = os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir()
+    return Path(base) / f"stylegan-dist-cache-{os.getuid()}"
+
+
+def _try_lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _check(path: Path, blob: Blob) -> None:
+    size = path.stat().st_size
+    if size != blob.bytes:
+        raise ValueError(f"{size} bytes arrived, the index promises {blob.bytes}: it is truncated or altered")
+    if blob.sha256:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        if digest.hexdigest() != blob.sha256:
+            raise ValueError(f"all {size} bytes arrived, but their SHA-256 differs from the index: it is altered")

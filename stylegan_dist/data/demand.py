@@ -1,0 +1,49 @@
+"""What the ranks of a node read from, and the cache that holds it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from stylegan_dist.data import storage
+from stylegan_dist.data.cache import NodeCache, default_folder
+from stylegan_dist.data.index import DatasetIndex
+from stylegan_dist.data.mixture import MixedOrder
+from stylegan_dist.data.order import GlobalOrder
+from stylegan_dist.data.reader import blobs
+from stylegan_dist.errors import InputError
+
+
+def node_demand(index: DatasetIndex, order: GlobalOrder | MixedOrder, nimg: int, batch: int, world_size: int,
+                ranks: Iterable[int], steps: int) -> int:
+    """Bytes of the remote shards that a node's cache must hold at once: under the present and the next slots of its ranks.
+
+    Args:
+        nimg: number of the first image of a global batch.
+        steps: batches that may be under way at a time, one that is trained on and those that readers prepare ahead.
+    """
+    count = batch // world_size
+    wanted = {shard for rank in ranks for ahead in (0, 1)
+              for shard in order.working_set(nimg, batch, rank * count, count, ahead, steps)}
+    return sum(blob.bytes for shard in wanted for blob in blobs(index.shards[shard]))
+
+
+def open_cache(folder: str | os.PathLike, gigabytes: float, index: DatasetIndex, demand: int) -> NodeCache | None:
+    """The node's cache, or None where all data is local.
+
+    Args:
+        folder: "auto" for one on the node's local disk.
+        gigabytes: its limit, 10^9 bytes.
+        demand: bytes that it must hold at once.
+
+    Raises:
+        InputError: the folder cannot be used, or is too small.
+    """
+    if not any(storage.is_remote(place) for shard in index.shards for place in (shard.location, shard.offsets_location)):
+        return None
+    if demand > gigabytes * 1e9:
+        raise InputError(
+            f"data.cache_gb={gigabytes:g} is too small: this node reads from {demand / 1e9:.3g} GB of shards at a time, with "
+            f"the next ones; set data.cache_gb={demand / 1e9 * 1.1:.2g} or more, or lower data.lanes or data.block"
+        )
+    return NodeCache(default_folder() if folder == "auto" else folder, int(gigabytes * 1e9))

@@ -1,0 +1,113 @@
+"""Several shard sets as one line of images, in fixed proportions.
+
+The line is cut into groups of `GROUP` images. Each group holds the same number of images of every set, in
+an order of its own drawn from (seed, number of the group). So how many images of a set come before any
+image is arithmetic, the proportions hold exactly after every group, and each set is walked by its own
+`GlobalOrder`, every sample once per epoch of that set.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from stylegan_dist.data.index import DatasetIndex
+from stylegan_dist.data.order import GlobalOrder
+from stylegan_dist.randomness import permutation
+
+GROUP = 4096
+_KEPT_GROUPS = 4
+
+
+class MixedOrder:
+    """Locates images of a line that is mixed from several sets.
+
+    Args:
+        orders: of the sets.
+        weights: of the sets, positive; their proportions are met to 1 / GROUP, and no set gets nothing.
+        seed: the run's seed.
+    """
+
+    def __init__(self, orders: Sequence[GlobalOrder], weights: Sequence[float], seed: int):
+        self.orders = list(orders)
+        self.seed = seed
+        self.num_samples = sum(order.num_samples for order in orders)
+        self.shares = apportion(weights, GROUP)
+        self._first_shard = np.cumsum([0, *(len(order.shard_samples) for order in orders)]).tolist()
+        self._groups: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+
+    def locate(self, first: int, count: int) -> list[tuple[int, int]]:
+        """(shard, sample within the shard) of images first, ..., first + count - 1; shards count through all sets."""
+        places = []
+        for image in range(first, first + count):
+            part, number = self.part_of(image)
+            shard, sample = self.orders[part].locate(number, 1)[0]
+            places.append((self._first_shard[part] + shard, sample))
+        return places
+
+    def part_of(self, image: int) -> tuple[int, int]:
+        """(set, number of the image on the line of that set)."""
+        group, within = divmod(image, GROUP)
+        parts, earlier = self._group(group)
+        part = int(parts[within])
+        return part, group * self.shares[part] + int(earlier[within])
+
+    def slots_from(self, nimg: int, batch: int, ahead: int) -> tuple[int, ...]:
+        """First and last slot of each set, `ahead` slots on, of the global batch that begins with image `nimg`."""
+        return tuple(
+            slot for order, (begin, count) in zip(self.orders, self._spans(nimg, batch), strict=True)
+            for slot in order.slots_from(begin, count, ahead)
+        )
+
+    def working_set(self, nimg: int, batch: int, first: int, count: int, ahead: int = 0, steps: int = 1) -> list[int]:
+        """The shards that any rank reads from around image `nimg`: a rank's images come from all lanes of all sets."""
+        return [
+            start + shard
+            for start, order, (begin, images) in zip(self._first_shard, self.orders, self._spans(nimg, steps * batch),
+                                                     strict=False)
+            for shard in order.working_set(begin, images, 0, images, ahead)
+        ]
+
+    def _spans(self, nimg: int, batch: int) -> list[tuple[int, int]]:
+        """For each set: the number of its next image, and how many of its images the batch spans (at least all lanes)."""
+        group, within = divmod(nimg, GROUP)
+        parts, _ = self._group(group)
+        before = np.bincount(parts[:within], minlength=len(self.orders))
+        return [(group * share + int(n), max(batch, order.lanes))
+                for share, n, order in zip(self.shares, before, self.orders, strict=True)]
+
+    def _group(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each image of a group: its set, and how many images of that set come before it in the group."""
+        if group not in self._groups:
+            parts = np.repeat(np.arange(len(self.shares)), self.shares)[permutation(self.seed, "data.mix", group, GROUP)]
+            earlier = np.empty(GROUP, np.int64)
+            for part, share in enumerate(self.shares):
+                earlier[parts == part] = np.arange(share)
+            self._groups[group] = (parts, earlier)
+            while len(self._groups) > _KEPT_GROUPS:
+                self._groups.popitem(last=False)
+        return self._groups[group]
+
+
+def apportion(weights: Sequence[float], total: int) -> list[int]:
+    """Whole numbers with the given sum in the proportions of the weights, each at least 1 (largest remainders)."""
+    exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * total
+    shares = np.maximum(np.floor(exact), 1).astype(np.int64)
+    for part in np.argsort(shares - exact, kind="stable")[:max(0, total - int(shares.sum()))]:
+        shares[part] += 1
+    while shares.sum() > total:  # many tiny weights were lifted to 1
+        shares[np.argmax(shares)] -= 1
+    return shares.tolist()
+
+
+def order_of(index: DatasetIndex, seed: int, lanes: int, block: int) -> GlobalOrder | MixedOrder:
+    """The line of a data set, or of a mixture of several."""
+    if not index.parts:
+        return GlobalOrder([shard.samples for shard in index.shards], seed, lanes, block)
+    orders, begin = [], 0
+    for part in index.parts:
+        orders.append(GlobalOrder([shard.samples for shard in index.shards[begin:begin + part.shards]], seed, lanes, block))
+        begin += part.shards
+    return MixedOrder(orders, [part.weight for part in index.parts], seed)

@@ -1,0 +1,179 @@
+"""Where files lie: local paths and every URL that fsspec knows, behind four functions.
+
+Network faults are ordinary: every access is tried again with growing, jittered pauses before it becomes
+an `InputError` that names the place and the cause.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import fsspec
+from braceexpand import braceexpand
+
+from stylegan_dist.errors import InputError
+
+ATTEMPTS = 6
+FIRST_PAUSE = 0.5  # seconds; doubles with every attempt, 15 in all
+CONNECT_SECONDS, SILENT_SECONDS = 20, 60  # without a connection, without a byte
+_DRIVERS = {"s3": "stylegan-dist[s3]", "gs": "stylegan-dist[gs]", "gcs": "stylegan-dist[gs]", "http": "stylegan-dist[http]",
+            "https": "stylegan-dist[http]", "hf": "stylegan-dist[hf]"}
+_REFUSED = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # trying again does not help
+_RESULT = TypeVar("_RESULT")
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location is a URL of something else than a local file."""
+    return "://" in location and not location.startswith("file://")
+
+
+def local_path(location: str) -> Path:
+    """The path of a local location, which may be a file:// URL."""
+    return Path(location.removeprefix("file://"))
+
+
+def join(folder: str, name: str) -> str:
+    """The location of a file in a folder or below a URL."""
+    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else str(local_path(folder) / name)
+
+
+def check_location(location: str) -> None:
+    """Refuse URLs that carry secrets: locations are printed, and stored in configurations.
+
+    Raises:
+        InputError: the URL has a password or a query.
+    """
+    if is_remote(location) and (re.search(r"://[^/]*:[^/]*@", location) or re.search(r"\?.*=", location)):
+        raise InputError(f"the URL {re.sub(r'//[^/]*@', '//...@', location.split('?')[0])} carries a password or a signature: "
+                         "give credentials to the storage driver through its environment variables or files instead")
+
+
+def expand(pattern: str) -> list[str]:
+    """The locations that a pattern with braces (`{000..099}`, `{a,b}`) and wildcards (`*`, `?`, `[ab]`) stands for.
+
+    Braces are expanded whether or not the files are there, and in their order; wildcards name what is there, sorted.
+
+    Raises:
+        InputError: the pattern is malformed, or its wildcards match nothing.
+    """
+    if not is_remote(pattern) and local_path(pattern).exists():
+        return [str(local_path(pattern))]
+    try:
+        locations = list(braceexpand(pattern, escape=False))
+    except ValueError as error:
+        raise InputError(f"the braces of {pattern!r} do not match ({error})") from None
+    found = []
+    for location in locations:
+        if not any(character in location for character in "*?["):
+            found.append(location)
+            continue
+        matches = retrying(partial(_glob, location), f"list {location}")
+        if not matches:
+            raise InputError(f"nothing matches {location}: correct the pattern")
+        found += matches
+    return found
+
+
+def read_bytes(location: str) -> bytes:
+    """The content of a small file. Raises InputError when it cannot be had."""
+    def read() -> bytes:
+        files, path = _open(location)
+        return files.cat_file(path)
+    if not is_remote(location):
+        try:
+            return local_path(location).read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read {location}: {error.strerror}") from None
+    return retrying(read, f"read {location}")
+
+
+def write_bytes(location: str, content: bytes) -> None:
+    """Write a small file of a remote folder. Raises InputError when it cannot be written."""
+    def write() -> None:
+        files, path = _open(location)
+        files.pipe_file(path, content)
+    retrying(write, f"write {location}")
+
+
+def download(location: str, path: str | os.PathLike, check: Callable[[], None]) -> None:
+    """Fetch a file whole into a local file that is there already, until `check` is content.
+
+    Args:
+        check: raises ValueError with the reason when what has arrived is not what was promised.
+
+    Raises:
+        InputError: it cannot be had; the message names the location, the byte that was reached, and the cause.
+    """
+    def fetch() -> None:
+        files, remote = _open(location)
+        files.get_file(remote, str(path))
+        check()
+    retrying(fetch, f"fetch {location}", lambda: f" at byte {os.path.getsize(path)}")
+
+
+def retrying(action: Callable[[], _RESULT], what: str, where: Callable[[], str] = lambda: "") -> _RESULT:
+    """The result of an action on storage, tried up to ATTEMPTS times.
+
+    Raises:
+        InputError: all attempts failed, or trying again cannot help: "cannot <what><where()>: <cause>".
+    """
+    began = time.monotonic()
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except InputError:
+            raise
+        except Exception as error:  # every driver has exceptions of its own, and few of them are OSErrors
+            cause = f"{what}{where()}: {_cause(error)}"
+            if isinstance(error, OSError) and error.errno in _REFUSED:
+                raise InputError(f"cannot {cause}") from None
+        if attempt < ATTEMPTS:
+            time.sleep(FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+    raise InputError(f"cannot {cause} ({ATTEMPTS} attempts in {time.monotonic() - began:.0f} s); check that the file is there, "
+                     "the network and the credentials")
+
+
+def _cause(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
+
+
+def _glob(location: str) -> list[str]:
+    """What a location with wildcards matches, as full locations."""
+    files, path = _open(location)
+    if location.startswith(("http://", "https://")):
+        folder, _, pattern = location.rpartition("/")  # a server's listing is links, whose places in the path vary
+        names = {name.rstrip("/").rpartition("/")[2] for name in files.ls(folder + "/", detail=False)}
+        return [f"{folder}/{name}" for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
+    matches = sorted(str(match) for match in files.glob(path))
+    return [files.unstrip_protocol(match) for match in matches] if is_remote(location) else matches
+
+
+def _open(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The driver of a location, and the location's path as the driver wants it."""
+    protocol = location.split("://", 1)[0].split("::")[-1] if is_remote(location) else "file"
+    try:
+        options = {}
+        if protocol in ("http", "https"):
+            import aiohttp
+
+            # Its own limit is on the whole request, whatever the size; ours are on silence.
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
+            options = {"client_kwargs": {"timeout": timeout}}
+        return fsspec.core.url_to_fs(location, **options)
+    except ImportError:
+        driver = _DRIVERS.get(protocol, "the driver that fsspec names for it")
+        raise InputError(f"{location} needs a driver that is not installed: pip install \"{driver}\"") from None
+    except ValueError as error:
+        raise InputError(f"cannot use {location}: {error}") from None
