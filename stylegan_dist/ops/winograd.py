@@ -23,14 +23,15 @@ from torch import Tensor
 
 from stylegan_dist.ops import native
 
-MIN_CHANNELS = 128   # below it the maps cost more than the multiplications that they save
-CHUNK = 2**24        # numbers of one of the two large temporary tensors
+MIN_CHANNELS = 128   # with fewer, or smaller images, the maps cost more than the multiplications that they save
+MIN_SIZE = 16
+CHUNK = 2**23        # numbers of one of the two large temporary tensors
 
 
 def serves(x: Tensor, weight: Tensor, stride: int, groups: int) -> bool:
     """Whether a convolution of x, or the transposed one, is faster this way. Depends on no batch size."""
     return (x.device.type == "cpu" and x.dtype == torch.float32 and weight.shape[2:] == (3, 3) and stride == 1 and groups == 1
-            and min(weight.shape[:2]) >= MIN_CHANNELS and min(x.shape[2:]) >= 4 and _is_channels_last(x)
+            and min(weight.shape[:2]) >= MIN_CHANNELS and min(x.shape[2:]) >= MIN_SIZE and _is_channels_last(x)
             and "cpu" in native.native().devices)
 
 
@@ -39,7 +40,12 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def convolution(x: Tensor, weight: Tensor, padding: int, transposed: bool) -> Tensor:
-    """F.conv2d or F.conv_transpose2d, without derivatives, of channels_last x: [N, I, H, W], weight [O, I, 3, 3] or [I, O, 3, 3]."""
+    """F.conv2d or F.conv_transpose2d, without derivatives.
+
+    Args:
+        x: [N, I, H, W], channels_last.
+        weight: [O, I, 3, 3], transposed [I, O, 3, 3], in any format.
+    """
     if transposed:
         weight, padding = weight.flip(2, 3).transpose(0, 1), 2 - padding
     outputs, inputs = weight.shape[:2]
@@ -47,7 +53,7 @@ def convolution(x: Tensor, weight: Tensor, padding: int, transposed: bool) -> Te
     height, width = (size + 2 * padding - 2 for size in x.shape[2:])
     rows, columns = (height + 1) // 2, (width + 1) // 2
     parts = []
-    for part in _parts(x, rows * columns):
+    for part in _parts(x, rows * columns * max(inputs, outputs)):
         tiles = _tiles(torch.ops.stylegan_dist.winograd_input, part, rows, columns, padding)
         products = [F.conv2d(t, k) for t, k in zip(tiles, kernels, strict=True)]
         parts.append(torch.ops.stylegan_dist.winograd_output(products, height, width))
@@ -59,11 +65,13 @@ def weight_gradient(x: Tensor, g: Tensor, weight: Tensor, padding: int) -> Tenso
     rows, columns = (g.shape[2] + 1) // 2, (g.shape[3] + 1) // 2
     like = weight.new_empty(*weight.shape[:2], 1, 1)
     total = None
-    for part, part_g in zip(_parts(x, rows * columns), _parts(g, rows * columns, x.shape[1]), strict=True):
+    numbers = rows * columns * max(weight.shape[:2])
+    for part, part_g in zip(_parts(x, numbers), _parts(g, numbers), strict=True):
         tiles = _tiles(torch.ops.stylegan_dist.winograd_input, part, rows, columns, padding)
         slopes = _tiles(torch.ops.stylegan_dist.winograd_gradient, part_g, rows, columns)
         found = torch.stack([
-            torch.ops.aten.convolution_backward(s, t, like, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, False))[1]
+            torch.ops.aten.convolution_backward(
+                s, t, like, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, False))[1]
             for s, t in zip(slopes, tiles, strict=True)])
         total = found if total is None else total + found
     assert total is not None
@@ -72,9 +80,9 @@ def weight_gradient(x: Tensor, g: Tensor, weight: Tensor, padding: int) -> Tenso
     return gradient.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def _parts(x: Tensor, tiles: int, channels: int = 0) -> tuple[Tensor, ...]:
-    """Images that are worked on at once, so that temporary tensors stay small."""
-    return x.split(max(1, CHUNK // (16 * tiles * max(x.shape[1], channels))))
+def _parts(x: Tensor, numbers: int) -> tuple[Tensor, ...]:
+    """Images that are worked on at once, each of 16 times `numbers`, so that temporary tensors stay small."""
+    return x.split(max(1, CHUNK // (16 * numbers)))
 
 
 # Temporary tensors, one for each of the maps, are kept: fresh memory of this size costs more than what is computed in it.

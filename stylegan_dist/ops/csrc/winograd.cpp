@@ -5,7 +5,7 @@ namespace stylegan_dist {
 namespace {
 
 void check(const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && is_channels_last(x),
+  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && (x.numel() == 0 || fits_channels_last(x)),
                   "stylegan_dist: Winograd convolutions want [N, C, H, W] in float32 and channels_last");
 }
 
