@@ -25,7 +25,7 @@ keep() {  # keep NAME COMMAND...: run it, show its output, and keep that with th
 
 quick=() small=() presets=(cifar10 ffhq256 ffhq1024) batch=64 kimg=20 draws=()
 if [ -n "${QUICK:-}" ]; then
-  quick=(--rounds 2) presets=(cifar10) batch=2 kimg=0.128 draws=(--images 16 --draws 8 --gradient-draws 4)
+  quick=(--rounds 2) presets=(cifar10) batch=2 kimg=0.128 draws=(--images 32 --draws 8 --gradient-draws 4)
   small=(generator.channel_max=16 discriminator.channel_max=16 generator.mapping_layers=2)
 fi
 

@@ -15,7 +15,8 @@ Uses random images, so no data set is needed. All ways take turns, so that other
 
 One row a phase, and one for the moving average: milliseconds of an execution (median), how many times the floor that is, and
 on a GPU the peak memory. In "step" a lazy phase counts one in every `interval`. The floor is that of benchmarks/roofline.py
-for native operators, at the rates of this GPU, or elsewhere at those that a large matrix product and a large copy reach here.
+for native operators, at the rates of this GPU, or elsewhere at those that a large convolution and a large copy reach here. A
+CPU can be below it: Winograd convolutions need fewer multiplications than are counted.
 """
 
 from __future__ import annotations
@@ -203,11 +204,13 @@ def rates_here(device: torch.device, tf32: bool) -> tuple[Rates, str]:
             times.append(time.perf_counter() - begin)
         return min(times)
 
-    size = 8192 if device.type == "cuda" else 2048
+    count, channels, size = (32, 1024, 64) if device.type == "cuda" else (4, 512, 32)
     flops = []
     for dtype in (torch.bfloat16, torch.float32):
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        flops.append(2 * size**3 / best(lambda a=a, b=b: a @ b))
+        x, weight = (torch.randn(n, channels, k, k, device=device).to(dtype, memory_format=torch.channels_last)
+                     for n, k in ((count, size), (channels, 3)))
+        work = 2 * count * (channels * size) ** 2 * 9
+        flops.append(work / best(lambda x=x, weight=weight: torch.nn.functional.conv2d(x, weight, padding=1)))
     source = torch.zeros(2**26, device=device)
     target = torch.empty_like(source)
     return Rates(*flops, 2 * source.nbytes / best(lambda: target.copy_(source))), "as measured here"

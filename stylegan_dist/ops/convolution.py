@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylegan_dist.ops import native
+from stylegan_dist.ops import native, winograd
 
-AUTO: tuple[str, ...] = ("cuda",)  # device types on which the closed form is taken (docs/ops.md)
+AUTO: tuple[str, ...] = ("cuda",)  # device types on which the closed form is always taken (docs/ops.md)
 
 Pair = tuple[int, int]
 Form = tuple[int, int, int]  # stride, padding, groups
@@ -39,7 +39,7 @@ def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, groups:
         weight: [O, I / groups, k, k], in the dtype of x.
     Returns: [N, O, (H + 2 padding - k) // stride + 1, likewise W], in the memory format that PyTorch chooses.
     """
-    if not _closed(x):
+    if not _closed(x, weight, stride, groups):
         return F.conv2d(x, weight, stride=stride, padding=padding, groups=groups)
     x, weight = _autocast(x, weight)
     return _apply(x, weight, (stride, padding, groups), False, (0, 0))
@@ -55,18 +55,20 @@ def conv_transpose2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 
         output_padding: smaller than the stride.
     Returns: [N, O, (H - 1) stride - 2 padding + k + output_padding, likewise W].
     """
-    if not _closed(x):
+    if not _closed(x, weight, stride, groups):
         return F.conv_transpose2d(x, weight, stride=stride, padding=padding, output_padding=output_padding, groups=groups)
     x, weight = _autocast(x, weight)
     return _apply(x, weight, (stride, padding, groups), True, (output_padding, output_padding))
 
 
-def _closed(x: Tensor) -> bool:
+def _closed(x: Tensor, weight: Tensor, stride: int, groups: int) -> bool:
     # What is compiled is differentiated once, where both are the same; Dynamo loses second derivatives of a Function.
     if torch.compiler.is_compiling():
         return False
     selected = native.selected()
-    return selected == "everywhere" or (selected != "reference" and native.device_type(x) in AUTO)
+    if selected == "reference":
+        return False
+    return selected == "everywhere" or native.device_type(x) in AUTO or winograd.serves(x, weight, stride, groups)
 
 
 def _has_autocast(kind: str) -> bool:
@@ -88,6 +90,8 @@ def _convolution(x: Tensor, weight: Tensor, form: Form, transposed: bool, extra:
         with torch.autocast(x.device.type, enabled=False):
             return _convolution(x, weight, form, transposed, extra)
     stride, padding, groups = form
+    if winograd.serves(x, weight, stride, groups):
+        return winograd.convolution(x, weight, padding, transposed)
     return torch.ops.aten.convolution(x, weight, None, (stride, stride), (padding, padding), (1, 1), transposed, extra, groups)
 
 
@@ -162,6 +166,8 @@ class _WeightGradient(torch.autograd.Function):
         ctx.save_for_backward(x, y)
         ctx.constants = form
         stride, padding, groups = form
+        if winograd.serves(x, weight, stride, groups) and winograd.serves(y, weight, stride, groups):
+            return winograd.weight_gradient(x, y, weight, padding)
         return torch.ops.aten.convolution_backward(
             y, x, weight, None, (stride, stride), (padding, padding), (1, 1), False, (0, 0), groups, (False, True, False))[1]
 

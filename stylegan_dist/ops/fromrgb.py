@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylegan_dist.ops import fused, native
+from stylegan_dist.ops import convolution, fused, native
 from stylegan_dist.ops.bias_act import ACTIVATIONS, LRELU_SLOPE, bias_act_reference
 
 MAX_CHANNELS = 4
@@ -39,7 +39,7 @@ def fromrgb(x: Tensor, weight: Tensor, bias: Tensor | None = None, gain: float =
 
 def fromrgb_reference(x: Tensor, weight: Tensor, bias: Tensor | None, gain: float, clamp: float | None) -> Tensor:
     """The same in plain PyTorch; weight and bias are cast to the dtype of x."""
-    return bias_act_reference(F.conv2d(x, weight.to(x.dtype)), bias, "lrelu", gain, clamp)
+    return bias_act_reference(convolution.conv2d(x, weight.to(x.dtype)), bias, "lrelu", gain, clamp)
 
 
 # Natively, with A = [weight, bias] and images that have a constant one as last channel, (i, 1):

@@ -103,4 +103,19 @@ void fromrgb_cpu(const FromRgbParams&);
 int64_t fromrgb_workspace(const FromRgbParams&);
 void fromrgb_cuda(const FromRgbParams&, void* stream);
 
+// ---- Winograd convolutions of 3x3 kernels, tiles of 2x2 outputs; float32, channels_last, CPU only
+
+struct WinogradParams {
+  int64_t images, channels, height, width;  // of `image` or `out`
+  int64_t rows, columns;                    // of tiles
+  int64_t before;                           // rows and columns of zeros before the image
+  const float* image;
+  float* out;
+  float* products[16];                      // [tiles, channels] each; the first is [16, tiles, channels] where that is the result
+};
+
+void winograd_input_cpu(const WinogradParams&);     // B^T d B
+void winograd_gradient_cpu(const WinogradParams&);  // A g A^T
+void winograd_output_cpu(const WinogradParams&);    // A^T m A
+
 }  // namespace stylegan_dist

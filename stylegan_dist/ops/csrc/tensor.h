@@ -35,9 +35,8 @@ inline DType dtype_of(const Tensor& x) {
 
 inline ScalarType acc_type(const Tensor& x) { return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
 
-// Contiguous when both formats fit, as fused.py's fake kernels say.
-inline bool is_channels_last(const Tensor& x) {
-  if (x.dim() != 4 || x.is_contiguous()) return false;
+inline bool fits_channels_last(const Tensor& x) {
+  if (x.dim() != 4) return false;
   int64_t expected = 1;
   for (int d : {1, 3, 2, 0}) {
     if (x.size(d) != 1 && x.stride(d) != expected) return false;
@@ -45,6 +44,9 @@ inline bool is_channels_last(const Tensor& x) {
   }
   return true;
 }
+
+// Contiguous when both formats fit, as fused.py's fake kernels say.
+inline bool is_channels_last(const Tensor& x) { return !x.is_contiguous() && fits_channels_last(x); }
 
 // What comes through the stable ABI says that something has failed, and not what; here it can only be this.
 template <class Make> Tensor allocated(const Make& make) {
