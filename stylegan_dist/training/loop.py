@@ -31,6 +31,8 @@ from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches, run_phase
 from stylegan_dist.training.timing import PhaseTimer
 
+SHOWN_REPLACED = 20  # corrupt images named in log.txt at once
+
 
 def train(config: Config) -> None:
     """Train, or continue, the run that `config` describes, until it has seen `run.kimg`.
@@ -132,9 +134,13 @@ class Trainer:
                 interrupted, asked = asked is not None and asked() > 0, stopping
                 last = state.nimg >= self.total
 
-                if last or crossed(before, state.nimg, c.monitor.tick_kimg):
+                tick = last or crossed(before, state.nimg, c.monitor.tick_kimg)
+                save = last or interrupted or crossed(before, state.nimg, c.checkpoint.every_kimg)
+                if tick or save:
+                    self._count_replaced(stream)
+                if tick:
                     self._tick(stream)
-                if last or interrupted or crossed(before, state.nimg, c.checkpoint.every_kimg):
+                if save:
                     self._save_checkpoint()
                 if interrupted and not last:
                     self._stop()
@@ -190,6 +196,7 @@ class Trainer:
         metrics |= {
             "time/img_per_sec": images / seconds,
             "time/sec_per_kimg": seconds / images * 1000,
+            "data/replaced": state.replaced,
             "time/data_wait": stream.seconds_waited / seconds,
             **{f"time/phase/{name}": total / count for name, (total, count) in phase_times.items()},
             "memory/peak_gib": peak_memory(device) / 2**30,
@@ -203,6 +210,28 @@ class Trainer:
             self.monitor.alert("non-finite gradients", text)
         stream.seconds_waited = 0.0
         self.tick_began, self.tick_nimg = time.perf_counter(), state.nimg
+
+    def _count_replaced(self, stream: BatchStream) -> None:
+        """Count and name the corrupt images that any rank has met since the last call; stop if they are too many."""
+        replaced = stream.take_replaced()
+        found = self.engine.gather([len(replaced), [str(one) for one in replaced[:SHOWN_REPLACED]]])
+        count = sum(number for number, _ in found)
+        if not count:
+            return
+        self.state.replaced += count
+        names = [name for _, names in found for name in names]
+        for name in names[:SHOWN_REPLACED]:
+            self.monitor.warn(f"corrupt image replaced: {name}")
+        if count > SHOWN_REPLACED:
+            self.monitor.warn(f"corrupt images replaced: {count - SHOWN_REPLACED} more")
+        allowed = self.config.data.max_bad_fraction
+        seen = max(self.state.nimg, self.index.num_samples)
+        if self.state.replaced > allowed * seen:
+            raise InputError(
+                f"{self.state.replaced} corrupt images are more than data.max_bad_fraction={allowed:g} of {seen}, such as "
+                f"{names[0]}. stylegan-dist verify lists all: restore the shards or pack the data again; or set a larger "
+                "data.max_bad_fraction and run the same command again"
+            )
 
     @property
     def samples_path(self) -> Path:
