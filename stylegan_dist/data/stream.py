@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import time
@@ -12,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from stylegan_dist import randomness
-from stylegan_dist.data.images import decode
+from stylegan_dist.data.decoding import decode_into
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.data.order import GlobalOrder
 from stylegan_dist.data.reader import ShardReader
@@ -78,18 +79,33 @@ class BatchDataset(Dataset):
             return error
 
     def _load(self, start: int) -> _Loaded:
-        loaded = _Loaded(Batch(*[torch.empty(0)] * 3), [], 0.0, 0.0)
-        samples = [self._sample(start + i, *place, loaded) for i, place in enumerate(self.order.locate(start, self.count))]
         index = torch.arange(start, start + self.count)
-        images = torch.from_numpy(np.stack([image for image, _ in samples]))
+        images = self._buffer()
+        labels = torch.empty(self.count, dtype=torch.int64)
+        loaded = _Loaded(Batch(images.permute(0, 3, 1, 2), labels, index), [], 0.0, 0.0)
+        flips = [False] * self.count
         if self.mirror:
-            flip = randomness.uniform(self.order.seed, "data.mirror", index)[:, 0] < 0.5
-            images[flip] = images[flip].flip(3)
-        loaded.batch = Batch(images, torch.tensor([label for _, label in samples]), index)
+            flips = (randomness.uniform(self.order.seed, "data.mirror", index)[:, 0] < 0.5).tolist()
+        for i, (place, pixels, flip) in enumerate(
+            zip(self.order.locate(start, self.count), images.numpy(), flips, strict=True)
+        ):
+            labels[i] = self._sample(start + i, *place, pixels, loaded)
+            if flip:
+                pixels[...] = pixels[:, ::-1].copy()
         return loaded
 
-    def _sample(self, image: int, shard: int, sample: int, loaded: _Loaded) -> tuple[np.ndarray, int]:
-        """Image uint8 [C, H, W] and class number of a sample, or of the next good one of its shard.
+    def _buffer(self) -> torch.Tensor:
+        """uint8 [n, H, W, C] without values; in a reader in shared memory, so that handing it over copies nothing."""
+        side, channels = self.reader.index.resolution, self.reader.index.channels
+        images = torch.empty(0, dtype=torch.uint8)
+        shape = (self.count, side, side, channels)
+        if get_worker_info() is None:
+            return images.new_empty(shape)
+        storage = images.untyped_storage()._new_shared(math.prod(shape), device="cpu")  # as torch's own collation does
+        return images.new(storage).resize_(shape)
+
+    def _sample(self, image: int, shard: int, sample: int, pixels: np.ndarray, loaded: _Loaded) -> int:
+        """Decode a sample, or the next good one of its shard, into uint8 [H, W, C]; returns its class number.
 
         The last sample is followed by the first. So what stands in for a corrupt sample depends on the shard
         alone, and every rank, reader and resumed run takes the same.
@@ -104,14 +120,14 @@ class BatchDataset(Dataset):
             read = time.perf_counter()
             loaded.seconds_read += read - began
             try:
-                pixels = decode(data, index.channels, index.resolution)
+                decode_into(data, pixels)
             except ValueError as error:
                 reason = reason or str(error)
                 continue
             loaded.seconds_decode += time.perf_counter() - read
             if step:
                 loaded.replaced.append(Replaced(image, self.reader.place(shard, sample), reason, candidate))
-            return pixels, label
+            return label
         raise InputError(
             f"{self.reader.place(shard, sample)}: {reason}; the shard is damaged, not one of its {samples} samples is good: "
             "restore it or pack the data again (stylegan-dist verify lists all damage)"
