@@ -31,6 +31,7 @@ from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches, run_phase
 from stylegan_dist.training.timing import PhaseTimer
 
+WAIT_ALLOWED = 0.02   # share of a tick that may go by waiting for data without a warning
 SHOWN_REPLACED = 20  # corrupt images named in log.txt at once
 
 
@@ -91,6 +92,7 @@ class Trainer:
         self.no_compile = why_not_compiled(self.config, any(engine.spreads(name) for name in self.state.networks))
         self.to_compile = () if self.no_compile else networks_to_compile(self.engine.device.type)
         self.alerted = False  # about non-finite gradients
+        self.told_waiting = False
         self.monitor: Monitor | NullMonitor = NullMonitor()
         self.tick_began, self.tick_nimg = time.perf_counter(), self.state.nimg
 
@@ -208,8 +210,29 @@ class Trainer:
             self.alerted = True
             text = ", ".join(f"{count:.0f} values in {name[-1]}" for name, count in broken.items())
             self.monitor.alert("non-finite gradients", text)
-        stream.seconds_waited = 0.0
+        self._tell_waiting(stream, seconds)
+        stream.seconds_waited = stream.seconds_read = stream.seconds_decode = 0.0
         self.tick_began, self.tick_nimg = time.perf_counter(), state.nimg
+
+    def _tell_waiting(self, stream: BatchStream, seconds: float) -> None:
+        """Warn, once, when any rank spends too much of a tick waiting for data, and say what its readers were busy with."""
+        here = [stream.seconds_waited / seconds, stream.seconds_read, stream.seconds_decode]
+        ranks = self.engine.gather(here)
+        waited, read, decode = worst = max(ranks)
+        if waited <= WAIT_ALLOWED or self.told_waiting:
+            return
+        self.told_waiting = True
+        d = self.config.data
+        if read > decode:
+            cause, remedy = ("network", "a larger cache on a local disk, or more reader processes (data.workers)") \
+                if "://" in d.shards else ("disk", "a local disk, or more reader processes (data.workers)")
+        else:
+            cause, remedy = "decode", "more reader processes (data.workers), or a data set packed as jpg"
+        self.monitor.warn(
+            f"waiting for data took {waited:.0%} of the time on rank {ranks.index(worst)}; the cause is {cause} (reading "
+            f"{read:.1f} s, decoding {decode:.1f} s in {max(d.workers, 1)} readers): try {remedy}; stylegan-dist bench-data "
+            "measures what is possible"
+        )
 
     def _count_replaced(self, stream: BatchStream) -> None:
         """Count and name the corrupt images that any rank has met since the last call; stop if they are too many."""

@@ -59,3 +59,14 @@ def test_too_many_stop_the_run_and_a_larger_share_continues_it(shards, tmp_path,
     assert place in error[0]
     assert "data.max_bad_fraction=0.001 of 6" in error[0]
     assert train(folder, run_dir, 0.064, "data.max_bad_fraction=0.5") == 0
+
+
+def test_waiting_for_data_is_told_with_its_cause(labelled_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("stylegan_dist.training.loop.WAIT_ALLOWED", 0.0)
+    assert train(labelled_shards, tmp_path / "run", 0.032) == 0
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("waiting for data took") == 1
+    assert "on rank 0; the cause is " in log
+    monkeypatch.setattr("stylegan_dist.training.loop.WAIT_ALLOWED", 1.0)
+    assert train(labelled_shards, tmp_path / "quiet", 0.032) == 0
+    assert "waiting for data" not in (tmp_path / "quiet" / "log.txt").read_text()
