@@ -20,6 +20,7 @@ from stylegan_dist.errors import (
     LocalInputError,
     RankLost,
 )
+from stylegan_dist.tools.data_commands import add_bench_data, add_peek
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_pack(verbs)
     add_index(verbs)
     add_verify(verbs)
+    add_peek(verbs)
+    add_bench_data(verbs)
     _add_train(verbs)
     _add_generate(verbs)
     _add_doctor(verbs)

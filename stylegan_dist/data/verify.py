@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stylegan_dist.data import pool, storage
-from stylegan_dist.data.images import decode
+from stylegan_dist.data.decoding import decode_into
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, load_offsets, read_index
 from stylegan_dist.data.tar import TarError, members
 from stylegan_dist.errors import InputError
@@ -142,6 +142,7 @@ def _check_content(
         problems.append(Problem(shard.name, f"{len(images)} images are found, the index promises {shard.samples}"))
     if table is None:
         return
+    pixels = np.empty((index.resolution, index.resolution, index.channels), np.uint8)
     for offset, size, label in table.tolist():
         progress.done[slot] += 1
         if progress.stopped:
@@ -154,7 +155,7 @@ def _check_content(
         _check_label(label, name, labels, index, shard, offset, problems)
         if deep and offset + size <= len(content):
             try:
-                decode(content[offset : offset + size], index.channels, index.resolution)
+                decode_into(content[offset : offset + size], pixels)
             except ValueError as error:
                 problems.append(Problem(shard.name, f"the image cannot be used ({error})", name, offset))
 
