@@ -54,6 +54,7 @@ setup(
         "webdataset>=1.0,<2",
         "wandb>=0.22,<1",
         "pillow>=11,<14",
+        "simplejpeg>=1.8,<2",
         "numpy>=1.26,<3",
         "pyyaml>=6,<7",
         "safetensors>=0.5,<1",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from stylegan_dist import __version__
 from stylegan_dist.config import describe, load_config
-from stylegan_dist.data.commands import add_pack, add_verify
+from stylegan_dist.data.commands import add_index, add_pack, add_verify
 from stylegan_dist.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAILURE,
@@ -20,6 +20,7 @@ from stylegan_dist.errors import (
     LocalInputError,
     RankLost,
 )
+from stylegan_dist.tools.data_commands import add_bench_data, add_peek
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"stylegan-dist {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     add_pack(verbs)
+    add_index(verbs)
     add_verify(verbs)
+    add_peek(verbs)
+    add_bench_data(verbs)
     _add_train(verbs)
     _add_generate(verbs)
     _add_doctor(verbs)

@@ -58,6 +58,7 @@ class DataConfig:
     workers: int = knob(2, "reader processes per rank; 0 reads in the training process")
     prefetch: int = knob(4, "batches that each reader prepares ahead")
     lanes: int = knob(64, "streams that the epoch is cut into; neighbours in a batch come from different lanes")
+    max_bad_fraction: float = knob(0.001, "corrupt images are replaced; a larger share of them than this stops the run")
     block: int = knob(4096, "samples of a lane that are shuffled together; more mixes better and touches more shards")
 
 

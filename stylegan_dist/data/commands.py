@@ -1,4 +1,4 @@
-"""The verbs `pack` and `verify` of the command line."""
+"""The verbs `pack`, `index` and `verify` of the command line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import argparse
 from stylegan_dist.data.images import ENCODINGS, FILTERS, FITS, MODES, ImageOptions
 from stylegan_dist.data.index import RESOLUTIONS, read_index
 from stylegan_dist.data.pack import PackOptions, pack
+from stylegan_dist.data.scan import index_shards
 from stylegan_dist.data.sources import LABEL_MODES
 from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import EXIT_BAD_INPUT, EXIT_OK
@@ -28,6 +29,18 @@ examples:
   stylegan-dist pack logos shards/logos --resolution 256 --channels 4 --fit pad
 
 Interrupted? Run the same command again: it continues, and the result is the same to the byte.
+"""
+
+_INDEX_EXAMPLES = """\
+examples:
+  # tar files of img2dataset or any other WebDataset writer, in a folder; the index is written beside them
+  stylegan-dist index data/laion
+
+  # shards that stay where they are: only the index is written here
+  stylegan-dist index 's3://bucket/photos/{00000..00127}.tar' data/photos
+  stylegan-dist train launch/presets/auto.yaml data.shards=data/photos
+
+The images must be squares of one size, PNG, JPEG or WebP; classes are taken from KEY.cls. Anything else: pack.
 """
 
 _VERIFY_EXAMPLES = """\
@@ -90,6 +103,25 @@ def add_pack(subparsers) -> None:
     running.add_argument("--overwrite", action="store_true", help="replace a shard set that is already in OUT")
 
 
+def add_index(subparsers) -> None:
+    """Add the verb `index` to the result of `ArgumentParser.add_subparsers`."""
+    parser = subparsers.add_parser(
+        "index", help="make an index for WebDataset shards that other tools made", epilog=_INDEX_EXAMPLES,
+        description="Find every image of a set of tar files by its headers, and write index.json and the offsets that "
+                    "training reads. The shards stay as they are.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_run_index)
+    parser.add_argument("shards", metavar="SHARDS", help="a folder, a URL (s3://, gs://, http://, hf://, ...), or a pattern "
+                                                         "of tar files with braces and wildcards")
+    parser.add_argument("out", metavar="FOLDER", nargs="?", help="the folder for the index; default: that of the shards")
+    parser.add_argument("--checksums", action="store_true",
+                        help="read local shards whole and store their SHA-256, which verify and caches check (those of URLs "
+                             "are read whole anyway)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an index that is already there")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+
+
 def add_verify(subparsers) -> None:
     """Add the verb `verify` to the result of `ArgumentParser.add_subparsers`."""
     parser = subparsers.add_parser(
@@ -98,7 +130,7 @@ def add_verify(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_verify)
-    parser.add_argument("folder", metavar="FOLDER", help="the folder that holds index.json")
+    parser.add_argument("folder", metavar="FOLDER", help="the folder or URL that holds index.json")
     parser.add_argument("--quick", action="store_true", help="do not decode the images")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
 
@@ -113,6 +145,13 @@ def _run_pack(args: argparse.Namespace) -> int:
         samples_per_shard=args.samples_per_shard, max_skipped=args.max_skipped, workers=args.workers,
         overwrite=args.overwrite,
     ))
+    return EXIT_OK
+
+
+def _run_index(args: argparse.Namespace) -> int:
+    index = index_shards(args.shards, args.out, checksums=args.checksums, overwrite=args.overwrite, workers=args.workers)
+    classes = f", {index.num_classes} classes" if index.num_classes else ""
+    print(f"{index.num_samples} images of {index.resolution} pixels{classes} in {len(index.shards)} shards")
     return EXIT_OK
 
 

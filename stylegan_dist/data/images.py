@@ -115,7 +115,7 @@ def decode(data: bytes, channels: int, resolution: int) -> np.ndarray:
         ValueError: with the reason, when the bytes are not an image of these channels and this resolution.
     """
     try:
-        image = _open(data, ("PNG", "JPEG", "WEBP"))
+        image = _open(data, tuple(ENCODINGS.values()))
         if image.size != (resolution, resolution):
             raise ValueError(f"{image.width} x {image.height} pixels instead of {resolution} x {resolution}")
         mode = MODES[channels]
@@ -130,6 +130,24 @@ def decode(data: bytes, channels: int, resolution: int) -> np.ndarray:
     except Exception as error:  # as in convert
         raise ValueError(_reason(error)) from None
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def measure(data: bytes) -> tuple[int, int, int]:
+    """Width, height and number of channels of an image, from its header.
+
+    Raises:
+        ValueError: with the reason, when the bytes are not an image of 8 bits a channel that a shard may hold.
+    """
+    try:
+        image = _open(data, tuple(ENCODINGS.values()))
+        channels = {mode: number for number, mode in MODES.items()}.get(image.mode)
+        if channels is None:
+            raise ValueError(f"pixels of mode {image.mode}, which training cannot read: pack the images instead")
+        return image.width, image.height, channels
+    except MemoryError:
+        raise
+    except Exception as error:  # as in convert
+        raise ValueError(_reason(error)) from None
 
 
 def _check_choice(name: str, value, choices) -> None:

@@ -159,7 +159,11 @@ def _entries(data: str) -> list[tuple[str, float | None]]:
         if pattern.endswith(".tar"):
             raise InputError(f"data.shards names tar files ({pattern}): make an index of them once with `stylegan-dist index "
                              f"'{pattern}' FOLDER`, and set data.shards=FOLDER")
-        locations = storage.expand(pattern)
+        if any(character in pattern for character in "*?["):  # of all that matches, what holds an index
+            found = storage.expand(storage.join(pattern, INDEX_NAME))
+            locations = [name.removesuffix(INDEX_NAME).rstrip("/") for name in found]
+        else:
+            locations = storage.expand(pattern)
         entries += [(location, None if weight is None else weight / len(locations)) for location in locations]
     return entries
 

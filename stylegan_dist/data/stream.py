@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from stylegan_dist import randomness
 from stylegan_dist.data.cache import NodeCache
-from stylegan_dist.data.images import decode
+from stylegan_dist.data.decoding import decode_into
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.data.mixture import MixedOrder, order_of
 from stylegan_dist.data.order import GlobalOrder
@@ -34,6 +36,31 @@ class Batch:
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.index.pin_memory())
 
 
+class Replaced(NamedTuple):
+    """A corrupt sample, and the one that stands in for it."""
+
+    image: int       # global image number
+    place: str       # shard, sample and byte
+    reason: str
+    by: int          # sample of the same shard
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}; sample {self.by} of the shard takes its place (image {self.image})"
+
+
+@dataclass
+class _Loaded:
+    """A batch, and how it came about."""
+
+    batch: Batch
+    replaced: list[Replaced]
+    seconds_read: float
+    seconds_decode: float
+
+    def pin_memory(self) -> _Loaded:
+        return replace(self, batch=self.batch.pin_memory())
+
+
 class BatchDataset(Dataset):
     """Batches by the number of the first image of their global batch, so any reader can build any batch."""
 
@@ -47,7 +74,7 @@ class BatchDataset(Dataset):
         self.mirror = mirror
         self._slots: tuple[int, ...] = ()
 
-    def __getitem__(self, nimg: int) -> Batch | InputError:
+    def __getitem__(self, nimg: int) -> _Loaded | InputError:
         # An exception would cross the process border as a wall of text; the stream raises it on the other side.
         try:
             self._announce(nimg)
@@ -64,26 +91,58 @@ class BatchDataset(Dataset):
             self.reader.retain(now)
             self.reader.prefetch(list(dict.fromkeys(now + then)))
 
-    def _load(self, start: int) -> Batch:
-        samples = [self._sample(*place) for place in self.order.locate(start, self.count)]
+    def _load(self, start: int) -> _Loaded:
         index = torch.arange(start, start + self.count)
-        images = torch.from_numpy(np.stack([image for image, _ in samples]))
+        images = self._buffer()
+        labels = torch.empty(self.count, dtype=torch.int64)
+        loaded = _Loaded(Batch(images.permute(0, 3, 1, 2), labels, index), [], 0.0, 0.0)
+        flips = [False] * self.count
         if self.mirror:
-            flip = randomness.uniform(self.order.seed, "data.mirror", index)[:, 0] < 0.5
-            images[flip] = images[flip].flip(3)
-        return Batch(images, torch.tensor([label for _, label in samples]), index)
+            flips = (randomness.uniform(self.order.seed, "data.mirror", index)[:, 0] < 0.5).tolist()
+        for i, (place, image, flip) in enumerate(zip(self.order.locate(start, self.count), images, flips, strict=True)):
+            labels[i] = self._sample(start + i, *place, image.numpy(), loaded)
+            if flip:
+                image.copy_(image.flip(1))  # 16 times as fast as in NumPy at 256 pixels
+        return loaded
 
-    def _sample(self, shard: int, sample: int) -> tuple[np.ndarray, int]:
-        """Image uint8 [C, H, W] and class number."""
-        data, label = self.reader.read(shard, sample)
+    def _buffer(self) -> torch.Tensor:
+        """uint8 [n, H, W, C] without values; in a reader in shared memory, so that handing it over copies nothing."""
+        side, channels = self.reader.index.resolution, self.reader.index.channels
+        images = torch.empty(0, dtype=torch.uint8)
+        shape = (self.count, side, side, channels)
+        if get_worker_info() is None:
+            return images.new_empty(shape)
+        storage = images.untyped_storage()._new_shared(math.prod(shape), device="cpu")  # as torch's own collation does
+        return images.new(storage).resize_(shape)
+
+    def _sample(self, image: int, shard: int, sample: int, pixels: np.ndarray, loaded: _Loaded) -> int:
+        """Decode a sample, or the next good one of its shard, into uint8 [H, W, C]; returns its class number.
+
+        The last sample is followed by the first. So what stands in for a corrupt sample depends on the shard
+        alone, and every rank, reader and resumed run takes the same.
+        """
         index = self.reader.index
-        try:
-            return decode(data, index.channels, index.resolution), label
-        except ValueError as error:
-            raise InputError(
-                f"{self.reader.place(shard, sample)}: {error}; the shard is damaged "
-                "(stylegan-dist verify lists all damage), restore it or pack the data again"
-            ) from None
+        samples = index.shards[shard].samples
+        reason = ""
+        for step in range(samples):
+            candidate = (sample + step) % samples
+            began = time.perf_counter()
+            data, label = self.reader.read(shard, candidate)
+            read = time.perf_counter()
+            loaded.seconds_read += read - began
+            try:
+                decode_into(data, pixels)
+            except ValueError as error:
+                reason = reason or str(error)
+                continue
+            loaded.seconds_decode += time.perf_counter() - read
+            if step:
+                loaded.replaced.append(Replaced(image, self.reader.place(shard, sample), reason, candidate))
+            return label
+        raise InputError(
+            f"{self.reader.place(shard, sample)}: {reason}; the shard is damaged, not one of its {samples} samples is good: "
+            "restore it or pack the data again (stylegan-dist verify lists all damage)"
+        )
 
 
 class BatchStream:
@@ -106,9 +165,10 @@ class BatchStream:
         count = batch // world_size
         order = order_of(index, seed, lanes, block)
         dataset = BatchDataset(ShardReader(index, cache), order, batch=batch, first=rank * count, count=count, mirror=mirror)
-        self.seconds_waited = 0.0
+        self.seconds_waited = self.seconds_read = self.seconds_decode = 0.0
+        self._replaced: list[Replaced] = []
         self._reader = dataset.reader
-        self._batches: Iterator[Batch | InputError] = iter(DataLoader(
+        self._batches: Iterator[_Loaded | InputError] = iter(DataLoader(
             dataset, batch_size=None, sampler=_Numbers(start, batch), num_workers=workers,
             prefetch_factor=prefetch if workers else None, pin_memory=pin_memory, worker_init_fn=_outlive_stop_requests,
         ))
@@ -119,11 +179,19 @@ class BatchStream:
     def __next__(self) -> Batch:
         """The next batch. Raises LocalInputError where the data turns out to be damaged."""
         began = time.perf_counter()
-        batch = next(self._batches)
+        loaded = next(self._batches)
         self.seconds_waited += time.perf_counter() - began
-        if isinstance(batch, InputError):
-            raise LocalInputError(str(batch))
-        return batch
+        if isinstance(loaded, InputError):
+            raise LocalInputError(str(loaded))
+        self.seconds_read += loaded.seconds_read
+        self.seconds_decode += loaded.seconds_decode
+        self._replaced += loaded.replaced
+        return loaded.batch
+
+    def take_replaced(self) -> list[Replaced]:
+        """The corrupt samples of the batches since the last call, in their order."""
+        taken, self._replaced = self._replaced, []
+        return taken
 
     def close(self) -> None:
         """End the reader processes, and close the shards that this process has open."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import mmap
 import os
 import sys
-import tarfile
+import tempfile
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from stylegan_dist.data import pool, storage
-from stylegan_dist.data.images import decode
+from stylegan_dist.data.decoding import decode_into
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, load_offsets, read_index
+from stylegan_dist.data.tar import TarError, members
 from stylegan_dist.errors import InputError
 from stylegan_dist.machine import available_cores
 
-_TAR_BLOCK = 512
 _RESTORE = "restore the file from a copy, or pack the data again with --overwrite"
 
 
@@ -51,7 +54,7 @@ def verify(folder: str | os.PathLike, deep: bool = True, workers: int | None = N
     numbers of samples are checked; with `deep` every image is decoded too.
 
     Args:
-        folder: of the shard set.
+        folder: of the shard set, or its URL.
         deep: decode every image and compare its resolution and channels with the index.
         workers: processes; None: one a core.
     Returns: everything that is wrong, in the order of the shards; empty for a sound set.
@@ -61,7 +64,6 @@ def verify(folder: str | os.PathLike, deep: bool = True, workers: int | None = N
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers must be at least 1, not {workers}")
-    folder = Path(folder)
     try:
         index = read_index(folder)
     except InputError as error:
@@ -91,16 +93,15 @@ def _check_shard(
     """In a worker: the problems of one shard and its samples per class (None if its offsets are unusable)."""
     problems: list[Problem] = []
     table = _check_offsets(index, shard, problems)
-    path = storage.local_path(shard.location)
     try:
-        with open(path, "rb") as file:
+        with _local_copy(shard.location) as path, open(path, "rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 raise ValueError("the file is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 _check_content(content, index, shard, table, deep, problems, slot, progress)
     except FileNotFoundError:
         problems.append(Problem(shard.name, "the shard is missing"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, InputError) as error:
         problems.append(Problem(shard.name, f"the shard cannot be read ({error})"))
     progress.done[slot] = shard.samples
     counts = None
@@ -113,20 +114,17 @@ def _check_shard(
 
 def _check_offsets(index: DatasetIndex, shard: Shard, problems: list[Problem]) -> np.ndarray | None:
     """The offsets of a shard if they are usable: int64 [samples, 3]."""
-    path = storage.local_path(shard.offsets_location)
-    if not path.is_file():
+    place = shard.offsets_location
+    if not storage.is_remote(place) and not storage.local_path(place).is_file():
         problems.append(Problem(shard.offsets, "the offsets file is missing"))
         return None
     try:
-        table = load_offsets(shard)
-        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = storage.read_bytes(place)
+        table = load_offsets(shard, io.BytesIO(content))
     except InputError as error:
         problems.append(Problem(shard.offsets, str(error)))
         return None
-    except OSError as error:
-        problems.append(Problem(shard.offsets, f"the offsets file cannot be read ({error})"))
-        return None
-    if checksum != shard.offsets_sha256:
+    if hashlib.sha256(content).hexdigest() != shard.offsets_sha256:
         problems.append(Problem(shard.offsets, "the SHA-256 differs from the index"))
     return table
 
@@ -137,13 +135,14 @@ def _check_content(
 ) -> None:
     if len(content) != shard.bytes:
         problems.append(Problem(shard.name, f"{len(content)} bytes, the index promises {shard.bytes}"))
-    elif hashlib.sha256(content).hexdigest() != shard.sha256:
+    elif shard.sha256 and hashlib.sha256(content).hexdigest() != shard.sha256:
         problems.append(Problem(shard.name, "the SHA-256 differs from the index: some bytes have changed"))
     images, labels = _scan(content, index.encoding, shard, problems)
     if len(images) != shard.samples:
         problems.append(Problem(shard.name, f"{len(images)} images are found, the index promises {shard.samples}"))
     if table is None:
         return
+    pixels = np.empty((index.resolution, index.resolution, index.channels), np.uint8)
     for offset, size, label in table.tolist():
         progress.done[slot] += 1
         if progress.stopped:
@@ -156,7 +155,7 @@ def _check_content(
         _check_label(label, name, labels, index, shard, offset, problems)
         if deep and offset + size <= len(content):
             try:
-                decode(content[offset : offset + size], index.channels, index.resolution)
+                decode_into(content[offset : offset + size], pixels)
             except ValueError as error:
                 problems.append(Problem(shard.name, f"the image cannot be used ({error})", name, offset))
 
@@ -174,7 +173,7 @@ def _check_label(
     if not in_range:
         problems.append(Problem(shard.offsets, f"the class is {label}, expected {expected}", name, offset))
     # A label file is plain WebDataset; sets indexed elsewhere may carry labels in the offsets alone.
-    key = name and name.split(".", 1)[0]
+    key = name and _split(name)[0]
     if key in labels and index.classes is not None and labels[key] != b"%d" % label:
         text = labels[key].decode("ascii", "replace")
         problems.append(Problem(
@@ -188,25 +187,31 @@ def _scan(
     """Walk the headers of a tar file: images as {payload offset: (name, bytes)}, labels as {key: text}."""
     images: dict[int, tuple[str, int]] = {}
     labels: dict[str, bytes] = {}
-    start = 0
-    while start + _TAR_BLOCK <= len(content):
-        header = content[start : start + _TAR_BLOCK]
-        if not any(header):  # the end mark
-            return images, labels
-        try:
-            member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
-            problems.append(Problem(shard.name, f"damaged tar header ({error})", offset=start))
-            return images, labels
-        payload = start + _TAR_BLOCK
-        start = payload + -(-member.size // _TAR_BLOCK) * _TAR_BLOCK
-        if start > len(content):
-            problems.append(Problem(shard.name, "the tar file ends inside this member", member.name, payload))
-            return images, labels
-        key, _, kind = member.name.partition(".")
-        if kind == ending:
-            images[payload] = (member.name, member.size)
-        elif kind == "cls":
-            labels[key] = content[payload : payload + member.size].strip()
-    problems.append(Problem(shard.name, "the tar file has no end mark: it is truncated", offset=start))
+    try:
+        for name, offset, size in members(content):
+            key, kind = _split(name)
+            if kind.lower() == ending:
+                images[offset] = (name, size)
+            elif kind.lower() == "cls":
+                labels[key] = content[offset : offset + size].strip()
+    except TarError as error:
+        problems.append(Problem(shard.name, str(error), error.name, error.offset))
     return images, labels
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and ending of a member: the key ends at the first dot of the file name."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    return folder + slash + stem, ending
+
+
+@contextlib.contextmanager
+def _local_copy(location: str) -> Iterator[Path]:
+    """A file of a set as a local path, fetched for as long as it is looked at if it is remote."""
+    if not storage.is_remote(location):
+        yield storage.local_path(location)
+        return
+    with tempfile.NamedTemporaryFile(prefix="stylegan-dist-verify-") as file:
+        storage.download(location, file.name, lambda: None)
+        yield Path(file.name)

@@ -35,6 +35,9 @@ from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches, run_phase
 from stylegan_dist.training.timing import PhaseTimer
 
+WAIT_ALLOWED = 0.02   # share of a tick that may go by waiting for data without a warning
+SHOWN_REPLACED = 20  # corrupt images named in log.txt at once
+
 
 def train(config: Config) -> None:
     """Train, or continue, the run that `config` describes, until it has seen `run.kimg`.
@@ -94,6 +97,7 @@ class Trainer:
         self.no_compile = why_not_compiled(self.config, any(engine.spreads(name) for name in self.state.networks))
         self.to_compile = () if self.no_compile else networks_to_compile(self.engine.device.type)
         self.alerted = False  # about non-finite gradients
+        self.told_waiting = False
         self.monitor: Monitor | NullMonitor = NullMonitor()
         self.tick_began, self.tick_nimg = time.perf_counter(), self.state.nimg
 
@@ -137,9 +141,13 @@ class Trainer:
                 interrupted, asked = asked is not None and asked() > 0, stopping
                 last = state.nimg >= self.total
 
-                if last or crossed(before, state.nimg, c.monitor.tick_kimg):
+                tick = last or crossed(before, state.nimg, c.monitor.tick_kimg)
+                save = last or interrupted or crossed(before, state.nimg, c.checkpoint.every_kimg)
+                if tick or save:
+                    self._count_replaced(stream)
+                if tick:
                     self._tick(stream)
-                if last or interrupted or crossed(before, state.nimg, c.checkpoint.every_kimg):
+                if save:
                     self._save_checkpoint()
                 if interrupted and not last:
                     self._stop()
@@ -195,6 +203,7 @@ class Trainer:
         metrics |= {
             "time/img_per_sec": images / seconds,
             "time/sec_per_kimg": seconds / images * 1000,
+            "data/replaced": state.replaced,
             "time/data_wait": stream.seconds_waited / seconds,
             **{f"time/phase/{name}": total / count for name, (total, count) in phase_times.items()},
             "memory/peak_gib": peak_memory(device) / 2**30,
@@ -206,8 +215,51 @@ class Trainer:
             self.alerted = True
             text = ", ".join(f"{count:.0f} values in {name[-1]}" for name, count in broken.items())
             self.monitor.alert("non-finite gradients", text)
-        stream.seconds_waited = 0.0
+        self._tell_waiting(stream, seconds)
+        stream.seconds_waited = stream.seconds_read = stream.seconds_decode = 0.0
         self.tick_began, self.tick_nimg = time.perf_counter(), state.nimg
+
+    def _tell_waiting(self, stream: BatchStream, seconds: float) -> None:
+        """Warn, once, when any rank spends too much of a tick waiting for data, and say what its readers were busy with."""
+        here = [stream.seconds_waited / seconds, stream.seconds_read, stream.seconds_decode]
+        ranks = self.engine.gather(here)
+        waited, read, decode = worst = max(ranks)
+        if waited <= WAIT_ALLOWED or self.told_waiting:
+            return
+        self.told_waiting = True
+        d = self.config.data
+        if read > decode:
+            cause, remedy = ("network", "a larger cache on a local disk, or more reader processes (data.workers)") \
+                if "://" in d.shards else ("disk", "a local disk, or more reader processes (data.workers)")
+        else:
+            cause, remedy = "decode", "more reader processes (data.workers), or a data set packed as jpg"
+        self.monitor.warn(
+            f"waiting for data took {waited:.0%} of the time on rank {ranks.index(worst)}; the cause is {cause} (reading "
+            f"{read:.1f} s, decoding {decode:.1f} s in {max(d.workers, 1)} readers): try {remedy}; stylegan-dist bench-data "
+            "measures what is possible"
+        )
+
+    def _count_replaced(self, stream: BatchStream) -> None:
+        """Count and name the corrupt images that any rank has met since the last call; stop if they are too many."""
+        replaced = stream.take_replaced()
+        found = self.engine.gather([len(replaced), [str(one) for one in replaced[:SHOWN_REPLACED]]])
+        count = sum(number for number, _ in found)
+        if not count:
+            return
+        self.state.replaced += count
+        names = [name for _, names in found for name in names]
+        for name in names[:SHOWN_REPLACED]:
+            self.monitor.warn(f"corrupt image replaced: {name}")
+        if count > SHOWN_REPLACED:
+            self.monitor.warn(f"corrupt images replaced: {count - SHOWN_REPLACED} more")
+        allowed = self.config.data.max_bad_fraction
+        seen = max(self.state.nimg, self.index.num_samples)
+        if self.state.replaced > allowed * seen:
+            raise InputError(
+                f"{self.state.replaced} corrupt images are more than data.max_bad_fraction={allowed:g} of {seen}, such as "
+                f"{names[0]}. stylegan-dist verify lists all: restore the shards or pack the data again; or set a larger "
+                "data.max_bad_fraction and run the same command again"
+            )
 
     @property
     def samples_path(self) -> Path:

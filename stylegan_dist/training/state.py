@@ -41,6 +41,7 @@ class TrainState:
         }
         self.nimg = 0
         self.segment = 0  # how often the run was continued
+        self.replaced = 0  # corrupt images so far, over all ranks
         self.statistics = TickStatistics()
         self.generator = build_generator(config, *shape)
         self.discriminator = build_discriminator(config, *shape)
@@ -76,6 +77,7 @@ class TrainState:
         return {
             "nimg": self.nimg,
             "segment": self.segment,
+            "replaced": self.replaced,
             "path_mean": self.objective.path_mean.item(),  # a float32 goes through JSON unchanged
             "statistics": self.statistics.facts(),
             "data": self.data,
@@ -97,6 +99,7 @@ class TrainState:
         self.statistics.restore(facts["statistics"], self.objective.path_mean.device)
         self.nimg = facts["nimg"]
         self.segment = facts["segment"] + 1
+        self.replaced = facts.get("replaced", 0)  # older checkpoints do not count
 
     def checksums(self) -> list[float]:
         """One number per network and average, equal on all ranks that train the same run."""

@@ -22,7 +22,7 @@ from stylegan_dist.data.index import load_index, load_offsets
 from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.errors import STOP_SIGNALS, InputError, LocalInputError
+from stylegan_dist.errors import STOP_SIGNALS, InputError
 
 ORDER = {"seed": 5, "lanes": 4, "block": 3}
 SAMPLES = 44
@@ -167,21 +167,59 @@ def test_a_damaged_sample_is_named(own_shards, workers):
     stream = open_stream(own_shards, workers=workers)
     assert next(stream).index[0] == 0
     assert next(stream).index[0] == 8
-    with pytest.raises(LocalInputError) as caught:
-        next(stream)
+    assert stream.take_replaced() == []
+    batch = next(stream)
+    [fault] = stream.take_replaced()
+    assert stream.take_replaced() == []
     stream.close()
-    message = str(caught.value)
-    assert f"{own_shards / shard.name}, sample {sample} at byte {offset}: not an image" in message
-    assert "stylegan-dist verify" in message
-    assert_one_line(message)
+    assert fault.image == 20
+    assert f"{own_shards / shard.name}, sample {sample} at byte {offset}: not an image" in str(fault)
+    assert_one_line(str(fault))
+    # The next sample of the shard stands in, with its own class.
+    index = load_index(own_shards)
+    reader = ShardReader(index)
+    data, label = reader.read(index.shards.index(shard), (sample + 1) % shard.samples)
+    reader.close()
+    assert np.array_equal(batch.images[4].numpy(), decode(data, 3, 8))
+    assert int(batch.labels[4]) == label
+
+
+def spoil(folder, index, shard: int, samples) -> None:
+    table = load_offsets(index.shards[shard])
+    with open(folder / index.shards[shard].name, "r+b") as file:
+        for sample in samples:
+            file.seek(int(table[sample][0]))
+            file.write(b"damage")
+
+
+def test_replacements_are_the_same_for_all(own_shards):
+    """For any ranks, readers and starting point; neighbours and the end of a shard included."""
+    index = load_index(own_shards)
+    spoil(own_shards, index, 1, [2, 3, 6])
+    spoil(own_shards, index, 4, [0, 5, 6])
+    reference = take(own_shards, STEPS, mirror=True)
+    stream = open_stream(own_shards)
+    for _ in range(STEPS):
+        next(stream)
+    faults = stream.take_replaced()
+    stream.close()
+    assert sum(fault.image < SAMPLES for fault in faults) == 6, "every sample once per epoch"
+    takes = {(fault.place.split(", ")[0][-9:-4], int(re.search(r"sample (\d+) at", fault.place)[1])): fault.by
+             for fault in faults}
+    names = [shard.name[-9:-4] for shard in index.shards]
+    assert takes == {(names[1], 2): 4, (names[1], 3): 4, (names[1], 6): 0,
+                     (names[4], 0): 1, (names[4], 5): 1, (names[4], 6): 1}
+    for world, workers, step in ((2, 1, 0), (4, 0, 3), (1, 3, 7)):
+        parts = [take(own_shards, STEPS - step, mirror=True, rank=r, world_size=world, workers=workers, start=8 * step)
+                 for r in range(world)]
+        assert all(same(joined(part), old) for part, old in zip(zip(*parts, strict=True), reference[step:], strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_only_the_rank_that_reads_it_fails(own_shards, workers):
-    shard, _, offset, _ = first_place(own_shards, image=6)
-    with open(own_shards / shard.name, "r+b") as file:
-        file.seek(offset)
-        file.write(b"damage")
+    index = load_index(own_shards)
+    shard, _, _, _ = first_place(own_shards, image=6)
+    spoil(own_shards, index, index.shards.index(shard), range(shard.samples))
     take(own_shards, 1, rank=0, world_size=2, workers=workers)
     with pytest.raises(InputError, match=re.escape(shard.name)):
         take(own_shards, 1, rank=1, world_size=2, workers=workers)

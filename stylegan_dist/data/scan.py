@@ -1,0 +1,221 @@
+"""An index for WebDataset shards that other tools made."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import mmap
+import os
+import sys
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from stylegan_dist.data import pool, storage
+from stylegan_dist.data.images import measure
+from stylegan_dist.data.index import CHANNELS, INDEX_NAME, NO_LABEL, RESOLUTIONS, DatasetIndex, Shard
+from stylegan_dist.data.tar import TarError, members
+from stylegan_dist.errors import InputError
+from stylegan_dist.files import write_whole
+from stylegan_dist.machine import available_cores
+
+_ENDINGS = ("png", "jpg", "jpeg", "webp")
+_MAX_CLASS = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one shard turned out to hold."""
+
+    table: np.ndarray                # int64 [samples, 3]: offset, bytes, class
+    ending: str
+    form: tuple[int, int, int]       # width, height and channels of its first image
+    bytes: int
+    sha256: str                      # "" where it was not asked for
+    without_image: int               # keys that have other members only
+
+
+def index_shards(source: str, out: str | None = None, *, checksums: bool = False, overwrite: bool = False,
+                 workers: int | None = None) -> DatasetIndex:
+    """Write `index.json` and the offsets files of a set of tar shards; the shards stay where and as they are.
+
+    Args:
+        source: a folder or URL with tar files, or a pattern of tar files with braces and wildcards.
+        out: the folder for the index; None: the one that the shards are in, which must be local.
+        checksums: read local shards whole for their SHA-256; those of a URL are always read whole.
+        overwrite: replace an index that is there.
+        workers: processes; None: one a core.
+
+    Raises:
+        InputError: nothing there, a damaged shard, or images that are not of one form.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"workers must be at least 1, not {workers}")
+    storage.check_location(source)
+    if out is None and storage.is_remote(source):
+        raise InputError(f"say where the index of {source} shall be: stylegan-dist index {source} FOLDER")
+    locations = _tar_files(source)
+    base = _common_folder(locations)
+    folder = Path(out if out is not None else base)
+    if (folder / INDEX_NAME).exists() and not overwrite:
+        raise InputError(f"{folder} holds an index already: choose another folder, or replace it with --overwrite")
+
+    names = [location[len(base):].lstrip("/") for location in locations]
+    interval = 0.2 if sys.stderr.isatty() else 30
+    results: dict[int, _Found] = {}
+    with tqdm(total=len(locations), desc="indexing", unit="shard", mininterval=interval) as bar:
+        runs = pool.run(partial(_scan, checksums), locations, workers or available_cores(), bar)
+        with closing(runs):
+            results.update(runs)
+    found = [results[slot] for slot in range(len(locations))]
+    index = _index_of(found, names, locations)
+    elsewhere = storage.is_remote(base) or folder.resolve() != Path(base)
+    return _write(folder, index, found, base if elsewhere else None)
+
+
+def _tar_files(source: str) -> list[str]:
+    if not storage.is_remote(source) and storage.local_path(source).is_file():
+        return [str(storage.local_path(source).resolve())]
+    pattern = source if source.endswith(".tar") else source.rstrip("/") + "/*.tar"
+    locations = storage.expand(pattern)
+    if not storage.is_remote(source):
+        for location in locations:
+            if not Path(location).is_file():
+                raise InputError(f"{location} is not there: correct the pattern {source}")
+        locations = [str(Path(location).resolve()) for location in locations]
+    if len(set(locations)) < len(locations):
+        raise InputError(f"{source} names a shard twice")
+    return locations
+
+
+def _common_folder(locations: list[str]) -> str:
+    """The deepest folder, or URL of one, that all files are in."""
+    scheme, colon, _ = locations[0].rpartition("://")
+    return scheme + colon + os.path.commonpath([location.rpartition("://")[2].rpartition("/")[0] for location in locations])
+
+
+def _scan(checksums: bool, slot: int, location: str, progress: pool.Progress) -> _Found:
+    """In a worker: one shard."""
+    if not storage.is_remote(location):
+        found = _scan_file(Path(location), location, checksums)
+    else:
+        with tempfile.NamedTemporaryFile(prefix="stylegan-dist-index-") as file:
+            storage.download(location, file.name, lambda: None)
+            found = _scan_file(Path(file.name), location, True)
+    progress.done[slot] = 1
+    return found
+
+
+def _scan_file(path: Path, location: str, checksums: bool) -> _Found:
+    try:
+        with open(path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise InputError(f"{location} is empty: restore it, or leave it out")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _scan_content(content, location, checksums)
+    except OSError as error:
+        raise InputError(f"cannot read {location}: {error.strerror}") from None
+
+
+def _scan_content(content: mmap.mmap, location: str, checksums: bool) -> _Found:
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    keys, endings = set(), set()
+    try:
+        for name, offset, size in members(content):
+            folder, _, base = name.rpartition("/")
+            stem, _, ending = base.partition(".")  # WebDataset: the key ends at the first dot of the file name
+            key, ending = f"{folder}/{stem}", ending.lower()
+            keys.add(key)
+            if ending in _ENDINGS:
+                if key in images:
+                    raise TarError(f"a second image of the sample {key.lstrip('/')!r}", offset, name)
+                images[key] = offset, size
+                endings.add(ending)
+            elif ending == "cls":
+                labels[key] = _class(content[offset:offset + size], offset, name)
+    except TarError as error:
+        where = f", member {error.name!r}" if error.name else ""
+        raise InputError(f"{location}{where}, byte {error.offset}: {error}; restore the file, or leave it out") from None
+    if not images:
+        raise InputError(f"{location} holds no image ({', '.join(_ENDINGS)}): is it the right file?")
+    if len(endings) > 1:
+        raise InputError(f"{location} holds images of several kinds ({', '.join(sorted(endings))}): pack them instead")
+    missing = [key for key in images if key not in labels]
+    if labels and missing:
+        raise InputError(f"{location}: the sample {missing[0].lstrip('/')!r} has no class (.cls) while others have one")
+    offset, size = next(iter(images.values()))
+    try:
+        form = measure(content[offset:offset + size])
+    except ValueError as error:
+        raise InputError(f"{location}, byte {offset}: {error}; restore the file, or leave it out") from None
+    table = np.array([(*place, labels.get(key, NO_LABEL)) for key, place in images.items()], dtype=np.int64)
+    return _Found(table, endings.pop(), form, len(content), hashlib.sha256(content).hexdigest() if checksums else "",
+                  len(keys) - len(images))
+
+
+def _class(text: bytes, offset: int, name: str) -> int:
+    number = text.strip()
+    if not number.isdigit() or int(number) >= _MAX_CLASS:
+        raise TarError(f"the class is {number[:20]!r}, not a whole number below {_MAX_CLASS}", offset, name)
+    return int(number)
+
+
+def _index_of(found: list[_Found], names: list[str], locations: list[str]) -> DatasetIndex:
+    """The index, after a look whether the shards fit together."""
+    first = found[0]
+    labelled = (first.table[:, 2] >= 0).all()
+    for shard, location in zip(found, locations, strict=True):
+        for what, a, b in (("images", first.ending, shard.ending), ("sizes and channels", first.form, shard.form),
+                           ("classes", labelled, (shard.table[:, 2] >= 0).all())):
+            if a != b:
+                raise InputError(f"{locations[0]} and {location} do not fit together: their {what} are {a} and {b}; "
+                                 "pack the images instead (stylegan-dist pack)")
+    width, height, channels = first.form
+    if width != height or width not in RESOLUTIONS or channels not in CHANNELS:
+        raise InputError(f"the images are {width} x {height} pixels with {channels} channels; training needs squares of "
+                         f"{', '.join(map(str, RESOLUTIONS))} pixels: pack them instead (stylegan-dist pack)")
+    classes, counts = None, None
+    if labelled:
+        labels = np.concatenate([shard.table[:, 2] for shard in found])
+        counts = np.bincount(labels).tolist()
+        classes = [str(number) for number in range(len(counts))]
+    tables = [_npy(shard.table) for shard in found]
+    shards = [
+        Shard(name, len(shard.table), shard.bytes, shard.sha256, _offsets_name(name), hashlib.sha256(table).hexdigest())
+        for name, shard, table in zip(names, found, tables, strict=True)
+    ]
+    if len({shard.offsets for shard in shards}) < len(shards):
+        raise InputError("two shards would have the same offsets file: index them into two folders")
+    return DatasetIndex(resolution=width, channels=channels, encoding=first.ending, classes=classes, class_counts=counts,
+                        shards=shards)
+
+
+def _offsets_name(name: str) -> str:
+    return name.removesuffix(".tar").replace("/", "--") + ".offsets.npy"
+
+
+def _npy(table: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, table)
+    return file.getvalue()
+
+
+def _write(folder: Path, index: DatasetIndex, found: list[_Found], shards_at: str | None) -> DatasetIndex:
+    """The offsets, and last the index: a folder with an index is complete."""
+    index = replace(index, shards_at=shards_at)
+    if lost := sum(shard.without_image for shard in found):
+        print(f"{lost} samples have no image and are not part of the set")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for shard, content in zip(index.shards, found, strict=True):
+            (folder / shard.offsets).write_bytes(_npy(content.table))
+        write_whole(folder / INDEX_NAME, index.content())
+    except OSError as error:
+        raise InputError(f"cannot write the index to {folder}: {error.strerror}") from None
+    return index

@@ -1,0 +1,42 @@
+"""A contact sheet of a shard set: what the networks will be shown."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from stylegan_dist.data.index import load_index
+from stylegan_dist.data.stream import BatchStream, Replaced
+from stylegan_dist.errors import InputError
+from stylegan_dist.monitor.images import save_grid
+
+
+def peek(folder: str | os.PathLike, out: str | os.PathLike, columns: int = 16, rows: int = 8,
+         seed: int = 0) -> list[Replaced]:
+    """Draw samples of a shard set, spread over all shards, as one PNG.
+
+    Args:
+        folder: of the shard set.
+        out: the PNG file; replaced if it is there.
+        columns, rows: of the sheet; fewer where the set has fewer samples.
+        seed: which samples; the same seed shows the same.
+    Returns: the corrupt samples that were met; others stand in for them.
+
+    Raises:
+        InputError: wrong numbers, an unusable shard set, or a file that cannot be written.
+    """
+    if columns < 1 or rows < 1:
+        raise InputError(f"columns and rows must be at least 1, not {columns} and {rows}")
+    index = load_index(folder)
+    count = min(columns * rows, index.num_samples)
+    stream = BatchStream(index, seed=seed, lanes=count, block=4096, batch=count)
+    try:
+        images = next(stream).images
+        replaced = stream.take_replaced()
+    finally:
+        stream.close()
+    try:
+        save_grid(Path(out), images, columns)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another file with --out") from None
+    return replaced

@@ -1,0 +1,61 @@
+"""Looking at a shard set and measuring it from the command line."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stylegan_dist.cli import main
+from stylegan_dist.data.images import decode
+from stylegan_dist.data.index import load_index
+from stylegan_dist.data.reader import ShardReader
+from stylegan_dist.tools.bench_data import Speed, workers_for
+
+
+def test_peek_shows_every_sample_of_a_small_set_once(labelled_shards, tmp_path, capsys):
+    out = tmp_path / "sheet.png"
+    assert main(["peek", str(labelled_shards), "--columns", "10", "--rows", "20", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    sheet = np.asarray(Image.open(out))
+    assert sheet.shape == (6 * 66 - 2, 10 * 66 - 2, 3), "60 pictures, enlarged to 64 pixels"
+    shown = {sheet[y:y + 64:4, x:x + 64:4].tobytes() for y in range(0, 6 * 66, 66) for x in range(0, 10 * 66, 66)}
+    index = load_index(labelled_shards)
+    reader = ShardReader(index)
+    held = {decode(reader.read(s, i)[0], 3, 16).transpose(1, 2, 0).tobytes()
+            for s, shard in enumerate(index.shards) for i in range(shard.samples)}
+    reader.close()
+    assert shown == held
+
+
+def test_peek_mistakes(labelled_shards, tmp_path, capsys):
+    assert main(["peek", str(labelled_shards), "--rows", "0"]) == 2
+    assert "rows must be at least 1" in capsys.readouterr().err
+    assert main(["peek", str(labelled_shards), "--out", str(tmp_path / "no" / "x.png")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert main(["peek", str(tmp_path)]) == 2
+
+
+def test_bench_data(labelled_shards, capsys):
+    command = ["bench-data", str(labelled_shards), "--workers", "0,1", "--seconds", "0.2", "--need", "1"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines[1:3]]
+    assert [row[0] for row in rows] == ["0", "1"]
+    assert lines[3] == "1 img/s: data.workers=1"
+    rate, *stages = map(float, rows[0][1:])
+    assert sum(stages) == pytest.approx(1e6 / rate, rel=0.02), "the stages are all of the time"
+
+
+@pytest.mark.parametrize("wrong", [["--workers", "two"], ["--workers", "-1"], ["--seconds", "0"], ["--batch", "0"]])
+def test_bench_data_mistakes(labelled_shards, wrong, capsys):
+    assert main(["bench-data", str(labelled_shards), *wrong]) == 2
+    assert re.search("--workers must be|bench-data needs", capsys.readouterr().err)
+
+
+def test_workers_for():
+    speeds = [Speed(0, 900, 0, 0, 0), Speed(1, 1000, 0, 0, None), Speed(2, 1800, 0, 0, None)]
+    assert [workers_for(rate, speeds) for rate in (500, 1000, 1500, 1800, 4500)] == [1, 1, 2, 2, 5]
+    assert workers_for(100, speeds[:1]) is None
