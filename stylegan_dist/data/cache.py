@@ -62,7 +62,7 @@ class NodeCache:
         InputError: the folder cannot be used.
     """
 
-    def __init__(self, folder: str | os.PathLike, limit: int):
+    def __init__(self, folder: str | os.PathLike, limit: float):
         self.folder = Path(folder)
         self.limit = limit
         self.seconds_fetching = 0.0  # spent in `open` on files that were not there

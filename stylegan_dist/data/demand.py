@@ -46,4 +46,4 @@ def open_cache(folder: str | os.PathLike, gigabytes: float, index: DatasetIndex,
             f"data.cache_gb={gigabytes:g} is too small: this node reads from {demand / 1e9:.3g} GB of shards at a time, with "
             f"the next ones; set data.cache_gb={demand / 1e9 * 1.1:.2g} or more, or lower data.lanes or data.block"
         )
-    return NodeCache(default_folder() if folder == "auto" else folder, int(gigabytes * 1e9))
+    return NodeCache(default_folder() if folder == "auto" else folder, gigabytes * 1e9)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from stylegan_dist.data.index import load_index
+from stylegan_dist.data import storage
+from stylegan_dist.data.demand import open_cache
+from stylegan_dist.data.index import DatasetIndex, load_index
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError
 
@@ -20,61 +23,75 @@ class Speed(NamedTuple):
     """What one number of reader processes achieved."""
 
     workers: int            # 0: in the process that trains
+    cold: bool              # the first pass, from the disk or the network; else what is read was read before
     samples_per_s: float    # of wall time
-    read_us: float          # microseconds a sample in one reader: bytes from disk or page cache
+    read_us: float          # microseconds a sample in one reader: bytes from disk, network or memory
     decode_us: float        # bytes to pixels
     collate_us: float | None   # the rest, such as flips; None with readers, where it cannot be told from waiting
 
 
-def bench_data(folder: str | os.PathLike, workers: Sequence[int], seconds: float = 5.0, batch: int = 32,
-               before: Callable[[], None] | None = None) -> list[Speed]:
-    """Measure the stream of a shard set with different numbers of reader processes.
+def bench_data(data: str | os.PathLike, workers: Sequence[int], seconds: float = 5.0, batch: int = 32,
+               folder: str | os.PathLike | None = None) -> list[Speed]:
+    """Measure the stream of a data set with different numbers of reader processes, cold and warm.
 
     Args:
-        folder: of the shard set.
+        data: as `data.shards`.
         workers: numbers of reader processes; 0 reads in this process.
-        seconds: of each measurement, after the readers have started.
+        seconds: of each measurement at most, after the readers have started; a cold one ends with the first epoch.
         batch: images of a batch.
-        before: called before each measurement, for example to empty a cache.
+        folder: for the temporary caches of remote shards; None: the system's temporary folder.
 
     Raises:
-        InputError: wrong numbers, or an unusable shard set.
+        InputError: wrong numbers, or unusable data.
     """
     if not workers or min(workers) < 0 or seconds <= 0 or batch < 1:
         raise InputError("bench-data needs worker counts of 0 or more, a time above 0 and a batch of 1 or more")
-    index = load_index(folder)
+    index = load_index(data)
     found = []
     for number in tqdm(workers, desc="measuring", unit="count"):
-        if before:
-            before()
-        stream = BatchStream(index, seed=0, lanes=64, block=4096, batch=batch, mirror=True, workers=number)
-        try:
-            found.append(_measure(stream, number, seconds, batch))
-        finally:
-            stream.close()
+        with tempfile.TemporaryDirectory(prefix="stylegan-dist-bench-", dir=folder) as temporary:
+            cache = open_cache(temporary, math.inf, index, 0)
+            forget(index)
+            for cold in (True, False):
+                stream = BatchStream(index, seed=0, lanes=64, block=4096, batch=batch, mirror=True, workers=number, cache=cache)
+                try:
+                    found.append(_measure(stream, number, cold, seconds, batch, index.num_samples))
+                finally:
+                    stream.close()
     return found
 
 
-def _measure(stream: BatchStream, workers: int, seconds: float, batch: int) -> Speed:
+def forget(index: DatasetIndex) -> None:
+    """Ask the system to drop what it has in memory of local shards."""
+    for shard in index.shards:
+        if not storage.is_remote(shard.location):
+            with open(storage.local_path(shard.location), "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _measure(stream: BatchStream, workers: int, cold: bool, seconds: float, batch: int, epoch: int) -> Speed:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a reader process
+    count = 0
     try:
-        for _ in range(1 + 5 * workers):  # the readers start, and what they had prepared ahead is used up
-            next(stream)
+        if not cold:
+            for _ in range(1 + 5 * workers):  # the readers start, and what they had prepared ahead is used up
+                next(stream)
         stream.seconds_read = stream.seconds_decode = 0.0
-        count, began = 0, time.perf_counter()
-        while (taken := time.perf_counter() - began) < seconds:
+        began = time.perf_counter()
+        while (taken := time.perf_counter() - began) < seconds and (not cold or count < epoch):
             next(stream)
             count += batch
     finally:
         torch.set_num_threads(threads)
     read, decode = stream.seconds_read, stream.seconds_decode
     collate = None if workers else (taken - read - decode) / count * 1e6
-    return Speed(workers, count / taken, read / count * 1e6, decode / count * 1e6, collate)
+    return Speed(workers, cold, count / taken, read / count * 1e6, decode / count * 1e6, collate)
 
 
 def workers_for(img_per_s: float, speeds: Sequence[Speed]) -> int | None:
     """The fewest readers that were measured to feed a rate, or an extrapolation from one; None if nothing is known."""
+    speeds = [speed for speed in speeds if not speed.cold]  # prefetching hides the disk and the network, but for the start
     enough = [speed.workers for speed in speeds if speed.workers and speed.samples_per_s >= img_per_s]
     if enough:
         return min(enough)

@@ -23,7 +23,9 @@ examples:
 read:    bytes of a sample from the disk, or from memory where the system has kept them
 decode:  bytes to pixels, straight into the batch
 collate: flips, labels and the rest; only told for 0 readers
-Rates beyond the number of cores are extrapolated and say so. The first pass over a set is the one that reads the disk.
+Every number of readers is measured twice: cold, on the first pass, with the system's memory of the files dropped and a
+cache of its own for remote shards; and warm, which is what prefetching leaves of it in training.
+Rates beyond the number of cores are extrapolated and say so.
 """
 
 
@@ -35,7 +37,7 @@ def add_peek(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_peek)
-    parser.add_argument("shards", metavar="SHARDS", help="the folder that holds index.json")
+    parser.add_argument("shards", metavar="SHARDS", help="the folder or URL that holds index.json")
     parser.add_argument("--columns", type=int, default=16, help="of the sheet (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=8, help="of the sheet (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which samples (default: %(default)s)")
@@ -50,11 +52,12 @@ def add_bench_data(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_bench_data)
-    parser.add_argument("shards", metavar="SHARDS", help="the folder that holds index.json")
+    parser.add_argument("shards", metavar="SHARDS", help="the folder or URL that holds index.json")
     parser.add_argument("--workers", default=None, metavar="N,N,...",
                         help="numbers of reader processes (default: 0, 1, 2, 4, ... up to the number of cores)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="images of a batch (default: %(default)s)")
+    parser.add_argument("--folder", help="for the temporary caches of remote shards (default: the system's temporary folder)")
     parser.add_argument("--need", type=float, metavar="IMG_PER_S", help="tell how many readers feed this rate")
 
 
@@ -75,11 +78,12 @@ def _run_bench_data(args: argparse.Namespace) -> int:
         counts = [int(part) for part in args.workers.split(",")] if args.workers else _usual_counts(cores)
     except ValueError:
         raise InputError(f"--workers must be numbers with commas, such as 0,1,2, not {args.workers!r}") from None
-    speeds = bench_data(args.shards, counts, args.seconds, args.batch)
-    print(f"{'readers':>7} {'samples/s':>10} {'read us':>9} {'decode us':>10} {'collate us':>11}")
+    speeds = bench_data(args.shards, counts, args.seconds, args.batch, args.folder)
+    print(f"{'readers':>7} {'cache':>6} {'samples/s':>10} {'read us':>9} {'decode us':>10} {'collate us':>11}")
     for speed in speeds:
         collate = "" if speed.collate_us is None else f"{speed.collate_us:.1f}"
-        print(f"{speed.workers:>7} {speed.samples_per_s:>10.0f} {speed.read_us:>9.1f} {speed.decode_us:>10.1f} {collate:>11}")
+        print(f"{speed.workers:>7} {'cold' if speed.cold else 'warm':>6} {speed.samples_per_s:>10.0f} {speed.read_us:>9.1f} "
+              f"{speed.decode_us:>10.1f} {collate:>11}")
     if args.need:
         number = workers_for(args.need, speeds)
         if number is None:

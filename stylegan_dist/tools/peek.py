@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
+from stylegan_dist.data.demand import open_cache
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.stream import BatchStream, Replaced
 from stylegan_dist.errors import InputError
@@ -16,7 +18,7 @@ def peek(folder: str | os.PathLike, out: str | os.PathLike, columns: int = 16, r
     """Draw samples of a shard set, spread over all shards, as one PNG.
 
     Args:
-        folder: of the shard set.
+        folder: of the shard set, or its URL: then the shards with the chosen samples are fetched.
         out: the PNG file; replaced if it is there.
         columns, rows: of the sheet; fewer where the set has fewer samples.
         seed: which samples; the same seed shows the same.
@@ -29,7 +31,7 @@ def peek(folder: str | os.PathLike, out: str | os.PathLike, columns: int = 16, r
         raise InputError(f"columns and rows must be at least 1, not {columns} and {rows}")
     index = load_index(folder)
     count = min(columns * rows, index.num_samples)
-    stream = BatchStream(index, seed=seed, lanes=count, block=4096, batch=count)
+    stream = BatchStream(index, seed=seed, lanes=count, block=4096, batch=count, cache=open_cache("auto", math.inf, index, 0))
     try:
         images = next(stream).images
         replaced = stream.take_replaced()

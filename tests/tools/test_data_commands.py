@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from servers import http_server
 
 from stylegan_dist.cli import main
 from stylegan_dist.data.images import decode
@@ -42,11 +43,21 @@ def test_bench_data(labelled_shards, capsys):
     command = ["bench-data", str(labelled_shards), "--workers", "0,1", "--seconds", "0.2", "--need", "1"]
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
-    rows = [line.split() for line in lines[1:3]]
-    assert [row[0] for row in rows] == ["0", "1"]
-    assert lines[3] == "1 img/s: data.workers=1"
-    rate, *stages = map(float, rows[0][1:])
+    rows = [line.split() for line in lines[1:5]]
+    assert [row[:2] for row in rows] == [["0", "cold"], ["0", "warm"], ["1", "cold"], ["1", "warm"]]
+    assert lines[5] == "1 img/s: data.workers=1"
+    rate, *stages = map(float, rows[1][2:])
     assert sum(stages) == pytest.approx(1e6 / rate, rel=0.02), "the stages are all of the time"
+
+
+def test_remote_shards(labelled_shards, tmp_path, capsys):
+    with http_server(labelled_shards) as server:
+        assert main(["bench-data", server.url, "--workers", "0", "--seconds", "0.2", "--folder", str(tmp_path)]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+        assert [row[1] for row in rows] == ["cold", "warm"]
+        assert float(rows[0][3]) > float(rows[1][3]), "reading is slower while shards are fetched"
+        assert list(tmp_path.iterdir()) == [], "the cache was a temporary one"
+        assert main(["verify", server.url]) == 0
 
 
 @pytest.mark.parametrize("wrong", [["--workers", "two"], ["--workers", "-1"], ["--seconds", "0"], ["--batch", "0"]])
@@ -56,6 +67,7 @@ def test_bench_data_mistakes(labelled_shards, wrong, capsys):
 
 
 def test_workers_for():
-    speeds = [Speed(0, 900, 0, 0, 0), Speed(1, 1000, 0, 0, None), Speed(2, 1800, 0, 0, None)]
+    speeds = [Speed(0, False, 900, 0, 0, 0), Speed(1, True, 9999, 0, 0, None), Speed(1, False, 1000, 0, 0, None),
+              Speed(2, False, 1800, 0, 0, None)]
     assert [workers_for(rate, speeds) for rate in (500, 1000, 1500, 1800, 4500)] == [1, 1, 2, 2, 5]
     assert workers_for(100, speeds[:1]) is None
