@@ -38,17 +38,20 @@ class ShardReader:
         Raises:
             InputError: the shard cannot be read, or its offsets do not fit it.
         """
+        try:
+            return self._read(shard, sample)
+        except (OSError, ValueError):  # a network file system may have a bad moment
+            place = self.place(shard, sample)
+            return storage.retrying(lambda: self._read(shard, sample, anew=True), f"read {place}")
+
+    def _read(self, shard: int, sample: int, anew: bool = False) -> tuple[bytes, int]:
+        if anew and shard in self._open:
+            os.close(self._open.pop(shard)[0])
         file, table = self._opened(shard)
         offset, size, label = (int(v) for v in table[sample])
-        try:
-            data = os.pread(file, size, offset)
-        except OSError as error:
-            raise InputError(
-                f"cannot read {self.place(shard, sample)}: {error.strerror}; check the disk or the network file system"
-            ) from None
+        data = os.pread(file, size, offset)
         if len(data) < size:
-            raise InputError(f"{self.place(shard, sample)}: the file is damaged, it ends at byte {offset + len(data)}; "
-                             "restore it or pack the data again")
+            raise ValueError(f"the file is damaged, it ends at byte {offset + len(data)}")
         return data, label
 
     def place(self, shard: int, sample: int) -> str:
@@ -93,10 +96,11 @@ class ShardReader:
     def _open_shard(self, info: Shard) -> int:
         if storage.is_remote(info.location):
             return self._cache().open(_shard_blob(info))
+        path = storage.local_path(info.location)
         try:
-            return os.open(storage.local_path(info.location), os.O_RDONLY)
-        except OSError as error:
-            raise InputError(f"cannot open {info.location}: {error.strerror}; restore it") from None
+            return os.open(path, os.O_RDONLY)
+        except OSError:
+            return storage.retrying(lambda: os.open(path, os.O_RDONLY), f"open {info.location}")
 
     def _load_offsets(self, info: Shard) -> np.ndarray:
         if not storage.is_remote(info.offsets_location):

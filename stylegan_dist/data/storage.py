@@ -84,10 +84,14 @@ def expand(pattern: str) -> list[str]:
 
 
 def read_bytes(location: str) -> bytes:
-    """The content of a small file. Raises InputError when it cannot be had."""
+    """The content of a small file. Raises InputError when it cannot be had, at once if it is not there."""
     def read() -> bytes:
         files, path = _open(location)
-        return files.cat_file(path)
+        try:
+            return files.cat_file(path)
+        except FileNotFoundError:  # the user's mistake much more often than the network's
+            raise InputError(f"cannot read {location}: there is no such file; correct the place, or make it first "
+                             "(stylegan-dist pack, stylegan-dist index)") from None
     if not is_remote(location):
         try:
             return local_path(location).read_bytes()
@@ -138,14 +142,14 @@ def retrying(action: Callable[[], _RESULT], what: str, where: Callable[[], str] 
                 raise InputError(f"cannot {cause}") from None
         if attempt < ATTEMPTS:
             time.sleep(FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-    raise InputError(f"cannot {cause} ({ATTEMPTS} attempts in {time.monotonic() - began:.0f} s); check that the file is there, "
-                     "the network and the credentials")
+    raise InputError(f"cannot {cause} ({ATTEMPTS} attempts in {time.monotonic() - began:.0f} s); check that the file is there "
+                     "and whole, the disk or the network, and the credentials")
 
 
 def _cause(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
+    text = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
 
 

@@ -7,7 +7,11 @@ import os
 import torch
 
 from stylegan_dist.config import Config, dump_config
+from stylegan_dist.data.cache import default_folder
+from stylegan_dist.data.demand import node_demand
 from stylegan_dist.data.index import DatasetIndex, load_index
+from stylegan_dist.data.mixture import order_of
+from stylegan_dist.data.reader import blobs
 from stylegan_dist.errors import InputError
 from stylegan_dist.machine import supports_bf16
 from stylegan_dist.training.compiled import why_not_compiled
@@ -66,10 +70,22 @@ def describe_plan(config: Config, world_size: int) -> str:
         ("images", f"{c.run.batch // world_size} per rank and step, in micro-batches of {c.run.batch_gpu}"),
         ("optimizer", f"steps: {uses}"),
         ("epochs", f"{total * c.run.batch / index.num_samples:,.1f} over the data"),
+        *cache_facts(c, index, world_size),
         *(("memory" if i == 0 else "", line) for i, line in enumerate(estimate.lines())),
     ]
     width = max(len(name) for name, _ in facts)
     return dump_config(c) + "\n" + "\n".join(f"# {name:<{width}}  {value}" for name, value in facts)
+
+
+def cache_facts(config: Config, index: DatasetIndex, world_size: int) -> list[tuple[str, str]]:
+    """What a node with all these processes keeps of remote shards at a time."""
+    if not any(blobs(shard) for shard in index.shards):
+        return []
+    d = config.data
+    order = order_of(index, config.run.seed, d.lanes, d.block)
+    demand = node_demand(index, order, 0, config.run.batch, world_size, range(world_size), 1 + d.workers * d.prefetch)
+    folder = default_folder() if d.cache == "auto" else d.cache
+    return [("cache", f"{folder}, up to {d.cache_gb:g} GB; a node with all processes needs {demand / 1e9:.3g} GB at a time")]
 
 
 def load_index_of(config: Config) -> DatasetIndex:

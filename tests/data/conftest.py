@@ -37,3 +37,9 @@ def shard_set(photos, tmp_path):
     out = tmp_path / "set"
     pack(photos, out, PackOptions(ImageOptions(16), labels="folders", samples_per_shard=15, workers=2))
     return out
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    """Between attempts to reach a file."""
+    monkeypatch.setattr("stylegan_dist.data.storage.FIRST_PAUSE", 0.01)

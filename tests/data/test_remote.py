@@ -57,11 +57,6 @@ def server(shards):
         yield server
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch):
-    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
-
-
 def take(index, cache, steps: int = STEPS, world: int = 1, workers: int = 0, start: int = 0):
     """The global batches, put together from all ranks, which run at the same time."""
     streams = [BatchStream(index, **ORDER, rank=rank, world_size=world, workers=workers, start=start, cache=cache, prefetch=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import re
@@ -244,7 +245,7 @@ def test_missing_shard(own_shards, workers):
     with pytest.raises(InputError) as caught:
         next(stream)
     stream.close()
-    assert f"cannot open {own_shards / shard.name}: No such file" in str(caught.value)
+    assert f"cannot open {own_shards / shard.name}: there is no such file (6 attempts" in str(caught.value)
     assert_one_line(str(caught.value))
     with pytest.raises(InputError, match=f"{shard.name} is missing: restore it"):
         load_index(own_shards)
@@ -268,8 +269,30 @@ def test_a_disk_that_fails_is_a_user_error(own_shards, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "pread", fail)
-    with pytest.raises(InputError, match=r"cannot read .*, sample \d+ at byte \d+: Input/output error; check the disk"):
+    with pytest.raises(InputError, match=r"cannot read .*, sample \d+ at byte \d+: Input/output error \(6 attempts"):
         next(open_stream(own_shards))
+
+
+def test_a_bad_moment_of_a_file_system_changes_nothing(own_shards, reference, monkeypatch):
+    """Files that are not there, or break off, now and then: as network file systems do."""
+    calls = itertools.count()
+    names = {name: getattr(os, name) for name in ("open", "pread")}
+
+    def now_and_then(name):
+        def call(*args, **options):
+            if str(own_shards) in str(args[0]) or name == "pread":
+                number = next(calls)
+                if number % 7 == 3:
+                    raise OSError(116, "Stale file handle")
+                if number % 7 == 5 and name == "pread":
+                    return names[name](*args, **options)[:-1]
+            return names[name](*args, **options)
+        return call
+
+    for name in names:
+        monkeypatch.setattr(os, name, now_and_then(name))
+    assert all(same(a, b) for a, b in zip(take(own_shards, STEPS, mirror=True), reference, strict=True))
+    assert next(calls) > 100
 
 
 def test_index_errors(own_shards):
