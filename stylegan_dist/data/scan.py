@@ -104,9 +104,13 @@ def _scan(checksums: bool, slot: int, location: str, progress: pool.Progress) ->
     if not storage.is_remote(location):
         found = _scan_file(Path(location), location, checksums)
     else:
-        with tempfile.NamedTemporaryFile(prefix="stylegan-dist-index-") as file:
-            storage.download(location, file.name, lambda: None)
-            found = _scan_file(Path(file.name), location, True)
+        try:
+            with tempfile.NamedTemporaryFile(prefix="stylegan-dist-index-") as file:
+                storage.download(location, file.name, lambda: None)
+                found = _scan_file(Path(file.name), location, True)
+        except OSError as error:
+            raise InputError(f"cannot write {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder with room for a "
+                             "shard a process, or use fewer --workers") from None
     progress.done[slot] = 1
     return found
 

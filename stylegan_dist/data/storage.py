@@ -27,7 +27,8 @@ FIRST_PAUSE = 0.5  # seconds; doubles with every attempt, 15 in all
 CONNECT_SECONDS, SILENT_SECONDS = 20, 60  # without a connection, without a byte
 _DRIVERS = {"s3": "stylegan-dist[s3]", "gs": "stylegan-dist[gs]", "gcs": "stylegan-dist[gs]", "http": "stylegan-dist[http]",
             "https": "stylegan-dist[http]", "hf": "stylegan-dist[hf]"}
-_REFUSED = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # trying again does not help
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # trying again does not help
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _RESULT = TypeVar("_RESULT")
 
 
@@ -116,6 +117,7 @@ def download(location: str, path: str | os.PathLike, check: Callable[[], None]) 
 
     Raises:
         InputError: it cannot be had; the message names the location, the byte that was reached, and the cause.
+        OSError: the local disk is full.
     """
     def fetch() -> None:
         files, remote = _open(location)
@@ -129,6 +131,7 @@ def retrying(action: Callable[[], _RESULT], what: str, where: Callable[[], str] 
 
     Raises:
         InputError: all attempts failed, or trying again cannot help: "cannot <what><where()>: <cause>".
+        OSError: the local disk is full.
     """
     began = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
@@ -138,6 +141,8 @@ def retrying(action: Callable[[], _RESULT], what: str, where: Callable[[], str] 
             raise
         except Exception as error:  # every driver has exceptions of its own, and few of them are OSErrors
             cause = f"{what}{where()}: {_cause(error)}"
+            if isinstance(error, OSError) and error.errno in _FULL:  # the local disk: the caller knows what to do
+                raise
             if isinstance(error, OSError) and error.errno in _REFUSED:
                 raise InputError(f"cannot {cause}") from None
         if attempt < ATTEMPTS:
