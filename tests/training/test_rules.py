@@ -67,7 +67,8 @@ def test_no_auto_remains_and_each_is_explained():
     assert to_dict(before) == untouched, "the configuration given is left alone"
     explained = [note.split(" = ")[0] for note in resolved.notes]
     # Settled by launcher, machine and account.
-    free = {"run.world_size", "run.device", "run.threads", "run.reduction", "run.compile", "run.cuda_graphs", "monitor.wandb"}
+    free = {"run.world_size", "run.device", "run.threads", "run.reduction", "run.compile", "run.cuda_graphs", "monitor.wandb",
+            "data.cache"}
     free |= {f"optim.{name}.{key}" for name in "gd" for key in ("eps", "alpha", "rho")}  # settled by the optimizer
     after = values(to_dict(resolved.config))
     assert {key for key, value in after.items() if value == "auto"} <= free
