@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import math
 import signal
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -172,6 +174,7 @@ class BatchStream:
             dataset, batch_size=None, sampler=_Numbers(start, batch), num_workers=workers,
             prefetch_factor=prefetch if workers else None, pin_memory=pin_memory, worker_init_fn=_outlive_stop_requests,
         ))
+        _open_streams.add(self)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -197,6 +200,16 @@ class BatchStream:
         """End the reader processes, and close the shards that this process has open."""
         self._batches = iter(())
         self._reader.close()
+
+
+_open_streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_streams() -> None:
+    """The readers ignore the signal by which an interpreter that ends would end them, and it would wait for ever."""
+    for stream in list(_open_streams):
+        stream.close()
 
 
 def _outlive_stop_requests(_worker: int) -> None:

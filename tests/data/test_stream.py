@@ -392,6 +392,16 @@ os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.1)
 
 
+def test_a_program_that_forgets_to_close_its_stream_ends(shards):
+    code = f"""
+from stylegan_dist.data.index import load_index
+from stylegan_dist.data.stream import BatchStream
+stream = BatchStream(load_index({str(shards)!r}), seed=0, lanes=4, block=3, batch=8, workers=2)
+next(stream)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_waiting_is_measured(shards):
     stream = open_stream(shards)
     next(stream)
