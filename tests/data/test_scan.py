@@ -115,7 +115,7 @@ def test_members_are_those_of_tarfile(entries, form):
         names = [info.name for info in tar]
     found = list(members(content))
     assert [(offset, size) for _, offset, size in found] == expected
-    assert [name.rstrip("/") for name, _, _ in found] == names
+    assert [name.rstrip("/") for name, _, _ in found] == [name.rstrip("/") for name in names]  # tarfile strips some
 
 
 def test_damage_says_where(tmp_path):
