@@ -70,8 +70,9 @@ setup(
         "http": ["aiohttp>=3.9,<4"],
         "hf": ["huggingface_hub>=0.24"],
         "demo": ["scikit-learn>=1.4,<2"],
-        "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "hypothesis>=6.100,<7", "ruff>=0.12,<1", "mypy>=1.15,<3",
-                 "scikit-learn>=1.4,<2", "deepspeed>=0.19.8,<0.20", "s3fs>=2024.6", "aiohttp>=3.9,<4", "moto[server]>=5,<6"],
+        "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.12,<1",
+                 "mypy>=1.15,<3", "scikit-learn>=1.4,<2", "deepspeed>=0.19.8,<0.20", "s3fs>=2024.6", "aiohttp>=3.9,<4",
+                 "moto[server]>=5,<6"],
     },
     entry_points={"console_scripts": ["stylegan-dist=stylegan_dist.cli:main"]},
 )

@@ -9,7 +9,8 @@ training loop, but many cases share the cost of one launch. A case is an object 
     steps       to train
     out         folder to save in
     poison      optional: the number of an image that is infinitely bright
-    file_bytes  optional: largest file of the checkpoint
+    half        optional: folder of another checkpoint, in many small files, to save on the way
+    half_steps  when
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from stylegan_dist.training.engine.choice import DATA_PARALLEL, Choice, Zero
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches, run_phase
+
+SMALL_FILES = 4000  # bytes
 
 CHOICES = {
     "flat": DATA_PARALLEL,
@@ -113,11 +116,13 @@ def train(case: dict, engine: engines.Engine, draws: Draws) -> None:
                                 {name: value.item() for name, value in result.means.items() if value.numel() == 1}])
         state.ema.update(state.generator, state.nimg, batch)
         state.nimg += batch
+        if case.get("half") and state.nimg == case["half_steps"] * batch:
+            save_checkpoint(Path(case["half"]), state.nimg, state.tensors(), state.facts(), engine, SMALL_FILES)
     stream.close()
     facts = {**state.facts(), "draws": draws.taken(engine), "records": records,
              "samples": sorted(line for part in engine.gather(samples) for line in part)}
     assert engine.agree(state.checksums())
-    save_checkpoint(out, state.nimg, state.tensors(), facts, engine, case.get("file_bytes", 1 << 30))
+    save_checkpoint(out, state.nimg, state.tensors(), facts, engine, 1 << 30)
     for learner in state.learners.values():
         learner.close()
 

@@ -7,4 +7,5 @@ bin=${VENV:-.venv}/bin
 
 "$bin/ruff" check .
 "$bin/mypy"
-"$bin/python" -m pytest "$@"
+# Two workers, each test file on one of them: much of the time a test needs one core, or waits.
+"$bin/python" -m pytest --numprocesses 2 --dist loadfile "$@"

@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 # does if a rounding error carries one of the few features of these networks over the kink of its leaky ReLU.
 CALM = ("optim.g.eps=1e-2", "optim.d.eps=1e-2", "optim.g.lr=1e-4", "optim.d.lr=1e-4")
 BATCH = 16
+STEPS = 20
+SAVED_AT = 16  # steps, where others continue: what is left has every phase twice
 # Rounding is magnified by 1 / sigma.
 APPROXIMATE = ("loss.penalty=approximate", "loss.penalty_sigma=0.3")
 ENGINES = {1: ("flat", "zero1", "zero2", "zero3"), 2: ("flat", "ddp", "zero1", "zero2", "zero3"),
@@ -54,7 +56,8 @@ class Runs:
         self.folder = folder
         self.shards = shards
 
-    def case(self, name: str, engine: str, *overrides: str, steps: int = 20, start: str | None = None, **more: object) -> dict:
+    def case(self, name: str, engine: str, *overrides: str, steps: int = STEPS, start: str | None = None,
+             **more: object) -> dict:
         return {
             "engine": engine, "steps": steps, "out": str(self.folder / name), "start": start and str(self.checkpoint(start)),
             "overrides": [*TINY, *CALM, f"run.batch={BATCH}", f"data.shards={self.shards}", *overrides], **more,
@@ -78,14 +81,14 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(labelled_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """20 steps under every engine, world and micro-batch; and the first half of them, continued under every other."""
+    """All steps under every engine, world and micro-batch; and what was saved on the way, continued under every other."""
     runs = Runs(tmp_path_factory.mktemp("engines"), labelled_shards)
     for world, engines in ENGINES.items():
         whole = f"run.batch_gpu={BATCH // world}"
         cases = [runs.case(f"{engine}-{world}-{parts}", engine, f"run.batch_gpu={BATCH // world // parts}")
                  for engine in engines for parts in splits(world)]
-        cases += [runs.case(f"{engine}-{world}-half", engine, whole, steps=10, file_bytes=4000)
-                  for engine in engines]
+        for case, engine in zip(cases[::len(splits(world))], engines, strict=True):
+            case |= {"half": str(runs.folder / f"{engine}-{world}-half"), "half_steps": SAVED_AT}
         if world == 1:
             cases.append(runs.case("flat-1-approximate", "flat", *APPROXIMATE))
             cases.append(runs.case("flat-1-poison", "flat", steps=6, poison=3 * BATCH + 1))
@@ -104,8 +107,8 @@ def runs(labelled_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
         runs.train(world, cases)
     for world in ENGINES:
         runs.train(world, [
-            runs.case(f"{before}-to-{after}", after.removesuffix(f"-{world}"), f"run.batch_gpu={BATCH // world}", steps=10,
-                      start=f"{before}-half")
+            runs.case(f"{before}-to-{after}", after.removesuffix(f"-{world}"), f"run.batch_gpu={BATCH // world}",
+                      steps=STEPS - SAVED_AT, start=f"{before}-half")
             for before, after in CONTINUED if after.endswith(f"-{world}")
         ])
     return runs
@@ -167,7 +170,7 @@ def test_every_engine_equals_one_process(name: str, runs: Runs):
     one, other = runs.facts("flat-1-1"), runs.facts(name)
     assert one["samples"] == other["samples"]
     assert one["draws"] == other["draws"]  # latents, labels, noise, mixing
-    assert len(one["draws"]) > 20 * BATCH * 10
+    assert len(one["draws"]) > STEPS * BATCH * 10
 
 
 @pytest.mark.parametrize("engine", ENGINES[2])
