@@ -96,6 +96,8 @@ def test_groups(transposed, stride):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("k", "s", "p", "extra", "transposed"), CASES)
 def test_layouts_are_those_of_pytorch(layout, k, s, p, extra, transposed):
+    if k == 1 and extra and layout == torch.channels_last:
+        pytest.skip("oneDNN 3.12 (PyTorch 2.13) writes past its memory there, on processors without AVX-512")
     function, expected, shape = both(k, s, p, extra, transposed)
     x = numbers(0, 2, 2, 6, 5, dtype=torch.float32).contiguous(memory_format=layout).requires_grad_(True)
     w = numbers(1, *shape, dtype=torch.float32).contiguous(memory_format=layout).requires_grad_(True)
