@@ -85,16 +85,14 @@ void run(GeneratorOp op, const Shape& s, Tensor t, Tensor table, MaybeTensor noi
   const bool on_gpu = t.is_cuda();
 #endif
   if (on_gpu) {
-    MaybeTensor maps, filtered_t, filtered_h;
+    MaybeTensor maps, scratch;
     if (drawn) {  // once, instead of by every thread of channels; not longer than this operator runs
       maps = make(t, {s.n, s.height * s.width}, acc, false);
       draw(*noise, layer, s.height * s.width, *maps);
       p.noise = maps->data_ptr(), p.noise_stride = s.height * s.width;
     }
-    if (p.filtered) {
-      filtered_t = make(t, s.features, t.scalar_type(), s.last), p.filtered_t = filtered_t->data_ptr();
-      if (h) filtered_h = make(t, s.features, t.scalar_type(), s.last), p.filtered_h = filtered_h->data_ptr();
-    }
+    if (p.filtered && op != GeneratorOp::FORWARD)
+      scratch = make(t, s.features, t.scalar_type(), s.last), p.scratch = scratch->data_ptr();
     Tensor workspace = make(t, {generator_workspace(p)}, acc, false);
     p.workspace = workspace.data_ptr();
     return generator_cuda(p, OnDevice(t).stream);

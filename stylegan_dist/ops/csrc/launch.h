@@ -129,7 +129,7 @@ struct GeneratorParams {
   void *z, *to_t;           // features, z null for none
   void *rgb, *sums;         // [images, colours, height, width]; like table
   void* workspace;          // of generator_workspace() Acc elements (GPU only)
-  void *filtered_t, *filtered_h;  // features of the size of z that the GPU may write, where filtered
+  void* scratch;            // where filtered, features of the size of z (GPU only)
   double slope, gain, clamp;
 };
 
@@ -137,12 +137,12 @@ void generator_cpu(const GeneratorParams&);
 int64_t generator_workspace(const GeneratorParams&);
 void generator_cuda(const GeneratorParams&, void* stream);
 
-// out: float [images, height, width]
+// The noise of one layer: [images, count].
 struct NoiseParams {
   int64_t images, count, layer;
   const int64_t* address;
   void* out;
-  DType dtype;  // of out, FLOAT or DOUBLE
+  DType dtype;  // of out: FLOAT, or (GPU only) DOUBLE
 };
 
 void noise_cpu(const NoiseParams&);
