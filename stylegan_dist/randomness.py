@@ -36,8 +36,8 @@ def purpose_id(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def philox4x32(c0, c1, c2, c3, key0: int, key1: int):
-    """Philox4x32-10 on broadcastable int64 arrays (NumPy or torch) of values in [0, 2^32).
+def philox4x32(c0, c1, c2, c3, key0, key1):
+    """Philox4x32-10 on broadcastable int64 arrays (NumPy or torch), or numbers, of values in [0, 2^32).
 
     Returns four int64 arrays of 32-bit words. Source: Salmon et al. 2011, section 3.3.
     """
@@ -114,6 +114,31 @@ class NoiseAddresses:
             flat = layer.flatten(1)[:, : height * width]
             maps.append(flat.reshape(len(index), 1, height, width))
         return maps
+
+
+def noise_address(seed: int, purpose: str, index: torch.Tensor) -> torch.Tensor:
+    """All that a layer needs in order to draw its noise: int64 [N, 2], the Philox key and the image number of each image.
+
+    A tensor, so that compiled, exported and recorded networks take it as an input like others.
+    """
+    key = purpose_id(purpose) << 32 | seed
+    key -= (key >> 63) << 64  # as a signed number
+    return torch.stack([torch.full_like(index, key), index], dim=1)
+
+
+def layer_noise(address: torch.Tensor, layer: int, shape: Sequence[int]) -> torch.Tensor:
+    """The map of one layer that `NoiseAddresses.draw` would draw: float32 [N, 1, H, W].
+
+    Args:
+        address: int64 [N, 2], from `noise_address`.
+        layer: number of the layer.
+        shape: (H, W).
+    """
+    key, index = address[:, :1], address[:, 1:]
+    block = torch.arange((math.prod(shape) + 3) // 4, device=address.device)[None]
+    words = philox4x32(block, torch.full_like(block, layer), *_index_words(index), *_index_words(key))
+    draws = _box_muller(torch.stack(torch.broadcast_tensors(*words), dim=-1))
+    return draws.flatten(1)[:, : math.prod(shape)].reshape(len(address), 1, *shape)
 
 
 def permutation(seed: int, purpose: str, index: int, size: int) -> np.ndarray:

@@ -18,6 +18,8 @@ from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.randomness import (
     NoiseAddresses,
     integers,
+    layer_noise,
+    noise_address,
     normal,
     permutation,
     philox4x32,
@@ -187,6 +189,19 @@ def test_noise_of_a_layer_does_not_depend_on_other_layers():
     assert torch.equal(other[2], maps[2])
     assert not torch.equal(maps[0].flatten(), maps[2][:, :, :2].flatten()), "layers differ"
     assert torch.equal(maps[0].flatten(1), normal(2, "noise", index, (16,))), "layer 0 is the plain stream"
+
+
+@pytest.mark.parametrize("seed", [0, 2**31, 2**32 - 1])
+def test_noise_by_address_is_that_of_the_maps(seed):
+    """Keys and image numbers of all sizes, the signs of int64 included."""
+    for purpose in ("noise", "g_main.noise", "d_main.noise"):
+        index, shapes = torch.tensor([0, 5, FAR, 2**40 + 3]), [(4, 4), (5, 3), (8, 8)]
+        address = noise_address(seed, purpose, index)
+        assert address.dtype == torch.int64
+        assert address.shape == (4, 2)
+        maps = NoiseAddresses(shapes, torch.device("cpu")).draw(seed, purpose, index)
+        for layer, (shape, expected) in enumerate(zip(shapes, maps, strict=True)):
+            assert torch.equal(layer_noise(address, layer, shape), expected)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**60), st.integers(1, 300))

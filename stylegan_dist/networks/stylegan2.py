@@ -8,7 +8,7 @@ discriminator), and Karras et al. 2020b, "Training generative adversarial networ
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from stylegan_dist import ops
 from stylegan_dist.networks.layers import Conv2d, Dense, Draw, MappingNetwork, Precision, run_block
 
 MIN_RESOLUTION = 4
+# From the weights of toRGB to the features for the next layer, and the colours of these.
+Features = Callable[[torch.Tensor], tuple[torch.Tensor | None, torch.Tensor | None]]
 
 
 def resolutions(image_resolution: int) -> list[int]:
@@ -50,12 +52,21 @@ class SynthesisLayer(nn.Module):
         self.noise_strength.zero_()
         self.noise_const.copy_(draw("noise_const", self.noise_const.shape))
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """noise: [N, 1, H, W] or [1, 1, H, W] at the output's size, or None."""
-        x = ops.modulated_conv2d(x, self.weight, self.affine(w), up=self.up)
-        if noise is not None:
-            x = x + (noise * self.noise_strength).to(x.dtype)
-        return ops.bias_act(x, self.bias, "lrelu", clamp=self.clamp)
+    def forward(
+        self, x: torch.Tensor, style: torch.Tensor, noise: ops.LayerNoise | None, next_style: torch.Tensor | None,
+        rgb_weight: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Features times `next_style`, and their colours.
+
+        Args:
+            x: [N, in, H, W], times style.
+            style: [N, in], from `affine`.
+            next_style: [N, out] of the layer that comes next, None for none.
+            rgb_weight: [N, img_channels, out], None for none.
+        """
+        x, demodulation = ops.modulated_conv2d(x, self.weight, style, up=self.up)
+        return ops.generator_epilogue(x, demodulation, self.bias, noise, self.noise_strength, next_style, rgb_weight,
+                                      filtered=self.up == 2, clamp=self.clamp)
 
 
 class ToRGB(nn.Module):
@@ -73,10 +84,15 @@ class ToRGB(nn.Module):
         self.weight.copy_(draw("weight", self.weight.shape))
         self.bias.zero_()
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    def forward(self, w: torch.Tensor, features: Features) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """features(weight): from the modulated weight [N, img_channels, in] what `SynthesisLayer` returns.
+
+        The layer before makes the colours on its way, so it is called from here.
+        """
         style = self.affine(w) * self.style_gain
-        x = ops.modulated_conv2d(x, self.weight, style, demodulate=False)
-        return ops.bias_act(x, self.bias, clamp=self.clamp)
+        x, rgb = features(self.weight.flatten(1) * style[:, None])
+        assert rgb is not None
+        return x, ops.bias_act(rgb, self.bias, clamp=self.clamp)
 
 
 class SynthesisBlock(nn.Module):
@@ -103,26 +119,30 @@ class SynthesisBlock(nn.Module):
             self.const.copy_(draw("const", self.const.shape))
 
     def forward(
-        self, x: torch.Tensor | None, rgb: torch.Tensor | None, ws: Sequence[torch.Tensor],
-        noise: Sequence[torch.Tensor | None], dtype: torch.dtype,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, x: torch.Tensor | None, rgb: torch.Tensor | None, styles: Sequence[torch.Tensor],
+        next_style: torch.Tensor | None, w: torch.Tensor, noise: Sequence[ops.LayerNoise | None], dtype: torch.dtype,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Features and RGB images of this resolution from those of the one below, both None at 4x4.
 
         Args:
-            x: [N, in, R / 2, R / 2].
+            x: [N, in, R / 2, R / 2], times the style of the first convolution.
             rgb: [N, img_channels, R / 2, R / 2] in the precision of w.
-            ws: [N, w_dim] for each convolution and for toRGB.
-            noise: [N or 1, 1, R, R] or None for each convolution.
+            styles: [N, channels] of each convolution's input.
+            next_style: [N, out] of the first convolution of the next resolution, None at the last.
+            w: [N, w_dim], for toRGB.
+            noise: of each convolution.
             dtype: in which the convolutions compute.
-        Returns: x [N, out, R, R] in `dtype` and rgb [N, img_channels, R, R] in the precision of w.
+        Returns: x [N, out, R, R] in `dtype`, times next_style, None at the last; rgb [N, img_channels, R, R] in the
+            precision of w.
         """
         if self.first:
-            x = self.precision.place(self.const.expand(len(ws[0]), -1, -1, -1), dtype)
+            x = self.precision.place(self.const.expand(len(w), -1, -1, -1), dtype)
+            x = x * styles[0].to(dtype)[:, :, None, None]
         else:
             assert x is not None
-            x = self.conv0(self.precision.place(x, dtype), ws[0], noise[0])
-        x = self.conv1(x, ws[-2], noise[-1])
-        skip = self.torgb(x, ws[-1]).to(ws[-1].dtype)
+            x, _ = self.conv0(self.precision.place(x, dtype), styles[0], noise[0], styles[1], None)
+        x, skip = self.torgb(w, lambda rgb_weight: self.conv1(x, styles[-1], noise[-1], next_style, rgb_weight))
+        skip = skip.to(w.dtype)
         return x, skip if rgb is None else ops.upsample2d(rgb) + skip
 
 
@@ -151,25 +171,34 @@ class SynthesisNetwork(nn.Module):
 
     def constant_noise(self) -> list[torch.Tensor]:
         """The fixed noise maps, [1, 1, H, W] each, in the order of the layers."""
-        return [m.noise_const[None, None] for m in self.modules() if isinstance(m, SynthesisLayer)]
+        return [layer.noise_const[None, None] for layer in self.layers()]
 
-    def forward(self, ws: torch.Tensor, noise: Sequence[torch.Tensor] | None) -> torch.Tensor:
+    def layers(self) -> list[SynthesisLayer]:
+        """All convolutions in their order."""
+        return [m for m in self.modules() if isinstance(m, SynthesisLayer)]
+
+    def forward(self, ws: torch.Tensor, noise: torch.Tensor | Sequence[torch.Tensor] | None) -> torch.Tensor:
         """Images from w.
 
         Args:
             ws: [N, num_ws, w_dim].
-            noise: one map a convolution ([N or 1, 1, H, W], shapes in `noise_shapes`), or None for no noise.
+            noise: addresses int64 [N, 2] (`randomness.noise_address`), or one map a convolution ([N or 1, 1, H, W], shapes
+                in `noise_shapes`), or None for no noise.
         Returns: images [N, img_channels, R, R] in the precision of the parameters, nominally in [-1, 1].
         """
         full, w = ws.dtype, ws.unbind(dim=1)
-        maps = noise if noise is not None else [None] * len(self.noise_shapes)
+        blocks = [(getattr(self, f"b{r}"), self.precision.of_block(r, self.resolutions[-1], full)) for r in self.resolutions]
+        dtypes = [dtype for block, dtype in blocks for _ in range(block.num_convolutions)]
+        styles = [ops.bounded_style(layer.affine(w[i]), dtypes[i]) for i, layer in enumerate(self.layers())]
+        maps = [noise] * len(styles) if noise is None or isinstance(noise, torch.Tensor) else noise
+        noises = [None if values is None else ops.LayerNoise(values, i) for i, values in enumerate(maps)]
         x = rgb = None
-        start = 0  # of the block's convolutions, in both lists
-        for r in self.resolutions:
-            block = getattr(self, f"b{r}")
+        start = 0  # of the block's convolutions, in all lists
+        for r, (block, dtype) in zip(self.resolutions, blocks, strict=True):
             end = start + block.num_convolutions
-            dtype = self.precision.of_block(r, self.resolutions[-1], full)
-            x, rgb = run_block(block, 0 < self.recompute <= r, x, rgb, w[start:end + 1], maps[start:end], dtype)
+            next_style = styles[end] if end < len(styles) else None
+            x, rgb = run_block(block, 0 < self.recompute <= r, x, rgb, styles[start:end], next_style, w[end], noises[start:end],
+                               dtype)
             start = end
         assert rgb is not None
         return rgb
@@ -217,7 +246,7 @@ class Generator(nn.Module):
         self,
         z: torch.Tensor,
         label: torch.Tensor | None = None,
-        noise: Sequence[torch.Tensor] | None = None,
+        noise: torch.Tensor | Sequence[torch.Tensor] | None = None,
         truncation: float = 1.0,
     ) -> torch.Tensor:
         """Images for latents z [N, z_dim] and labels int64 [N]; noise as in `SynthesisNetwork.forward`."""

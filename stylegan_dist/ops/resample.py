@@ -105,16 +105,27 @@ def conv2d_resample(x: torch.Tensor, weight: torch.Tensor, up: int = 1, down: in
     Returns: [N, O, H * up / down, W * up / down].
     """
     pad = weight.shape[-1] // 2
-    weight = weight.transpose(0, 1) if up == 2 else weight
-    # Here and once: else each pass, forward and backward, brings them into the format of x for itself.
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        weight = weight.contiguous(memory_format=torch.channels_last)
     if up == 2:
         # The transposed convolution gives 2H - 1 + 2 * pad pixels, the filter takes three of them away.
-        x = convolution.conv_transpose2d(x, weight, stride=2)
-        return resample2d(x, padding=(2 - pad, 2 - pad), gain=4.0)
+        return resample2d(conv2d_up(x, weight), padding=(2 - pad, 2 - pad), gain=4.0)
+    weight = in_format_of(x, weight)
     if down == 2:
         if pad == 0:  # a 1x1 convolution commutes with dropping pixels: drop them first
             return convolution.conv2d(downsample2d(x), weight)
         return convolution.conv2d(resample2d(x, padding=(2, 2)), weight, stride=2)
     return convolution.conv2d(x, weight, padding=pad)
+
+
+def conv2d_up(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`conv2d_resample` with up = 2 before its filter: [N, I, H, W] -> [N, O, 2H - 2 + k, 2W - 2 + k]."""
+    return convolution.conv_transpose2d(x, in_format_of(x, weight.transpose(0, 1)), stride=2)
+
+
+def in_format_of(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The weight in the memory format of x.
+
+    Here and once: else each pass, forward and backward, brings it into that format for itself.
+    """
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return weight.contiguous(memory_format=torch.channels_last)
+    return weight

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stylegan_dist import randomness
+from stylegan_dist import ops, randomness
 from stylegan_dist.config import Config
 from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.objective.adversarial import ADVERSARIAL
@@ -183,7 +183,9 @@ class Objective:
             cutoff = 1 + randomness.integers(self.seed, f"{phase}.cutoff", index, g.num_ws - 1)
             layer = torch.arange(g.num_ws, device=index.device)
             ws = torch.where((mixes & (layer >= cutoff))[:, :, None], other, ws)
-        noise = self.noise.draw(self.seed, f"{phase}.noise", index)
+        # Layers that draw their noise themselves want to know where it stands, the others all maps at once.
+        draw = randomness.noise_address if ops.draws_noise(ws) else self.noise.draw
+        noise = draw(self.seed, f"{phase}.noise", index)
         return (synthesis or self.synthesis)(ws, noise), labels, ws
 
     def _labels(self, phase: str, real: MicroBatch) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -214,13 +215,17 @@ def test_initial_values():
 
 
 def output_dtypes(network: nn.Module, *arguments) -> dict[str, torch.dtype]:
-    """Dtype of the output of every layer in one forward pass."""
+    """Dtype of the output of every layer in one forward pass; of a generator's, of the features."""
     seen: dict[str, torch.dtype] = {}
-    layers = (SynthesisLayer, ToRGB, Conv2d, Dense)
-    hooks = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: seen.__setitem__(name, output.dtype))
-        for name, module in network.named_modules() if isinstance(module, layers)
-    ]
+    layers = (SynthesisLayer, Conv2d, Dense)
+
+    def see(_m: nn.Module, _i: object, output: torch.Tensor | tuple, name: str) -> None:
+        features = output[0] if isinstance(output, tuple) else output
+        if features is not None:  # the last layer makes colours alone
+            seen[name] = features.dtype
+
+    hooks = [module.register_forward_hook(functools.partial(see, name=name))
+             for name, module in network.named_modules() if isinstance(module, layers)]
     network(*arguments)
     for hook in hooks:
         hook.remove()
@@ -269,6 +274,14 @@ def test_low_precision_is_close_and_sums_rgb_in_full(low, tolerance):
     assert 1e-6 < reference.difference(logits, expected) < tolerance
 
 
+def modulated(x: torch.Tensor, weight: torch.Tensor, style: torch.Tensor, up: int = 1) -> torch.Tensor:
+    """The whole modulated convolution, filter and demodulation included."""
+    style = ops.bounded_style(style, x.dtype)
+    x, demodulation = ops.modulated_conv2d(x * style.to(x.dtype)[:, :, None, None], weight, style, up)
+    x = ops.resample2d(x, padding=(1, 1), gain=4.0) if up == 2 else x
+    return x * demodulation.to(x.dtype)[:, :, None, None]
+
+
 @pytest.mark.parametrize("up", [1, 2])
 def test_float16_modulation_does_not_overflow(up):
     x = reference.normals(0, 3, 16, 8, 8) * 50
@@ -276,7 +289,7 @@ def test_float16_modulation_does_not_overflow(up):
     expected = reference.modulated_conv(x, weight, style, up)
     unnormalised = nn.functional.conv2d((x.half() * style.half()[:, :, None, None]), weight.half(), padding=1)
     assert not unnormalised.isfinite().all(), "the values are large enough for this test"
-    out = ops.modulated_conv2d(x.half(), weight.float(), style.float(), up)
+    out = modulated(x.half(), weight.float(), style.float(), up)
     assert out.dtype == torch.float16
     assert reference.difference(out, expected) < 5e-3
 
@@ -285,7 +298,7 @@ def test_float16_modulation_is_blind_to_the_scale_of_weights_and_styles():
     x, weight, style = reference.normals(0, 3, 4, 8, 8), reference.normals(1, 5, 4, 3, 3), reference.normals(2, 3, 4)
     expected = reference.modulated_conv(x, weight, style)
     for weight_scale, style_scale in ((1, 1), (1e3, 1), (1, 1e3), (-1, -20)):
-        out = ops.modulated_conv2d(x.half(), (weight * weight_scale).float(), (style * style_scale).float())
+        out = modulated(x.half(), (weight * weight_scale).float(), (style * style_scale).float())
         sign = math.copysign(1, weight_scale * style_scale)
         assert reference.difference(sign * out, expected) < 5e-3
 
@@ -306,7 +319,13 @@ def test_clamp(architecture):
     for network in (g, d):
         for name, module in network.named_modules():
             if isinstance(module, SynthesisLayer | ToRGB | Conv2d):
-                def seen(_m, _i, given, out, name=name):
+                def seen(module, arguments, given, out, name=name):
+                    if isinstance(module, SynthesisLayer):
+                        if (style := arguments[3]) is None:  # the last one gives colours alone
+                            return
+                        out = out[0] / style[:, :, None, None]
+                    elif isinstance(module, ToRGB):
+                        out = out[1]
                     peaks[name] = (out - given.get("residual", 0)).abs().max().item()
 
                 module.register_forward_hook(seen, with_kwargs=True)

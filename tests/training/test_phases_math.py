@@ -31,13 +31,6 @@ SMALL = [
 ]
 
 
-class DoubleNoise(randomness.NoiseAddresses):
-    """The same noise in float64, so that nothing in a phase is rounded to float32."""
-
-    def draw(self, seed: int, purpose: str, index: Tensor) -> list[Tensor]:
-        return [x.double() for x in super().draw(seed, purpose, index)]
-
-
 @dataclass
 class Case:
     """Networks with random values, their objective, real images, and the same as leaves of the reference."""
@@ -77,7 +70,6 @@ def make_case(*overrides: str, channels: int = 1, conditional: bool = False) -> 
     g, d = build_generator(resolved.config, *shape), build_discriminator(resolved.config, *shape)
     networks = {"g": reference.randomize(g, 1).double(), "d": reference.randomize(d, 2).double()}
     objective = Objective(resolved.config, g, d, torch.tensor(COUNTS) if conditional else None)
-    objective.noise = DoubleNoise(g.synthesis.noise_shapes, torch.device("cpu"))
     objective.path_mean = torch.tensor(PATH_MEAN).double()
     images = reference.normals(3, BATCH, channels, RESOLUTION, RESOLUTION)
     labels = torch.tensor([2, 0, 3, 2, 2, 0, 3, 0]) if conditional else None

@@ -103,6 +103,51 @@ void fromrgb_cpu(const FromRgbParams&);
 int64_t fromrgb_workspace(const FromRgbParams&);
 void fromrgb_cuda(const FromRgbParams&, void* stream);
 
+// ---- generator epilogue
+
+// FORWARD: z and rgb; BACKWARD: to_t and the sums of the table's gradient
+// SECOND: the gradients of BACKWARD along h and h_table: z for gz, rgb for g, and to_t and sums
+enum class GeneratorOp : int { FORWARD, BACKWARD, SECOND };
+
+// Features lie as [images, channels, height, width], for channels_last with the channels innermost. A table is
+// [images, 4 + colours, channels] in Acc: demodulation, bias, strength of the noise, style, weights of the colours.
+struct GeneratorParams {
+  GeneratorOp op;
+  DType dtype;
+  int64_t images, channels, height, width;  // of the output
+  int colours;                              // 0 to 4
+  bool channels_last;
+  bool filtered;            // features t, h and to_t then have a row and a column more
+  double line[4];           // the filter, with one row and column of zeros before t
+  const void *t, *table;
+  const int64_t* address;   // [images, 2]: noise is drawn; or null
+  int64_t layer;
+  const void* noise;        // [images or 1, height, width] in Acc, or null
+  int64_t noise_stride;     // from one image to the next
+  const void *gz, *g;       // like z and rgb, or null
+  const void *h, *h_table;  // like t and table, or null
+  void *z, *to_t;           // features, z null for none
+  void *rgb, *sums;         // [images, colours, height, width]; like table
+  void* workspace;          // of generator_workspace() Acc elements (GPU only)
+  void* scratch;            // where filtered, features of the size of z (GPU only)
+  double slope, gain, clamp;
+};
+
+void generator_cpu(const GeneratorParams&);
+int64_t generator_workspace(const GeneratorParams&);
+void generator_cuda(const GeneratorParams&, void* stream);
+
+// The noise of one layer: [images, count].
+struct NoiseParams {
+  int64_t images, count, layer;
+  const int64_t* address;
+  void* out;
+  DType dtype;  // of out: FLOAT, or (GPU only) DOUBLE
+};
+
+void noise_cpu(const NoiseParams&);
+void noise_cuda(const NoiseParams&, void* stream);
+
 // ---- Winograd convolutions of 3x3 kernels, tiles of 2x2 outputs; float32, channels_last, CPU only
 
 struct WinogradParams {

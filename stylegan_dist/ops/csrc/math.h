@@ -255,4 +255,72 @@ template <class A, int K> struct Row {
   HD A operator()(const A* x) const { return times(x) + b; }
 };
 
+// ---- generator epilogue: y = phi(d u + sigma e + b), z = y s, rgb_k = y w_k, phi piecewise linear
+//
+// X is a number, or several numbers of several channels or pixels side by side.
+
+constexpr int EPILOGUE_ROWS = 4;  // of a table beside those of the weights
+
+// The column of a table that belongs to a channel of an image.
+template <class X, int K> struct Column {
+  X d, b, sigma, s, w[K ? K : 1];
+  HD X colours(const X* g) const {
+    X sum = g[0] * w[0];
+    for (int k = 1; k < K; ++k) sum += g[k] * w[k];
+    return sum;
+  }
+};
+
+// What is known of a pixel of a channel: the filtered input, the noise, and the gradients of z and of the colours.
+template <class X, int K> struct Pixel { X u, e, gz, g[K ? K : 1]; };
+
+// phi and its slope, which is that of the y that bias_act would have stored (SlopeAt).
+template <class A> struct Bend {
+  A gain, gain_below, bound, low, high;
+  Bend() = default;
+  template <class T> Bend(const Activation<T>& act, const SlopeAt<T>& slope)
+      : gain(act.gain), gain_below(act.gain_below), bound(act.bound), low(slope.low), high(slope.high) {}
+
+  template <class X> HD X value(X v) const {
+    const X zero{}, y = v > zero ? v * gain : v * gain_below, most = zero + bound;
+    return y > most ? most : (y < -most ? -most : y);
+  }
+  template <class X> HD X slope(X v) const {
+    const X zero{}, slope = v > zero ? zero + gain : zero + gain_below;
+    return v >= zero + high ? zero : (v <= zero + low ? zero : slope);
+  }
+};
+
+// Its derivatives at a pixel, of which those without an h are linear in the gradients, and those with one also in the column
+// h, and in hu, which goes with u.
+template <class X, int K> struct Derivatives {
+  const Column<X, K>& c;
+  const Pixel<X, K>& p;
+  X y, m;
+
+  template <class A> HD Derivatives(const Bend<A>& bend, const Column<X, K>& c, const Pixel<X, K>& p) : c(c), p(p) {
+    const X v = c.d * p.u + (c.sigma * p.e + c.b);
+    y = bend.value(v), m = bend.slope(v);
+  }
+  // The gradient of v.
+  HD X gradient() const {
+    X g = p.gz * c.s;
+    if (K) g += c.colours(p.g);
+    return m * g;
+  }
+  // The change of y.
+  HD X change(const Column<X, K>& h, X hu) const { return m * (c.d * hu + (h.d * p.u + (h.sigma * p.e + h.b))); }
+  // The gradient of v where the gradients are given and s and w change.
+  HD X gradient(const Column<X, K>& h) const {
+    X g = p.gz * h.s;
+    if (K) g += h.colours(p.g);
+    return m * g;
+  }
+  // Adds the gradient of the column, in its order, where that of v is gv and y stands for what met s and w.
+  HD void add(X gv, X y, X* sums) const {
+    sums[0] += gv * p.u, sums[1] += gv, sums[2] += gv * p.e, sums[3] += p.gz * y;
+    for (int k = 0; k < K; ++k) sums[EPILOGUE_ROWS + k] += p.g[k] * y;
+  }
+};
+
 }  // namespace stylegan_dist

@@ -1,0 +1,187 @@
+"""What follows a convolution of the generator: filter, demodulation, noise, bias, leaky ReLU, next style, and toRGB."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stylegan_dist import randomness
+from stylegan_dist.ops import fused, native
+from stylegan_dist.ops.bias_act import ACTIVATIONS, LRELU_SLOPE, bias_act_reference
+from stylegan_dist.ops.resample import TAPS, resample2d_reference
+
+PADDING = (1, 1)  # before the filter: of a transposed 3x3 convolution that doubles the size, which comes before
+FILTER_GAIN = 4.0  # the zeros that were put between the pixels
+MAX_COLOURS = 4
+
+
+class LayerNoise(NamedTuple):
+    """The noise of one layer."""
+
+    values: Tensor  # maps, float [N or 1, 1, H, W], or addresses, int64 [N, 2], from which they are drawn
+    layer: int      # number of the layer, which is part of the address
+
+
+def draws_noise(x: Tensor) -> bool:
+    """Whether layers on the device of x draw their noise natively, so that addresses are the better noise to give them."""
+    return native.serves(x, faster_on_cpu=True)
+
+
+def generator_epilogue(
+    x: Tensor,
+    demodulation: Tensor,
+    bias: Tensor,
+    noise: LayerNoise | None = None,
+    strength: Tensor | None = None,
+    style: Tensor | None = None,
+    rgb_weight: Tensor | None = None,
+    filtered: bool = False,
+    clamp: float | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Features for the next convolution and the colours of this resolution, in one pass over memory.
+
+        u = filter(x) or x,    v = d u + strength noise + b,    y = phi(v)
+        z = y style,    rgb_k = sum_c rgb_weight_kc y_c
+
+    phi is `bias_act` with "lrelu". Noise is drawn inside and drawn again in the backward pass instead of being stored.
+
+    Args:
+        x: [N, C, H, W] in any floating dtype; if filtered [N, C, H + 1, W + 1], from `conv2d_up`.
+        demodulation: d, [N, C] in full precision.
+        bias: [C] in full precision.
+        noise, strength: both or none; strength [1] in full precision.
+        style: of the next convolution, [N, C] in full precision; None if none follows.
+        rgb_weight: [N, K, C] in full precision, K = 1 to 4, modulated; None for none.
+        filtered: whether the low-pass filter [1, 3, 3, 1] of up-sampling comes first.
+        clamp: bound of y, None for none.
+    Returns: z [N, C, H, W] in the dtype of x, None without a style; rgb [N, K, H, W] in full precision, None without a weight.
+    """
+    served = native.serves(x, faster_on_cpu=True) and (clamp is None or clamp >= 0)
+    colours = 0 if rgb_weight is None else rgb_weight.shape[1]
+    # The native operator has no gradient for maps that want one.
+    if served and colours <= MAX_COLOURS and not (noise is not None and noise.values.requires_grad):
+        table = _table(x, demodulation, bias, strength, style, rgb_weight)
+        line = [tap * FILTER_GAIN**0.5 for tap in fused.correlated(TAPS)] if filtered else []
+        maps, layer = (None, 0) if noise is None else noise
+        if maps is not None and maps.is_floating_point():
+            maps = maps.to(table.dtype)
+        z, rgb = torch.ops.stylegan_dist.generator_epilogue(
+            x, table, maps, layer, line, LRELU_SLOPE, ACTIVATIONS["lrelu"][1], -1.0 if clamp is None else clamp,
+            style is not None)
+        return None if style is None else z, None if rgb_weight is None else rgb.to(rgb_weight.dtype)
+    return generator_epilogue_reference(x, demodulation, bias, noise, strength, style, rgb_weight, filtered, clamp)
+
+
+def generator_epilogue_reference(
+    x: Tensor, demodulation: Tensor, bias: Tensor, noise: LayerNoise | None, strength: Tensor | None, style: Tensor | None,
+    rgb_weight: Tensor | None, filtered: bool, clamp: float | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same in plain PyTorch."""
+    if filtered:
+        x = resample2d_reference(x, 1, 1, PADDING, FILTER_GAIN, TAPS)
+    y = x * demodulation.to(x.dtype)[:, :, None, None]
+    if noise is not None:
+        assert strength is not None
+        maps = noise.values
+        if not maps.is_floating_point():
+            maps = randomness.layer_noise(maps, noise.layer, y.shape[2:])
+        y = y + (maps * strength).to(x.dtype)
+    y = bias_act_reference(y, bias, "lrelu", 1.0, clamp)
+    z = rgb = None
+    if style is not None:
+        z = y * style.to(x.dtype)[:, :, None, None]
+    if rgb_weight is not None:
+        rgb = (rgb_weight.to(x.dtype) @ y.flatten(2)).unflatten(2, y.shape[2:]).to(rgb_weight.dtype)
+    return z, rgb
+
+
+# Natively, with a table [N, 4 + K, C] of the rows demodulation, bias, strength, style and weights of the colours:
+#
+#     generator_epilogue                  (z, rgb)
+#     generator_epilogue_backward         (gradient of x, of the table) from (gz, grgb)
+#     generator_epilogue_double_backward  from cotangents of these two: the gradients of gz, grgb, x and the table
+#
+# That the bias and the strength are the same for all images, and the strength for all channels, is the business of the table,
+# whose gradient PyTorch adds up. phi' comes from x, which the convolution has made and nobody else keeps; noise is drawn again.
+
+
+def _table(x: Tensor, demodulation: Tensor, bias: Tensor, strength: Tensor | None, style: Tensor | None,
+           rgb_weight: Tensor | None) -> Tensor:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    shape = (x.shape[0], 1, x.shape[1])
+    zeros = demodulation.new_zeros((), dtype=wide).expand(shape)
+    rows = [demodulation.to(wide)[:, None], bias.to(wide).expand(shape),
+            zeros if strength is None else strength.to(wide).expand(shape), zeros if style is None else style.to(wide)[:, None]]
+    return torch.cat(rows if rgb_weight is None else [*rows, rgb_weight.to(wide)], dim=1)
+
+
+def _outputs(t: Tensor, table: Tensor, line: list[float], makes_z: bool) -> tuple[Tensor, Tensor]:
+    """z and rgb without values, or what has their shapes."""
+    height, width = (size - 1 if line else size for size in t.shape[2:])
+    z = fused.empty_like(t, (*t.shape[:2], height, width)) if makes_z else t.new_empty(0)
+    return z, table.new_empty(t.shape[0], table.shape[1] - 4, height, width)
+
+
+def _fake(t: Tensor, table: Tensor, noise: Tensor | None, layer: int, line: list[float], slope: float, gain: float, clamp: float,
+          makes_z: bool) -> tuple[Tensor, Tensor]:
+    return _outputs(t, table, line, makes_z)
+
+
+def _backward_fake(gz: Tensor | None, g: Tensor | None, t: Tensor, table: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return fused.empty_like(t), table.new_empty(table.shape)
+
+
+def _double_backward_fake(h: Tensor | None, h_table: Tensor | None, gz: Tensor | None, g: Tensor | None, t: Tensor, table: Tensor,
+                          noise: Tensor | None, layer: int, line: list[float], *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return *_outputs(t, table, line, gz is not None), fused.empty_like(t), table.new_empty(table.shape)
+
+
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    t, table, noise, *ctx.constants, _ = inputs
+    ctx.set_materialize_grads(False)  # often only one of the two is looked at
+    ctx.save_for_backward(t, table, noise)
+
+
+def _backward(ctx: Any, gz: Tensor | None, g: Tensor | None) -> tuple:
+    gt = gtable = None
+    if gz is not None or g is not None:
+        gt, gtable = torch.ops.stylegan_dist.generator_epilogue_backward(gz, g, *ctx.saved_tensors, *ctx.constants)
+    return gt, gtable, None, None, None, None, None, None, None
+
+
+def _backward_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    gz, g, t, table, noise, *ctx.constants = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(gz, g, t, table, noise)
+
+
+def _backward_backward(ctx: Any, h: Tensor | None, h_table: Tensor | None) -> tuple:
+    nothing = (None,) * (5 + len(ctx.constants))
+    if h is None and h_table is None:
+        return nothing
+    gz, g, *_ = ctx.saved_tensors
+    to_gz, to_g, to_t, to_table = torch.ops.stylegan_dist.generator_epilogue_double_backward(
+        h, h_table, *ctx.saved_tensors, *ctx.constants)
+    return None if gz is None else to_gz, None if g is None else to_g, to_t, to_table, *nothing[4:]
+
+
+def _double_backward_backward(ctx: Any, *_: Tensor) -> tuple:
+    raise NotImplementedError("third derivatives of the generator's epilogue: use the reference path (ops.using)")
+
+
+def register() -> None:
+    """Tell PyTorch what the loaded library does not."""
+    library, name = torch.library, f"{fused.NAMESPACE}::generator_epilogue"
+    library.register_fake(name, _fake)
+    library.register_fake(f"{name}_backward", _backward_fake)
+    library.register_fake(f"{name}_double_backward", _double_backward_fake)
+    library.register_fake(f"{fused.NAMESPACE}::layer_noise", _layer_noise_fake)
+    library.register_autograd(name, _backward, setup_context=_setup)
+    library.register_autograd(f"{name}_backward", _backward_backward, setup_context=_backward_setup)
+    library.register_autograd(f"{name}_double_backward", _double_backward_backward)
+
+
+def _layer_noise_fake(address: Tensor, layer: int, height: int, width: int) -> Tensor:
+    return address.new_empty(len(address), 1, height, width, dtype=torch.float32)
