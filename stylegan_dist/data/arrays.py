@@ -205,8 +205,8 @@ def _member(data: bytes, key: str | None, most: int) -> bytes:
             raise ValueError(f"the array {key!r} has {info.file_size} bytes, more than the {most} that are expected")
         if info.flag_bits & _ZIP_ENCRYPTED or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("encrypted, or compressed by another method than deflate")
-        with archive.open(info) as file:  # gives no more than file_size bytes, and checks the CRC-32 at their end
-            return file.read()
+        with archive.open(info) as file:  # checks the CRC-32 at the end of file_size bytes
+            return file.read(info.file_size)  # without the number it would unpack everything, whatever is promised
 
 
 def _parse(data: bytes, most: int) -> np.ndarray:

@@ -110,15 +110,15 @@ def _common_folder(locations: list[str]) -> str:
     return scheme + colon + os.path.commonpath([location.rpartition("://")[2].rpartition("/")[0] for location in locations])
 
 
-def _scan(checksums: bool, key: str | None, slot: int, location: str, progress: pool.Progress) -> _Found:
+def _scan(checksums: bool, array_key: str | None, slot: int, location: str, progress: pool.Progress) -> _Found:
     """In a worker: one shard."""
     if not storage.is_remote(location):
-        found = _scan_file(Path(location), location, checksums, key)
+        found = _scan_file(Path(location), location, checksums, array_key)
     else:
         try:
             with tempfile.NamedTemporaryFile(prefix="stylegan-dist-index-") as file:
                 storage.download(location, file.name, lambda: None)
-                found = _scan_file(Path(file.name), location, True, key)
+                found = _scan_file(Path(file.name), location, True, array_key)
         except OSError as error:
             raise InputError(f"cannot write {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder with room for a "
                              "shard a process, or use fewer --workers") from None
@@ -126,18 +126,18 @@ def _scan(checksums: bool, key: str | None, slot: int, location: str, progress: 
     return found
 
 
-def _scan_file(path: Path, location: str, checksums: bool, key: str | None) -> _Found:
+def _scan_file(path: Path, location: str, checksums: bool, array_key: str | None) -> _Found:
     try:
         with open(path, "rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 raise InputError(f"{location} is empty: restore it, or leave it out")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _scan_content(content, location, checksums, key)
+                return _scan_content(content, location, checksums, array_key)
     except OSError as error:
         raise InputError(f"cannot read {location}: {error.strerror}") from None
 
 
-def _scan_content(content: mmap.mmap, location: str, checksums: bool, key: str | None) -> _Found:
+def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key: str | None) -> _Found:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     keys, endings = set(), set()
@@ -167,7 +167,7 @@ def _scan_content(content: mmap.mmap, location: str, checksums: bool, key: str |
     offset, size = next(iter(images.values()))
     ending = endings.pop()
     try:
-        measure = measure_image if ending not in ARRAY_ENCODINGS else partial(_measure_array, key=key)
+        measure = measure_image if ending not in ARRAY_ENCODINGS else partial(_measure_array, key=array_key)
         form = measure(content[offset:offset + size])
     except ValueError as error:
         raise InputError(f"{location}, byte {offset}: {error}; restore the file, or leave it out") from None
@@ -215,7 +215,7 @@ def _index_of(found: list[_Found], names: list[str], locations: list[str], norma
     width, height, channels, *declared = first.form
     if width != height or width not in RESOLUTIONS or not (declared or channels in CHANNELS):
         remedy = "bring them into this form" if declared else "pack them instead (stylegan-dist pack)"
-        raise InputError(f"the samples are {width} x {height} with {channels} channels; training needs squares of "
+        raise InputError(f"the samples are {width} x {height} pixels with {channels} channels; training needs squares of "
                          f"{', '.join(map(str, RESOLUTIONS))} pixels: {remedy}")
     array = None
     if declared:
