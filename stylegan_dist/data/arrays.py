@@ -53,6 +53,8 @@ class ArrayForm:
                              "give one of each, or one of each for every channel")
         if not all(map(math.isfinite, (*self.offset, *self.scale))) or 0 in self.scale:
             raise ValueError(f"offset {self.offset} and scale {self.scale} must be finite numbers, and no scale zero")
+        if self.log_mel:
+            self.log_mel.check()
 
     def to_network(self, values: Tensor) -> Tensor:
         """Arrays [N, C, H, W] of the declared dtype to float32 in the network's range; memory format and device stay."""

@@ -245,6 +245,7 @@ class LogMelOptions(Normalisation):
             form = replace(form, window=window)
             try:
                 form.log_mel.check()
+                form.log_mel.check_bands()
                 return form
             except ValueError as error:
                 failure = str(error)
