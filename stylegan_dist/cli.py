@@ -112,7 +112,8 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
         "generate",
         help="draw pictures with a trained generator",
         description="Draw pictures with the averaged generator of a run's newest checkpoint. Each is computed alone, so\n"
-        "that the pixels of a seed depend on the seed, the class and the truncation, and on nothing else.",
+        "that the pixels of a seed depend on the seed, the class and the truncation, and on nothing else.\n"
+        "After training on arrays these are written too (.npy), and sounds (.wav) if they are log-mel spectrograms.",
         epilog="example:\n  stylegan-dist generate runs/demo --seeds 0-63 --trunc 0.7 --class 3 --out pictures",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -124,7 +125,7 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--noise", choices=["const", "none"], default="const", help="layer noise (default: %(default)s)")
     parser.add_argument("--columns", type=int, default=8, help="columns of the grid (default: %(default)s)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
-    parser.add_argument("--out", required=True, help="folder for the PNG files and grid.png")
+    parser.add_argument("--out", required=True, help="folder for the files and grid.png")
     parser.set_defaults(run=_generate)
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
+from functools import partial
 
-from stylegan_dist.data.images import ENCODINGS, FILTERS, FITS, MODES, ImageOptions
+from stylegan_dist.data.arrays import DTYPES, MAX_CHANNELS
+from stylegan_dist.data.arrays import ENCODINGS as ARRAY_ENCODINGS
+from stylegan_dist.data.forms import NORMALISATIONS, ArrayOptions, Form, LogMelOptions, Normalisation
+from stylegan_dist.data.images import ENCODINGS, FILTERS, FITS, ImageOptions
 from stylegan_dist.data.index import RESOLUTIONS, read_index
 from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.sources import LABEL_MODES
+from stylegan_dist.data.sources import LABEL_MODES, kind_of
 from stylegan_dist.data.verify import verify
-from stylegan_dist.errors import EXIT_BAD_INPUT, EXIT_OK
+from stylegan_dist.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 
 _SHOWN = 50
+_FORMS = {"images": ImageOptions, "arrays": ArrayOptions, "sounds": LogMelOptions}
+_FORM_OPTIONS = sorted({field.name for form in _FORMS.values() for field in fields(form)})
 
 _PACK_EXAMPLES = """\
 examples:
@@ -28,6 +35,12 @@ examples:
   # logos with transparency, kept whole
   stylegan-dist pack logos shards/logos --resolution 256 --channels 4 --fit pad
 
+  # latents, each a .npy file [4, 32, 32] of float32: mean 0, standard deviation 1/2 in training, stored as float16
+  stylegan-dist pack latents shards/latents --resolution 32 --normalise std --dtype float16
+
+  # spoken digits, 8 kHz: spectrograms of 64 bands and 64 frames; 7_jackson_0.wav is of class 7
+  stylegan-dist pack recordings.tar shards/digits --resolution 64 --log-mel --labels names
+
 Interrupted? Run the same command again: it continues, and the result is the same to the byte.
 """
 
@@ -40,12 +53,13 @@ examples:
   stylegan-dist index 's3://bucket/photos/{00000..00127}.tar' data/photos
   stylegan-dist train launch/presets/auto.yaml data.shards=data/photos
 
-The images must be squares of one size, PNG, JPEG or WebP; classes are taken from KEY.cls. Anything else: pack.
+The images must be squares of one size, PNG, JPEG or WebP, or all samples arrays of one form, NPY or NPZ; classes are taken
+from KEY.cls. Anything else: pack.
 """
 
 _VERIFY_EXAMPLES = """\
 examples:
-  stylegan-dist verify shards/photos            # everything; decodes every image
+  stylegan-dist verify shards/photos            # everything; decodes every sample
   stylegan-dist verify shards/photos --quick    # checksums, headers and labels only
 
 Exit code 0: the set is sound. 2: the problems are listed, one a line.
@@ -55,46 +69,70 @@ Exit code 0: the set is sound. 2: the problems are listed, one a line.
 def add_pack(subparsers) -> None:
     """Add the verb `pack` to the result of `ArgumentParser.add_subparsers`."""
     parser = subparsers.add_parser(
-        "pack", help="make a shard set from a folder or a zip of images", epilog=_PACK_EXAMPLES,
-        description="Bring all images of a folder or a zip into one form and write them as WebDataset shards "
-                    "with an index, ready for training.",
+        "pack", help="make a shard set from a folder, a zip or a tar of images, arrays or sounds", epilog=_PACK_EXAMPLES,
+        description="Bring all images, arrays or sounds of a folder, a zip or a tar into one form and write them as WebDataset "
+                    "shards with an index, ready for training.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_pack)
-    parser.add_argument("source", metavar="SOURCE", help="a folder (searched with its sub-folders) or a zip of images")
+    parser.add_argument("source", metavar="SOURCE", help="a folder (searched with its sub-folders), a zip or a tar")
     parser.add_argument("out", metavar="OUT", help="the folder for the shards; made if it is not there")
 
-    images = parser.add_argument_group("images")
-    images.add_argument("--resolution", type=int, required=True, metavar="PIXELS",
-                        help=f"side of the square images: {', '.join(map(str, RESOLUTIONS))}")
-    images.add_argument("--channels", type=int, default=3, choices=list(MODES),
-                        help="1 grey, 3 colour, 4 colour with transparency (default 3)")
-    images.add_argument("--fit", default="crop", choices=FITS,
-                        help="crop: the largest square from the centre; pad: the whole image with borders "
-                             "(default crop)")
-    images.add_argument("--filter", default="lanczos", choices=list(FILTERS),
-                        help="how pixels are averaged: lanczos is sharper, box keeps hard edges free of ringing "
-                             "(default lanczos)")
-    images.add_argument("--background", default="white", metavar="COLOUR",
-                        help="a name or #rrggbb: below transparent pixels and in the borders of --fit pad; with "
-                             "4 channels both stay transparent (default white)")
-    images.add_argument("--encoding", default="png", choices=list(ENCODINGS),
-                        help="png: lossless; webp: lossless, smaller, slower to write; jpg: smallest, and the loss "
-                             "is learnt by the network (default png)")
-    images.add_argument("--quality", type=int, default=95, metavar="1..100", help="of jpg (default 95)")
+    common = parser.add_argument_group("samples")
+    kinds = common.add_mutually_exclusive_group()
+    kinds.add_argument("--arrays", action="store_const", dest="kind", const="arrays",
+                       help="take the .npy and .npz files; found by itself where there is no image")
+    kinds.add_argument("--log-mel", action="store_const", dest="kind", const="sounds",
+                       help="take the .wav files, and make a log-mel spectrogram of each")
+    # What is not given is not in the result: so it is known what was asked for, and the defaults stand in one place.
+    option = partial(_option, common)
+    option("--resolution", type=int, required=True, metavar="PIXELS",
+           help=f"side of the square images or arrays: {', '.join(map(str, RESOLUTIONS))}")
+    option("--channels", type=int, choices=range(1, MAX_CHANNELS + 1),
+           help="of images: 1 grey, 3 colour, 4 colour with transparency (default 3); of arrays: default those of the first")
+    option("--encoding", choices=[*ENCODINGS, *ARRAY_ENCODINGS],
+           help="of images: png: lossless; webp: lossless, smaller, slower to write; jpg: smallest, and the loss is learnt by "
+                "the network (default png); of arrays: npy, or npz: compressed (default npy)")
+
+    option = partial(_option, parser.add_argument_group("images"))
+    option("--fit", choices=FITS,
+           help="crop: the largest square from the centre; pad: the whole image with borders (default crop)")
+    option("--filter", choices=list(FILTERS),
+           help="how pixels are averaged: lanczos is sharper, box keeps hard edges free of ringing (default lanczos)")
+    option("--background", metavar="COLOUR",
+           help="a name or #rrggbb: below transparent pixels and in the borders of --fit pad; with 4 channels both stay "
+                "transparent (default white)")
+    option("--quality", type=int, metavar="1..100", help="of jpg (default 95)")
+
+    group = parser.add_argument_group("arrays", "[C, H, W] or [H, W], all alike; training sees (x - offset) / scale")
+    option = partial(_option, group)
+    option("--dtype", choices=DTYPES, help="to store (default: that of the first; float16 for --log-mel)")
+    _add_normalisation(group)
+
+    option = partial(_option, parser.add_argument_group(
+        "sounds", "with --log-mel: PCM WAV files of one sample rate become as many bands and frames as --resolution says; what "
+        "is longer than frames x hop is cut off, what is shorter is followed by silence"))
+    option("--hop", type=int, metavar="SAMPLES", help="from one frame to the next (default: the power of two nearest to 16 ms)")
+    option("--window", type=int, metavar="SAMPLES",
+           help="of each frame (default: 2, 4 or 8 hops, the shortest that tells the bands apart)")
+    option("--low-hz", type=float, metavar="HZ", help="where the lowest band begins (default 0)")
+    option("--high-hz", type=float, metavar="HZ", help="where the highest one ends (default: half the sample rate)")
+    option("--floor-db", type=float, metavar="DB",
+           help="what is quieter, compared with a full-scale sine, becomes this (default -80)")
 
     content = parser.add_argument_group("labels and order")
     content.add_argument("--labels", default="auto", choices=LABEL_MODES,
-                         help="folders: the first-level sub-folder is the class; json: dataset.json at the top of "
+                         help="folders: the first-level sub-folder is the class; names: what a file's name begins with, up to "
+                              "the first _ or -, is; json: dataset.json at the top of "
                               "SOURCE, {\"labels\": [[\"name.png\", 3], ...]}; none: no classes; auto: dataset.json "
                               "if it is there, else none (default auto)")
     content.add_argument("--no-shuffle", dest="shuffle", action="store_false",
-                         help="keep the order of the names; by default the images are mixed, so that every shard "
+                         help="keep the order of the names; by default the samples are mixed, so that every shard "
                               "holds all classes")
     content.add_argument("--seed", type=int, default=0, help="of the mixing (default 0)")
     content.add_argument("--samples-per-shard", type=int, metavar="N",
-                         help="default: about 64 MiB of pixels, but 256 to 4096 images, and a multiple of 8 shards "
-                              "where there are enough images")
+                         help="default: about 64 MiB of pixels or values, but 256 to 4096 samples, and a multiple of 8 "
+                              "shards where there are enough samples")
 
     running = parser.add_argument_group("running")
     running.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
@@ -107,7 +145,7 @@ def add_index(subparsers) -> None:
     """Add the verb `index` to the result of `ArgumentParser.add_subparsers`."""
     parser = subparsers.add_parser(
         "index", help="make an index for WebDataset shards that other tools made", epilog=_INDEX_EXAMPLES,
-        description="Find every image of a set of tar files by its headers, and write index.json and the offsets that "
+        description="Find every sample of a set of tar files by its headers, and write index.json and the offsets that "
                     "training reads. The shards stay as they are.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -120,38 +158,62 @@ def add_index(subparsers) -> None:
                              "are read whole anyway)")
     parser.add_argument("--overwrite", action="store_true", help="replace an index that is already there")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    _add_normalisation(parser.add_argument_group("arrays", "[C, H, W] or [H, W]; training sees (x - offset) / scale"))
 
 
 def add_verify(subparsers) -> None:
     """Add the verb `verify` to the result of `ArgumentParser.add_subparsers`."""
     parser = subparsers.add_parser(
-        "verify", help="check a shard set: files, checksums, images, labels", epilog=_VERIFY_EXAMPLES,
-        description="Check every file of a shard set against its index and decode every image.",
+        "verify", help="check a shard set: files, checksums, samples, labels", epilog=_VERIFY_EXAMPLES,
+        description="Check every file of a shard set against its index and decode every sample.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_verify)
     parser.add_argument("folder", metavar="FOLDER", help="the folder or URL that holds index.json")
-    parser.add_argument("--quick", action="store_true", help="do not decode the images")
+    parser.add_argument("--quick", action="store_true", help="do not decode the samples")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
 
 
 def _run_pack(args: argparse.Namespace) -> int:
-    image = ImageOptions(
-        resolution=args.resolution, channels=args.channels, fit=args.fit, filter=args.filter,
-        background=args.background, encoding=args.encoding, quality=args.quality,
-    )
     pack(args.source, args.out, PackOptions(
-        image=image, labels=args.labels, shuffle=args.shuffle, seed=args.seed,
+        form=_form(args), labels=args.labels, shuffle=args.shuffle, seed=args.seed,
         samples_per_shard=args.samples_per_shard, max_skipped=args.max_skipped, workers=args.workers,
         overwrite=args.overwrite,
     ))
     return EXIT_OK
 
 
+def _form(args: argparse.Namespace) -> Form:
+    """The options of the kind of samples that was asked for, or that the source holds."""
+    kind = args.kind or kind_of(args.source)
+    if kind == "sounds" and args.kind is None:
+        raise InputError(f"{args.source} holds sound files: --log-mel makes spectrograms of them")
+    given = {name: getattr(args, name) for name in _FORM_OPTIONS if hasattr(args, name)}
+    if foreign := sorted(given.keys() - {field.name for field in fields(_FORMS[kind])}):
+        raise InputError(f"--{foreign[0].replace('_', '-')} has no meaning for {kind}: leave it out")
+    return _FORMS[kind](**given)
+
+
+def _option(group, flag: str, **settings) -> None:
+    """An option that leaves no trace where it is not given."""
+    group.add_argument(flag, default=argparse.SUPPRESS, **settings)
+
+
+def _add_normalisation(group) -> None:
+    _option(group, "--normalise", choices=NORMALISATIONS,
+            help="range: offset and scale so that each channel has its least value at -1 and its greatest at 1; std: so that "
+                 "it has mean 0 and standard deviation 1/2; none: 0 and 1 (default range)")
+    _option(group, "--offset", type=float, nargs="+", metavar="X", help="given instead: one, or one for each channel")
+    _option(group, "--scale", type=float, nargs="+", metavar="X", help="as many")
+    _option(group, "--key", metavar="NAME", help="which array of npz files (default: the only one)")
+
+
 def _run_index(args: argparse.Namespace) -> int:
-    index = index_shards(args.shards, args.out, checksums=args.checksums, overwrite=args.overwrite, workers=args.workers)
+    normalisation = Normalisation(**{f.name: getattr(args, f.name) for f in fields(Normalisation) if hasattr(args, f.name)})
+    index = index_shards(args.shards, args.out, checksums=args.checksums, overwrite=args.overwrite, workers=args.workers,
+                         normalisation=normalisation, key=getattr(args, "key", None))
     classes = f", {index.num_classes} classes" if index.num_classes else ""
-    print(f"{index.num_samples} images of {index.resolution} pixels{classes} in {len(index.shards)} shards")
+    print(f"{index.num_samples} {index.noun} of {index.resolution} pixels{classes} in {len(index.shards)} shards")
     return EXIT_OK
 
 

@@ -1,4 +1,4 @@
-"""From the encoded samples of a shard to pixels in a batch's buffer.
+"""From the encoded samples of a shard to values in a batch's buffer.
 
 Decoders may differ in the last bit of a pixel, and a run must not depend on what happens to be installed. So which
 decoder takes a sample is a function of its bytes alone: JPEG simplejpeg (libjpeg-turbo, accurate DCT, smooth
@@ -7,13 +7,22 @@ upsampling); PNG, WebP and the JPEG that simplejpeg refuses Pillow. benchmarks/d
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import simplejpeg
 
+from stylegan_dist.data.arrays import ArrayForm, decode_array
 from stylegan_dist.data.images import decode
 
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_KINDS = {1: ("Gray", "GRAY"), 3: ("YCbCr", "RGB")}  # channels: colour space of the file, and wanted
+
+
+def decoder(array: ArrayForm | None) -> Callable[[bytes, np.ndarray], None]:
+    """What decodes the samples of a set: `decode_into` for images, `decode_array` for arrays."""
+    return decode_into if array is None else partial(decode_array, array)
 
 
 def decode_into(data: bytes, out: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 
 # Pillow registers the two plugins here; otherwise the first file would make it load all its plugins.
 from PIL import (
@@ -22,7 +23,9 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from stylegan_dist.data.forms import Sample, Values, choose
 from stylegan_dist.data.index import RESOLUTIONS
+from stylegan_dist.data.sources import IMAGE_ENDINGS, Source
 from stylegan_dist.errors import InputError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -49,14 +52,20 @@ class ImageOptions:
     background: str = "white"     # below transparent pixels, and the borders of "pad"; unused with 4 channels
     encoding: str = "png"         # "png", "jpg" or "webp" (lossless)
     quality: int = 95             # of "jpg": 1 to 100
+    noun = "images"
+    endings = IMAGE_ENDINGS
+
+    @property
+    def raw_bytes(self) -> int:
+        return self.channels * self.resolution**2
 
     def check(self) -> None:
         """Raise InputError naming the first option with a wrong value."""
-        _check_choice("resolution", self.resolution, RESOLUTIONS)
-        _check_choice("channels", self.channels, MODES)
-        _check_choice("fit", self.fit, FITS)
-        _check_choice("filter", self.filter, FILTERS)
-        _check_choice("encoding", self.encoding, ENCODINGS)
+        choose("resolution", self.resolution, RESOLUTIONS)
+        choose("channels", self.channels, MODES)
+        choose("fit", self.fit, FITS)
+        choose("filter", self.filter, FILTERS)
+        choose("encoding", self.encoding, ENCODINGS)
         if self.encoding == "jpg" and self.channels == 4:
             raise InputError("encoding jpg cannot hold 4 channels: choose png or webp, or 3 channels")
         if not 1 <= self.quality <= 100:
@@ -66,6 +75,20 @@ class ImageOptions:
         except ValueError:
             message = f"background must be a colour such as white or #80a0ff, not {self.background!r}"
             raise InputError(message) from None
+
+    def completed(self, source: Source) -> ImageOptions:
+        return self
+
+    def sample(self, data: bytes) -> Sample:
+        """Convert and encode an image file. Raises ValueError with the reason when it cannot be converted."""
+        converted = convert(data, self)
+        return Sample(encode(converted.image, self), converted.enlarged)
+
+    def array(self, values: Values | None) -> None:
+        return None
+
+    def library(self) -> dict[str, str]:
+        return {"pillow": PIL.__version__}
 
 
 class Converted(NamedTuple):
@@ -148,11 +171,6 @@ def measure(data: bytes) -> tuple[int, int, int]:
         raise
     except Exception as error:  # as in convert
         raise ValueError(_reason(error)) from None
-
-
-def _check_choice(name: str, value, choices) -> None:
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
 
 
 def _reason(error: Exception) -> str:

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from stylegan_dist.data import storage
+from stylegan_dist.data.arrays import ArrayForm
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import write_whole
 
@@ -24,7 +25,7 @@ INDEX_NAME = "index.json"
 FORMAT = "stylegan-dist-shards"
 VERSION = 1
 NO_LABEL = -1
-CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGBA
 RESOLUTIONS = tuple(2**i for i in range(3, 11))
 
 
@@ -65,8 +66,8 @@ class DatasetIndex:
     """Everything known about a shard set without opening a shard."""
 
     resolution: int
-    channels: int                       # 1 grey, 3 RGB, 4 RGBA
-    encoding: str                       # file name ending of the images, e.g. "png"
+    channels: int                       # of images: 1 grey, 3 RGB, 4 RGBA
+    encoding: str                       # file name ending of the samples, e.g. "png"
     classes: list[str] | None           # class names in the order of their numbers; None: no labels
     class_counts: list[int] | None      # samples of each class
     shards: list[Shard]
@@ -74,6 +75,17 @@ class DatasetIndex:
     skipped: list[dict] = field(default_factory=list)  # unreadable source files: name, reason
     shards_at: str | None = None        # folder or URL of the shards; None: beside the index
     parts: tuple[Part, ...] = ()        # the sets of a mixture, in the order of `shards`; empty for one set; not stored
+    array: ArrayForm | None = None      # what the samples are if they are arrays; None: images
+
+    @property
+    def noun(self) -> str:
+        """What the samples are, for people."""
+        return "arrays" if self.array else "images"
+
+    @property
+    def dtype(self) -> str:
+        """Of a decoded sample."""
+        return self.array.dtype if self.array else "uint8"
 
     @property
     def num_samples(self) -> int:
@@ -86,10 +98,12 @@ class DatasetIndex:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the names, sizes and checksums of all shards, and the weights of a mixture: the data's identity."""
+        """The data's identity: SHA-256 over names, sizes and checksums of all shards, weights of a mixture, form of arrays."""
         text = json.dumps([shard.record() for shard in self.shards], sort_keys=True)
         if self.parts:
             text += json.dumps([asdict(part) for part in self.parts])
+        if self.array:
+            text += json.dumps(asdict(self.array), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -101,6 +115,8 @@ class DatasetIndex:
         """The text of `index.json` of one set."""
         known = {key: value for key, value in asdict(self).items() if key not in ("parts", "shards", "shards_at")}
         place = {} if self.shards_at is None else {"shards_at": self.shards_at}
+        if self.array is None:
+            known.pop("array")
         return json.dumps({"format": FORMAT, "version": VERSION, "num_samples": self.num_samples, **known, **place,
                            "shards": [shard.record() for shard in self.shards]}, indent=1) + "\n"
 
@@ -124,6 +140,9 @@ def load_index(data: str | os.PathLike) -> DatasetIndex:
     if len(indices) == 1:
         return indices[0]
     for (location, _), index in zip(entries[1:], indices[1:], strict=True):
+        if index.array != indices[0].array:
+            raise InputError(f"{entries[0][0]} and {location} cannot be mixed: one holds images and the other arrays, or their "
+                             "dtype or normalisation differ; pack them with the same --dtype, --offset and --scale")
         for name in ("resolution", "channels", "classes"):
             if (a := getattr(indices[0], name)) != (b := getattr(index, name)):
                 raise InputError(f"{entries[0][0]} and {location} cannot be mixed: their {name} are {a} and {b}")
@@ -190,7 +209,7 @@ def read_index(folder: str | os.PathLike) -> DatasetIndex:
     path = storage.join(home, INDEX_NAME)
     if not storage.is_remote(home) and not storage.local_path(path).is_file():
         raise InputError(
-            f"no {INDEX_NAME} in {home}: pack the images first (stylegan-dist pack SOURCE {home}), index shards that other "
+            f"no {INDEX_NAME} in {home}: pack the data first (stylegan-dist pack SOURCE {home}), index shards that other "
             f"tools made (stylegan-dist index {home}), or correct data.shards"
         )
     text = storage.read_bytes(path)
@@ -204,11 +223,14 @@ def read_index(folder: str | os.PathLike) -> DatasetIndex:
         at = content.get("shards_at") or home
         storage.check_location(at)
         shards = [Shard(**shard).placed(at, home) for shard in content.pop("shards")]
-        index = DatasetIndex(shards=shards, **content)
+        array = content.pop("array", None)
+        index = DatasetIndex(shards=shards, array=array and ArrayForm.from_record(array), **content)
         held = index.num_samples
+        if index.array:
+            index.array.check(index.channels)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); pack the data again or restore the file") from None
-    if index.channels not in CHANNELS or index.resolution not in RESOLUTIONS:
+    if (index.array is None and index.channels not in CHANNELS) or index.resolution not in RESOLUTIONS:
         raise InputError(f"{path} is damaged: no images of {index.resolution} pixels with {index.channels} channels exist here")
     if promised != held or held < 1:
         raise InputError(f"{path} is damaged: it promises {promised} samples, its shards hold {held}")

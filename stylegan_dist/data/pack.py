@@ -1,4 +1,4 @@
-"""Packing a folder or a zip of images into a shard set. The format is in shards/FORMAT.md.
+"""Packing a folder, a zip or a tar of samples into a shard set. The format is in shards/FORMAT.md.
 
 The result is a pure function of the source and the options: the same bytes for any number of workers and
 any number of interruptions. Each worker writes whole shards. A finished shard has a small record in
@@ -11,37 +11,31 @@ import errno
 import fcntl
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import sys
-import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import PIL
-import webdataset
 from tqdm import tqdm
 
 from stylegan_dist import __version__
 from stylegan_dist.data import pool
-from stylegan_dist.data.images import ImageOptions, convert, encode
-from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, load_index, load_offsets
-from stylegan_dist.data.sources import LABEL_MODES, Item, Source, open_source
+from stylegan_dist.data.forms import Form, merged, present
+from stylegan_dist.data.index import INDEX_NAME, DatasetIndex, Shard, load_index, load_offsets
+from stylegan_dist.data.shard_writer import WORK_FOLDER, Job, Task, cannot_write, write_shard
+from stylegan_dist.data.sources import LABEL_MODES, Source, open_source
 from stylegan_dist.errors import InputError, Interrupted
 from stylegan_dist.files import write_whole
 from stylegan_dist.machine import available_cores
 from stylegan_dist.randomness import SEED_LIMIT, permutation
 
-WORK_FOLDER = ".pack"
-_TAR_BLOCK = 512
-_SHARD_BYTES = 64 << 20             # of raw pixels, by the automatic rule
+_SHARD_BYTES = 64 << 20             # of raw pixels or values, by the automatic rule
 _SHARD_SAMPLES = (256, 4096)        # least and most, by the automatic rule
 _SHARD_MULTIPLE = 8                 # shards divide evenly among up to 8 readers
 _LOCK_SECONDS = 2.0
@@ -50,10 +44,10 @@ _SHOWN = 5                          # unreadable files named in a message
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What to make of the images. The options below the line do not change the result."""
+    """What to make of the source. The options below the line do not change the result."""
 
-    image: ImageOptions
-    labels: str = "auto"                    # "auto", "folders", "json" or "none", see open_source
+    form: Form                              # ImageOptions, ArrayOptions or LogMelOptions
+    labels: str = "auto"                    # "auto", "folders", "names", "json" or "none", see open_source
     shuffle: bool = True                    # mix the samples; False: in the order of the names
     seed: int = 0                           # of the mixing
     samples_per_shard: int | None = None    # None: see shard_size
@@ -64,7 +58,7 @@ class PackOptions:
 
     def check(self) -> None:
         """Raise InputError naming the first option with a wrong value."""
-        self.image.check()
+        self.form.check()
         if self.labels not in LABEL_MODES:
             raise InputError(f"labels must be one of {', '.join(LABEL_MODES)}, not {self.labels!r}")
         if not 0 <= self.seed < SEED_LIMIT:
@@ -75,28 +69,11 @@ class PackOptions:
                 raise InputError(f"{name} must be at least {least}, not {value}")
 
 
-class _Task(NamedTuple):
-    """One shard to write."""
-
-    name: str            # without ending
-    first: int           # place of its first sample in the order of the set
-    items: list[Item]
-
-
-class _Job(NamedTuple):
-    """What all shards of a set have in common; sent to every worker once."""
-
-    source: Source
-    out: Path
-    image: ImageOptions
-    key_digits: int
-
-
 def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions) -> DatasetIndex:
-    """Pack the images of a folder or a zip into a shard set, or continue to.
+    """Pack the samples of a folder, a zip or a tar into a shard set, or continue to.
 
     Args:
-        source: a folder or a zip of images.
+        source: a folder, a zip or a tar of images, arrays or sound files.
         out: the folder of the shard set; made if it is not there.
 
     Raises:
@@ -107,7 +84,8 @@ def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions
     out = Path(out)
     if os.path.realpath(source) == os.path.realpath(out):
         raise InputError(f"{out} is the source itself: choose another folder for the shards")
-    opened = open_source(source, options.labels)
+    opened = open_source(source, options.labels, options.form.endings, options.form.noun)
+    options = replace(options, form=options.form.completed(opened))
     tasks, record = _plan(opened, Path(source), options)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -116,18 +94,18 @@ def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions
                 return _finished(out, record)
             return _pack(opened, out, options, tasks, record)
     except OSError as error:
-        raise _cannot_write(out, error) from None
+        raise cannot_write(out, error) from None
 
 
 def shard_size(images: int, raw_bytes: int) -> int:
     """Samples of a shard by the automatic rule.
 
-    About 64 MiB of raw pixels, but from 256 to 4096 samples; the number of shards is a multiple of 8 and
+    About 64 MiB of raw pixels or values, but from 256 to 4096 samples; the number of shards is a multiple of 8 and
     the samples are spread evenly over them, as far as 256 samples a shard allow.
 
     Args:
-        images: of the whole set.
-        raw_bytes: of the pixels of one image.
+        images: samples of the whole set.
+        raw_bytes: of one sample, decoded.
     """
     least, most = _SHARD_SAMPLES
     samples = min(max(_SHARD_BYTES // raw_bytes, least), most)
@@ -137,32 +115,32 @@ def shard_size(images: int, raw_bytes: int) -> int:
     return -(-images // shards)
 
 
-def _plan(source: Source, path: Path, options: PackOptions) -> tuple[list[_Task], dict]:
+def _plan(source: Source, path: Path, options: PackOptions) -> tuple[list[Task], dict]:
     """The shards to write, and the record of what decides their content."""
     count = len(source.items)
     if options.shuffle:
         order = permutation(options.seed, "pack.order", 0, count)
     else:
         order = np.arange(count)
-    image = options.image
-    size = options.samples_per_shard or shard_size(count, image.channels * image.resolution**2)
+    form = options.form
+    size = options.samples_per_shard or shard_size(count, form.raw_bytes)
     digits = max(5, len(str((count - 1) // size)))
     tasks = [
-        _Task(f"shard-{number:0{digits}d}", first, [source.items[i] for i in order[first : first + size]])
+        Task(f"shard-{number:0{digits}d}", first, [source.items[i] for i in order[first : first + size]])
         for number, first in enumerate(range(0, count, size))
     ]
     decisive = {
-        **asdict(image), "labels": options.labels, "shuffle": options.shuffle, "seed": options.seed,
+        **asdict(form), "labels": options.labels, "shuffle": options.shuffle, "seed": options.seed,
         "samples_per_shard": size,
     }
     identity = json.dumps([decisive, source.sha256], sort_keys=True)
     record = {
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
         "source": Path(os.path.realpath(path)).name,
-        "source_images": count,
+        f"source_{form.noun.replace(' ', '_')}": count,
         "source_sha256": source.sha256,
         "options": decisive,
-        "versions": {"stylegan_dist": __version__, "pillow": PIL.__version__},
+        "versions": {"stylegan_dist": __version__, **form.library()},
     }
     return tasks, record
 
@@ -225,7 +203,7 @@ def _other_set(out: Path) -> InputError:
     )
 
 
-def _pack(source: Source, out: Path, options: PackOptions, tasks: Sequence[_Task], record: dict) -> DatasetIndex:
+def _pack(source: Source, out: Path, options: PackOptions, tasks: Sequence[Task], record: dict) -> DatasetIndex:
     results = _resume(out, tasks, record)
     count = len(source.items)
     allowed = max(1, count // 100) if options.max_skipped is None else options.max_skipped
@@ -236,15 +214,16 @@ def _pack(source: Source, out: Path, options: PackOptions, tasks: Sequence[_Task
     missing = [number for number in range(len(tasks)) if number not in results]
     packed = sum(len(tasks[number].items) for number in results)
     workers = options.workers or available_cores()
-    print(f"packing {count} images into {len(tasks)} shards with {workers} worker{'s' * (workers > 1)}")
+    noun = options.form.noun
+    print(f"packing {count} {noun} into {len(tasks)} shards with {workers} worker{'s' * (workers > 1)}")
     if packed:
-        print(f"continuing: {len(results)} shards are finished, {count - packed} images are left")
-    job = _Job(source, out, options.image, max(8, len(str(count - 1))))
+        print(f"continuing: {len(results)} shards are finished, {count - packed} {noun} are left")
+    job = Job(source, out, options.form, max(8, len(str(count - 1))))
     # Where there is no terminal to redraw a line on, a line every half minute is enough.
     interval = 0.2 if sys.stderr.isatty() else 30
-    with tqdm(total=count, initial=packed, desc="packing", unit="img", mininterval=interval) as bar:
+    with tqdm(total=count, initial=packed, desc="packing", unit=" " + noun, mininterval=interval) as bar:
         pending = pool.run(
-            partial(_write_shard, job), [tasks[number] for number in missing], workers, bar, allowed - len(skipped)
+            partial(write_shard, job), [tasks[number] for number in missing], workers, bar, allowed - len(skipped)
         )
         try:
             with closing(pending):
@@ -258,10 +237,10 @@ def _pack(source: Source, out: Path, options: PackOptions, tasks: Sequence[_Task
             ) from None
     if len(skipped) > allowed:
         raise _too_many(skipped, count, allowed)
-    return _finish(source, out, options.image, [results[number] for number in range(len(tasks))], record)
+    return _finish(source, out, options.form, [results[number] for number in range(len(tasks))], record)
 
 
-def _resume(out: Path, tasks: Sequence[_Task], record: dict) -> dict[int, dict]:
+def _resume(out: Path, tasks: Sequence[Task], record: dict) -> dict[int, dict]:
     """Prepare the work folder, and find the shards that are finished: number -> result."""
     work = out / WORK_FOLDER
     work.mkdir(exist_ok=True)
@@ -285,96 +264,29 @@ def _resume(out: Path, tasks: Sequence[_Task], record: dict) -> dict[int, dict]:
     return results
 
 
-def _write_shard(job: _Job, slot: int, task: _Task, progress: pool.Progress) -> dict:
-    """In a worker: write one shard, its offsets and its record, the record last."""
-    work = job.out / WORK_FOLDER
-    temporary = work / f"{task.name}.tar.tmp"
-    rows, keys, enlarged = [], [], 0
-    skipped: list[dict] = []
-    ending = job.image.encoding
-    try:
-        # Fixed times and owners: equal images make equal tar files.
-        with open(temporary, "wb") as file, webdataset.TarWriter(
-            file, user="", group="", mode=0o644, mtime=0, encoder=False, compress=False
-        ) as writer:
-            writer.tarstream.format = tarfile.USTAR_FORMAT  # the default is PAX, which is slower to write
-            for position, item in enumerate(task.items, task.first):
-                if progress.stopped:
-                    return {"finished": False, "skipped": skipped}
-                try:
-                    converted = convert(job.source.read(item.name), job.image)
-                except ValueError as error:
-                    skipped.append({"name": item.name, "reason": str(error)})
-                    progress.failed[slot] += 1
-                    progress.done[slot] += 1
-                    continue
-                data = encode(converted.image, job.image)
-                key = f"{position:0{job.key_digits}d}"
-                sample = {"__key__": key, ending: data}
-                if item.label is not None:
-                    sample["cls"] = b"%d" % item.label
-                writer.write(sample)
-                # Members are sorted, and "cls" comes before every ending of an image: the image is the
-                # last one, and its padding ends where the tar stream now stands.
-                padded = -(-len(data) // _TAR_BLOCK) * _TAR_BLOCK
-                label = NO_LABEL if item.label is None else item.label
-                rows.append((writer.tarstream.offset - padded, len(data), label))
-                keys.append(key)
-                enlarged += converted.enlarged
-                progress.done[slot] += 1
-        shard = _publish(job.out, task.name, temporary, np.array(rows, np.int64), [f"{k}.{ending}" for k in keys])
-        result = {"finished": True, "shard": shard and asdict(shard), "skipped": skipped, "enlarged": enlarged}
-        write_whole(work / f"{task.name}.json", json.dumps(result))
-        return result
-    except OSError as error:
-        raise _cannot_write(job.out, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _publish(out: Path, name: str, temporary: Path, table: np.ndarray, members: list[str]) -> Shard | None:
-    """Give a written shard its final name, with its offsets; None when it holds no sample."""
-    if not len(table):
-        return None
-    with open(temporary, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        os.fsync(file.fileno())
-        for member, (offset, size, _) in zip(members, table.tolist(), strict=True):
-            header = content[offset - _TAR_BLOCK : offset]
-            assert header[:100].rstrip(b"\0") == member.encode(), (member, offset)
-            assert int(header[124:135], 8) == size, (member, offset)
-        checksum = hashlib.sha256(content).hexdigest()
-        total = len(content)
-    offsets = out / f"{name}.offsets.npy"
-    temporary_offsets = out / WORK_FOLDER / f"{name}.npy.tmp"
-    with open(temporary_offsets, "wb") as target:
-        np.save(target, table)
-        target.flush()
-        os.fsync(target.fileno())
-    offsets_checksum = hashlib.sha256(temporary_offsets.read_bytes()).hexdigest()
-    temporary_offsets.replace(offsets)
-    temporary.replace(out / f"{name}.tar")
-    return Shard(f"{name}.tar", len(table), total, checksum, offsets.name, offsets_checksum)
-
-
-def _finish(source: Source, out: Path, image: ImageOptions, results: list[dict], record: dict) -> DatasetIndex:
+def _finish(source: Source, out: Path, form: Form, results: list[dict], record: dict) -> DatasetIndex:
     shards = [Shard(**result["shard"]).placed(str(out), str(out)) for result in results if result["shard"]]
     skipped = sorted((entry for result in results for entry in result["skipped"]), key=lambda entry: entry["name"])
     if not shards:
-        raise InputError(f"none of the images can be read: {_name_some(skipped)}")
+        raise InputError(f"none of the {form.noun} can be read: {_name_some(skipped)}")
+    values = merged(result.get("values") for result in results)
     counts = None
     if source.classes is not None:
         labels = np.concatenate([load_offsets(shard)[:, 2] for shard in shards])
         counts = np.bincount(labels, minlength=len(source.classes)).tolist()
     index = DatasetIndex(
-        resolution=image.resolution, channels=image.channels, encoding=image.encoding, classes=source.classes,
-        class_counts=counts, shards=shards, packed_with=record, skipped=skipped,
+        resolution=form.resolution, channels=present(form.channels), encoding=form.encoding, classes=source.classes,
+        class_counts=counts, shards=shards, packed_with=record, skipped=skipped, array=form.array(values),
     )
     index.save(out)
     shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
 
     print(f"{out}: {_summary(index)}")
     if enlarged := sum(result["enlarged"] for result in results):
-        print(f"{enlarged} images were smaller than {image.resolution} pixels and have been enlarged")
+        print(f"{enlarged} images were smaller than {form.resolution} pixels and have been enlarged")
+    if index.array and values:
+        print(f"values from {values.least.min():g} to {values.greatest.max():g}; training sees (x - offset) / scale with "
+              f"offset {_numbers(index.array.offset)}, scale {_numbers(index.array.scale)}")
     if skipped:
         print(f"{len(skipped)} files could not be read and are left out (all are listed in {INDEX_NAME}):")
         for entry in skipped[:_SHOWN]:
@@ -388,6 +300,10 @@ def _summary(index: DatasetIndex) -> str:
     return f"{index.num_samples} samples{classes} in {len(index.shards)} shards, {size / 1e6:.1f} MB"
 
 
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)
+
+
 def _name_some(skipped: list[dict]) -> str:
     shown = sorted(skipped, key=lambda entry: entry["name"])[:_SHOWN]
     return "; ".join(f"{entry['name']!r} ({entry['reason']})" for entry in shown)
@@ -398,11 +314,4 @@ def _too_many(skipped: list[dict], count: int, allowed: int) -> InputError:
         f"at least {len(skipped)} of {count} files cannot be read, {allowed} are allowed: {_name_some(skipped)}. "
         "To go on without them, run again with a larger --max-skipped (finished shards are kept); "
         "after repairing them, run again with --overwrite"
-    )
-
-
-def _cannot_write(out: Path, error: OSError) -> InputError:
-    return InputError(
-        f"cannot write to {out} ({error.strerror or error}): free space or correct the permissions, then run the "
-        "same command again to continue"
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import mmap
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,14 +19,17 @@ import numpy as np
 from tqdm import tqdm
 
 from stylegan_dist.data import pool, storage
-from stylegan_dist.data.images import measure
+from stylegan_dist.data.arrays import ENCODINGS as ARRAY_ENCODINGS
+from stylegan_dist.data.arrays import ArrayForm, array_names, decode_array, read_array
+from stylegan_dist.data.forms import MAX_ARRAY_BYTES, Normalisation, Values, merged
+from stylegan_dist.data.images import measure as measure_image
 from stylegan_dist.data.index import CHANNELS, INDEX_NAME, NO_LABEL, RESOLUTIONS, DatasetIndex, Shard
 from stylegan_dist.data.tar import TarError, members
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import write_whole
 from stylegan_dist.machine import available_cores
 
-_ENDINGS = ("png", "jpg", "jpeg", "webp")
+_ENDINGS = ("png", "jpg", "jpeg", "webp", *ARRAY_ENCODINGS)
 _MAX_CLASS = 1 << 20
 
 
@@ -34,14 +39,16 @@ class _Found:
 
     table: np.ndarray                # int64 [samples, 3]: offset, bytes, class
     ending: str
-    form: tuple[int, int, int]       # width, height and channels of its first image
+    form: tuple                      # width, height and channels of its first image; of an array, dtype and key, too
+    values: dict | None              # of arrays, the record of Values
     bytes: int
     sha256: str                      # "" where it was not asked for
     without_image: int               # keys that have other members only
 
 
 def index_shards(source: str, out: str | None = None, *, checksums: bool = False, overwrite: bool = False,
-                 workers: int | None = None) -> DatasetIndex:
+                 workers: int | None = None, normalisation: Normalisation | None = None,
+                 key: str | None = None) -> DatasetIndex:
     """Write `index.json` and the offsets files of a set of tar shards; the shards stay where and as they are.
 
     Args:
@@ -50,12 +57,16 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
         checksums: read local shards whole for their SHA-256; those of a URL are always read whole.
         overwrite: replace an index that is there.
         workers: processes; None: one a core.
+        normalisation: of arrays; None: their range becomes [-1, 1]. Arrays are read whole for their values.
+        key: of arrays in npz files; None: they hold only one.
 
     Raises:
-        InputError: nothing there, a damaged shard, or images that are not of one form.
+        InputError: nothing there, a damaged shard, or samples that are not of one form.
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers must be at least 1, not {workers}")
+    normalisation = normalisation or Normalisation()
+    normalisation.check()
     storage.check_location(source)
     if out is None and storage.is_remote(source):
         raise InputError(f"say where the index of {source} shall be: stylegan-dist index {source} FOLDER")
@@ -69,11 +80,11 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
     interval = 0.2 if sys.stderr.isatty() else 30
     results: dict[int, _Found] = {}
     with tqdm(total=len(locations), desc="indexing", unit="shard", mininterval=interval) as bar:
-        runs = pool.run(partial(_scan, checksums), locations, workers or available_cores(), bar)
+        runs = pool.run(partial(_scan, checksums, key), locations, workers or available_cores(), bar)
         with closing(runs):
             results.update(runs)
     found = [results[slot] for slot in range(len(locations))]
-    index = _index_of(found, names, locations)
+    index = _index_of(found, names, locations, normalisation)
     elsewhere = storage.is_remote(base) or folder.resolve() != Path(base)
     return _write(folder, index, found, base if elsewhere else None)
 
@@ -99,15 +110,15 @@ def _common_folder(locations: list[str]) -> str:
     return scheme + colon + os.path.commonpath([location.rpartition("://")[2].rpartition("/")[0] for location in locations])
 
 
-def _scan(checksums: bool, slot: int, location: str, progress: pool.Progress) -> _Found:
+def _scan(checksums: bool, array_key: str | None, slot: int, location: str, progress: pool.Progress) -> _Found:
     """In a worker: one shard."""
     if not storage.is_remote(location):
-        found = _scan_file(Path(location), location, checksums)
+        found = _scan_file(Path(location), location, checksums, array_key)
     else:
         try:
             with tempfile.NamedTemporaryFile(prefix="stylegan-dist-index-") as file:
                 storage.download(location, file.name, lambda: None)
-                found = _scan_file(Path(file.name), location, True)
+                found = _scan_file(Path(file.name), location, True, array_key)
         except OSError as error:
             raise InputError(f"cannot write {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder with room for a "
                              "shard a process, or use fewer --workers") from None
@@ -115,18 +126,18 @@ def _scan(checksums: bool, slot: int, location: str, progress: pool.Progress) ->
     return found
 
 
-def _scan_file(path: Path, location: str, checksums: bool) -> _Found:
+def _scan_file(path: Path, location: str, checksums: bool, array_key: str | None) -> _Found:
     try:
         with open(path, "rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 raise InputError(f"{location} is empty: restore it, or leave it out")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _scan_content(content, location, checksums)
+                return _scan_content(content, location, checksums, array_key)
     except OSError as error:
         raise InputError(f"cannot read {location}: {error.strerror}") from None
 
 
-def _scan_content(content: mmap.mmap, location: str, checksums: bool) -> _Found:
+def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key: str | None) -> _Found:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     keys, endings = set(), set()
@@ -147,20 +158,41 @@ def _scan_content(content: mmap.mmap, location: str, checksums: bool) -> _Found:
         where = f", member {error.name!r}" if error.name else ""
         raise InputError(f"{location}{where}, byte {error.offset}: {error}; restore the file, or leave it out") from None
     if not images:
-        raise InputError(f"{location} holds no image ({', '.join(_ENDINGS)}): is it the right file?")
+        raise InputError(f"{location} holds no image or array ({', '.join(_ENDINGS)}): is it the right file?")
     if len(endings) > 1:
-        raise InputError(f"{location} holds images of several kinds ({', '.join(sorted(endings))}): pack them instead")
+        raise InputError(f"{location} holds samples of several kinds ({', '.join(sorted(endings))}): pack them instead")
     missing = [key for key in images if key not in labels]
     if labels and missing:
         raise InputError(f"{location}: the sample {missing[0].lstrip('/')!r} has no class (.cls) while others have one")
     offset, size = next(iter(images.values()))
+    ending = endings.pop()
     try:
+        measure = measure_image if ending not in ARRAY_ENCODINGS else partial(_measure_array, key=array_key)
         form = measure(content[offset:offset + size])
     except ValueError as error:
         raise InputError(f"{location}, byte {offset}: {error}; restore the file, or leave it out") from None
+    values = _values(content, images.values(), form) if ending in ARRAY_ENCODINGS else None
     table = np.array([(*place, labels.get(key, NO_LABEL)) for key, place in images.items()], dtype=np.int64)
-    return _Found(table, endings.pop(), form, len(content), hashlib.sha256(content).hexdigest() if checksums else "",
+    return _Found(table, ending, form, values, len(content), hashlib.sha256(content).hexdigest() if checksums else "",
                   len(keys) - len(images))
+
+
+def _measure_array(data: bytes, key: str | None) -> tuple[int, int, int, str, str | None]:
+    """Width, height, channels, dtype and key of an array."""
+    values = read_array(data, key, MAX_ARRAY_BYTES)
+    channels, height, width = values.shape
+    return width, height, channels, str(values.dtype), key or next(iter(array_names(data)), None)
+
+
+def _values(content: mmap.mmap, places: Iterable[tuple[int, int]], form: tuple) -> dict:
+    """The record of the values of all arrays that training could read; verify lists the others."""
+    width, height, channels, dtype, key = form
+    array, values = np.empty((height, width, channels), dtype), Values()
+    for offset, size in places:
+        with contextlib.suppress(ValueError):
+            decode_array(ArrayForm(dtype, (), (), key), content[offset:offset + size], array)
+            values.add_array(array.transpose(2, 0, 1))
+    return values.record()
 
 
 def _class(text: bytes, offset: int, name: str) -> int:
@@ -170,20 +202,24 @@ def _class(text: bytes, offset: int, name: str) -> int:
     return int(number)
 
 
-def _index_of(found: list[_Found], names: list[str], locations: list[str]) -> DatasetIndex:
+def _index_of(found: list[_Found], names: list[str], locations: list[str], normalisation: Normalisation) -> DatasetIndex:
     """The index, after a look whether the shards fit together."""
     first = found[0]
     labelled = (first.table[:, 2] >= 0).all()
     for shard, location in zip(found, locations, strict=True):
-        for what, a, b in (("images", first.ending, shard.ending), ("sizes and channels", first.form, shard.form),
+        for what, a, b in (("kinds", first.ending, shard.ending), ("sizes and channels", first.form, shard.form),
                            ("classes", labelled, (shard.table[:, 2] >= 0).all())):
             if a != b:
                 raise InputError(f"{locations[0]} and {location} do not fit together: their {what} are {a} and {b}; "
-                                 "pack the images instead (stylegan-dist pack)")
-    width, height, channels = first.form
-    if width != height or width not in RESOLUTIONS or channels not in CHANNELS:
-        raise InputError(f"the images are {width} x {height} pixels with {channels} channels; training needs squares of "
-                         f"{', '.join(map(str, RESOLUTIONS))} pixels: pack them instead (stylegan-dist pack)")
+                                 "pack the samples instead (stylegan-dist pack)")
+    width, height, channels, *declared = first.form
+    if width != height or width not in RESOLUTIONS or not (declared or channels in CHANNELS):
+        remedy = "bring them into this form" if declared else "pack them instead (stylegan-dist pack)"
+        raise InputError(f"the samples are {width} x {height} pixels with {channels} channels; training needs squares of "
+                         f"{', '.join(map(str, RESOLUTIONS))} pixels: {remedy}")
+    array = None
+    if declared:
+        array = normalisation.form(merged(shard.values for shard in found) or Values(), channels, *declared)
     classes, counts = None, None
     if labelled:
         labels = np.concatenate([shard.table[:, 2] for shard in found])
@@ -197,7 +233,7 @@ def _index_of(found: list[_Found], names: list[str], locations: list[str]) -> Da
     if len({shard.offsets for shard in shards}) < len(shards):
         raise InputError("two shards would have the same offsets file: index them into two folders")
     return DatasetIndex(resolution=width, channels=channels, encoding=first.ending, classes=classes, class_counts=counts,
-                        shards=shards)
+                        shards=shards, array=array)
 
 
 def _offsets_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Reading a source of images: a folder or a zip, with or without labels.
+"""Reading a source of samples: a folder, a zip or a tar, with or without labels.
 
 A source is listed once and can then be read by name from any number of processes.
 """
@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
+import re
 import stat
 import struct
+import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeAlias
 
+from stylegan_dist.data.tar import Member, TarError, members
 from stylegan_dist.errors import InputError
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-LABEL_MODES = ("auto", "folders", "json", "none")
+ARRAY_ENDINGS = (".npy", ".npz")
+SOUND_ENDINGS = (".wav", ".wave")
+LABEL_MODES = ("auto", "folders", "names", "json", "none")
 LABEL_FILE = "dataset.json"
 # No image within Pillow's pixel limit needs more, so a larger member of a zip is a mistake or a bomb.
 MAX_FILE_BYTES = 512 << 20
@@ -29,10 +36,11 @@ MAX_CLASSES = 1_000_000
 _ZIP_HEADER = struct.Struct("<4s22xHH")
 _ZIP_SIGNATURE = b"PK\3\4"
 _ZIP_ENCRYPTED = 1
+_COMPRESSED = (b"\x1f\x8b", b"BZ", b"\xfd7")  # gzip, bzip2, xz: what tarfile opens, too
 
 
 class Item(NamedTuple):
-    """One image of a source."""
+    """One file of a source that becomes a sample."""
 
     name: str            # path inside the source, with forward slashes
     label: int | None
@@ -47,6 +55,10 @@ class Folder:
     def list(self) -> dict[str, str]:
         """Every file: name -> what tells one version of it from another (its size)."""
         return dict(self._walk(self.path, "", set()))
+
+    def names(self) -> Iterator[str]:
+        """Every file, without waiting for the last one."""
+        return (name for name, _ in self._walk(self.path, "", set()))
 
     def _walk(self, folder: Path, prefix: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
         status = os.stat(folder)
@@ -100,6 +112,9 @@ class Archive:
             }
         return {name: f"{info.file_size}:{info.CRC}" for name, info in self._members.items()}
 
+    def names(self) -> Iterator[str]:
+        return iter(self.list())
+
     def read(self, name: str) -> bytes:
         """The bytes of a member. Raises ValueError with the reason when they cannot be had."""
         info = self._members[name]
@@ -126,52 +141,90 @@ class Archive:
         return {**self.__dict__, "_file": None}
 
 
+class Tape:
+    """The members of an uncompressed tar file. Their names are only looked up here and never become paths."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._members: dict[str, Member] = {}
+        self._file: BinaryIO | None = None
+
+    def list(self) -> dict[str, str]:
+        """Every file: name -> what tells one version of it from another (its size)."""
+        with open(self.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content[:2] in _COMPRESSED:
+                raise InputError(f"{self.path} is compressed: unpack it, or give it as a plain tar")
+            self._members = {member.name.removeprefix("./"): member for member in members(content)}
+        return {name: str(member.bytes) for name, member in self._members.items()
+                if not any(map(_is_hidden, name.split("/")))}
+
+    def names(self) -> Iterator[str]:
+        return iter(self.list())
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a member. Raises ValueError with the reason when they cannot be had."""
+        member = self._members[name]
+        if member.bytes > MAX_FILE_BYTES:
+            raise ValueError(f"{member.bytes} bytes are more than the limit of {MAX_FILE_BYTES}")
+        try:
+            if self._file is None:
+                self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (kept open)
+            data = os.pread(self._file.fileno(), member.bytes, member.offset)
+        except OSError as error:
+            raise ValueError(str(error)) from None
+        if len(data) != member.bytes:
+            raise ValueError("the tar file ends inside it")
+        return data
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_file": None}
+
+
+Files: TypeAlias = Folder | Archive | Tape
+
+
 class Source(NamedTuple):
-    """The images of a folder or a zip, in the order of their names."""
+    """The samples of a folder, a zip or a tar, in the order of their names."""
 
     items: list[Item]
     classes: list[str] | None    # class names in the order of their numbers; None: no labels
     sha256: str                  # over the names, sizes and labels: the same listing has the same value
-    files: Folder | Archive
+    files: Files
 
     def read(self, name: str) -> bytes:
         """The bytes of an item, in any process. Raises ValueError with the reason when they cannot be had."""
         return self.files.read(name)
 
 
-def open_source(path: str | os.PathLike, labels: str = "auto") -> Source:
-    """List the images of a folder or a zip.
+def open_source(path: str | os.PathLike, labels: str = "auto", endings: Sequence[str] = IMAGE_ENDINGS,
+                noun: str = "images") -> Source:
+    """List the files of a folder, a zip or a tar that become samples.
 
     Args:
-        path: a folder (searched with its sub-folders) or a zip. Hidden files are left out.
+        path: a folder (searched with its sub-folders), a zip or a tar. Hidden files are left out.
+        endings: of the files that are taken, lower case.
+        noun: what these are, for messages.
         labels: where the classes come from: "json" (`dataset.json` at the top of the source), "folders"
-            (the first-level sub-folder, classes numbered in the order of their names), "none", or "auto"
-            (`dataset.json` if there is one with labels, else none).
+            (the first-level sub-folder, classes numbered in the order of their names), "names" (what a file's name
+            begins with, up to the first "_" or "-"; whole numbers in their order), "none", or "auto" (`dataset.json`
+            if there is one with labels, else none).
 
     Raises:
-        InputError: nothing there, no image in it, or labels that are missing or of a wrong form.
+        InputError: nothing there, no such file in it, or labels that are missing or of a wrong form.
     """
     path = Path(path)
     if labels not in LABEL_MODES:
         raise InputError(f"labels must be one of {', '.join(LABEL_MODES)}, not {labels!r}")
-    try:
-        if path.is_dir():
-            files: Folder | Archive = Folder(path)
-        elif path.is_file() and zipfile.is_zipfile(path):
-            files = Archive(path)
-        elif path.exists():
-            raise InputError(f"{path} is neither a folder nor a zip: give a folder of images or a zip of images")
-        else:
-            raise InputError(f"{path} does not exist: give a folder of images or a zip of images")
+    with _readable(path) as files:
         listing = files.list()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    names = sorted(name for name in listing if name.lower().endswith(IMAGE_ENDINGS))
+    names = sorted(name for name in listing if name.lower().endswith(tuple(endings)))
     if not names:
-        raise InputError(f"{path} holds no image ({', '.join(IMAGE_ENDINGS)}): is it the right folder or zip?")
+        raise InputError(f"{path} holds no {noun} ({', '.join(endings)}): is it the right place?")
 
     if labels == "folders":
         numbers, classes = _labels_from_folders(names, path)
+    elif labels == "names":
+        numbers, classes = _labels_from_names(names)
     elif labels == "none":
         numbers, classes = None, None
     else:
@@ -184,6 +237,41 @@ def open_source(path: str | os.PathLike, labels: str = "auto") -> Source:
     return Source(items, classes, digest, files)
 
 
+def kind_of(path: str | os.PathLike) -> str:
+    """What a source holds: "images" if there is any, else "arrays" or "sounds"; "images" if there is nothing of these.
+
+    Raises:
+        InputError: nothing there, or it cannot be read.
+    """
+    found = set()
+    with _readable(Path(path)) as files:
+        for name in files.names():
+            ending = os.path.splitext(name)[1].lower()
+            if ending in IMAGE_ENDINGS:
+                return "images"
+            found.add(ending)
+    kinds = {"arrays": ARRAY_ENDINGS, "sounds": SOUND_ENDINGS}
+    return next((kind for kind, endings in kinds.items() if found.intersection(endings)), "images")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[Files]:
+    """The source at a path; what goes wrong while it is listed becomes an InputError."""
+    try:
+        if path.is_dir():
+            yield Folder(path)
+        elif path.is_file() and zipfile.is_zipfile(path):
+            yield Archive(path)
+        elif path.is_file() and tarfile.is_tarfile(path):
+            yield Tape(path)
+        elif path.exists():
+            raise InputError(f"{path} is neither a folder nor a zip or tar: give a folder, a zip or a tar of samples")
+        else:
+            raise InputError(f"{path} does not exist: give a folder, a zip or a tar of samples")
+    except (OSError, zipfile.BadZipFile, TarError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
 def _is_hidden(part: str) -> bool:
     """Files that systems leave behind: .DS_Store, ._photo.jpg, __MACOSX."""
     return part.startswith(".") or part == "__MACOSX"
@@ -193,7 +281,7 @@ def _labels_from_folders(names: list[str], path: Path) -> tuple[dict[str, int], 
     for name in names:
         if "/" not in name:
             raise InputError(
-                f"--labels folders needs every image in a sub-folder, but {name!r} lies at the top of {path}: "
+                f"--labels folders needs every file in a sub-folder, but {name!r} lies at the top of {path}: "
                 "move it into the folder of its class, or choose --labels none"
             )
     classes = sorted({name.split("/", 1)[0] for name in names})
@@ -201,8 +289,19 @@ def _labels_from_folders(names: list[str], path: Path) -> tuple[dict[str, int], 
     return {name: numbers[name.split("/", 1)[0]] for name in names}, classes
 
 
+def _labels_from_names(names: list[str]) -> tuple[dict[str, int], list[str]]:
+    beginnings = {name: re.split("[_-]", os.path.splitext(name.rpartition("/")[2])[0])[0] for name in names}
+    found = set(beginnings.values())
+    classes = sorted(found, key=int) if all(map(str.isdecimal, found)) else sorted(found)
+    if len(classes) == len(names) > 1:
+        raise InputError(f"--labels names finds a class of its own in each file, such as {classes[0]!r} in {names[0]!r}: name "
+                         "the files CLASS_ANYTHING, or choose --labels folders or none")
+    numbers = {name: number for number, name in enumerate(classes)}
+    return {name: numbers[beginning] for name, beginning in beginnings.items()}, classes
+
+
 def _labels_from_json(
-    files: Folder | Archive, listing: dict[str, str], names: list[str], path: Path
+    files: Files, listing: dict[str, str], names: list[str], path: Path
 ) -> tuple[dict[str, int] | None, list[str] | None]:
     if LABEL_FILE not in listing:
         return None, None
@@ -222,7 +321,7 @@ def _labels_from_json(
     numbers = {}
     for name in names:
         if name not in pairs:
-            raise InputError(f"{where} has no label for {name!r}: label every image, or choose --labels none")
+            raise InputError(f"{where} has no label for {name!r}: label every file, or choose --labels none")
         label = pairs[name]
         if isinstance(label, list):
             raise InputError(

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from stylegan_dist import randomness
 from stylegan_dist.data.cache import NodeCache
-from stylegan_dist.data.decoding import decode_into
+from stylegan_dist.data.decoding import decoder
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.data.mixture import MixedOrder, order_of
 from stylegan_dist.data.order import GlobalOrder
@@ -30,7 +30,7 @@ from stylegan_dist.errors import STOP_SIGNALS, InputError, LocalInputError
 class Batch:
     """A rank's part of one global batch."""
 
-    images: torch.Tensor  # uint8 [n, C, H, W]
+    images: torch.Tensor  # [n, C, H, W], uint8, or the dtype of the arrays
     labels: torch.Tensor  # int64 [n], -1 where there is none
     index: torch.Tensor   # int64 [n], global image numbers
 
@@ -74,6 +74,7 @@ class BatchDataset(Dataset):
         self.first = first   # where this rank's part begins inside the global batch
         self.count = count   # images of this rank
         self.mirror = mirror
+        self._decode = decoder(reader.index.array)
         self._slots: tuple[int, ...] = ()
 
     def __getitem__(self, nimg: int) -> _Loaded | InputError:
@@ -108,17 +109,18 @@ class BatchDataset(Dataset):
         return loaded
 
     def _buffer(self) -> torch.Tensor:
-        """uint8 [n, H, W, C] without values; in a reader in shared memory, so that handing it over copies nothing."""
-        side, channels = self.reader.index.resolution, self.reader.index.channels
+        """[n, H, W, C] without values; in a reader in shared memory, so that handing it over copies nothing."""
+        index = self.reader.index
         images = torch.empty(0, dtype=torch.uint8)
-        shape = (self.count, side, side, channels)
+        dtype = getattr(torch, index.dtype)
+        shape = (self.count, index.resolution, index.resolution, index.channels * dtype.itemsize)
         if get_worker_info() is None:
-            return images.new_empty(shape)
+            return images.new_empty(shape).view(dtype)
         storage = images.untyped_storage()._new_shared(math.prod(shape), device="cpu")  # as torch's own collation does
-        return images.new(storage).resize_(shape)
+        return images.new(storage).resize_(shape).view(dtype)
 
     def _sample(self, image: int, shard: int, sample: int, pixels: np.ndarray, loaded: _Loaded) -> int:
-        """Decode a sample, or the next good one of its shard, into uint8 [H, W, C]; returns its class number.
+        """Decode a sample, or the next good one of its shard, into [H, W, C]; returns its class number.
 
         The last sample is followed by the first. So what stands in for a corrupt sample depends on the shard
         alone, and every rank, reader and resumed run takes the same.
@@ -133,7 +135,7 @@ class BatchDataset(Dataset):
             read = time.perf_counter()
             loaded.seconds_read += read - began
             try:
-                decode_into(data, pixels)
+                self._decode(data, pixels)
             except ValueError as error:
                 reason = reason or str(error)
                 continue

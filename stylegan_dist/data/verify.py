@@ -1,4 +1,4 @@
-"""Checking a shard set: every byte, every header, every image, every label."""
+"""Checking a shard set: every byte, every header, every sample, every label."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stylegan_dist.data import pool, storage
-from stylegan_dist.data.decoding import decode_into
+from stylegan_dist.data.decoding import decoder
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, load_offsets, read_index
 from stylegan_dist.data.tar import TarError, members
 from stylegan_dist.errors import InputError
@@ -51,11 +51,11 @@ def verify(folder: str | os.PathLike, deep: bool = True, workers: int | None = N
     """Check a shard set against its index.
 
     Sizes and checksums of all files, the headers of all tar members, the offsets, the labels and the
-    numbers of samples are checked; with `deep` every image is decoded too.
+    numbers of samples are checked; with `deep` every sample is decoded too.
 
     Args:
         folder: of the shard set, or its URL.
-        deep: decode every image and compare its resolution and channels with the index.
+        deep: decode every sample and compare its form with the index.
         workers: processes; None: one a core.
     Returns: everything that is wrong, in the order of the shards; empty for a sound set.
 
@@ -139,10 +139,11 @@ def _check_content(
         problems.append(Problem(shard.name, "the SHA-256 differs from the index: some bytes have changed"))
     images, labels = _scan(content, index.encoding, shard, problems)
     if len(images) != shard.samples:
-        problems.append(Problem(shard.name, f"{len(images)} images are found, the index promises {shard.samples}"))
+        problems.append(Problem(shard.name, f"{len(images)} {index.noun} are found, the index promises {shard.samples}"))
     if table is None:
         return
-    pixels = np.empty((index.resolution, index.resolution, index.channels), np.uint8)
+    values = np.empty((index.resolution, index.resolution, index.channels), index.dtype)
+    decode = decoder(index.array)
     for offset, size, label in table.tolist():
         progress.done[slot] += 1
         if progress.stopped:
@@ -150,14 +151,14 @@ def _check_content(
         name, found_size = images.get(offset, (None, None))
         if found_size != size:
             problems.append(Problem(
-                shard.name, f"the offsets promise an image of {size} bytes here, the tar file has none", name, offset
+                shard.name, f"the offsets promise a sample of {size} bytes here, the tar file has none", name, offset
             ))
         _check_label(label, name, labels, index, shard, offset, problems)
         if deep and offset + size <= len(content):
             try:
-                decode_into(content[offset : offset + size], pixels)
+                decode(content[offset : offset + size], values)
             except ValueError as error:
-                problems.append(Problem(shard.name, f"the image cannot be used ({error})", name, offset))
+                problems.append(Problem(shard.name, f"the {index.noun[:-1]} cannot be used ({error})", name, offset))
 
 
 def _check_label(

@@ -1,4 +1,4 @@
-"""Pictures from the averaged generator of a run, by seed.
+"""Pictures from the averaged generator of a run, by seed; arrays and sounds, too, where it was trained on these.
 
 The picture of a seed depends on the seed, the class and the truncation alone: not on the other seeds,
 their order or the batch. To that end each is computed alone: matrix products and convolutions sum in
@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from stylegan_dist import randomness
+from stylegan_dist.data.arrays import ArrayForm
+from stylegan_dist.data.audio import listen, write_wav
 from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.images import save_grid, to_uint8
 from stylegan_dist.networks.sampling import sample_images
@@ -43,21 +46,28 @@ class GenerateOptions:
 def generate(run_dir: str | os.PathLike, out: str | os.PathLike, options: GenerateOptions) -> Path:
     """Write one PNG a seed, and a grid of them; returns the path of the grid.
 
+    A run that was trained on arrays also gives each array as .npy, [C, H, W] in the dtype and range of the data,
+    and if these are log-mel spectrograms a sound as .wav.
+
     Raises:
         InputError: no such run, no checkpoint, a class or device that does not exist, an unwritable folder.
     """
     if not math.isfinite(options.truncation):
         raise InputError(f"--trunc {options.truncation} must be a number, usually from 0 to 1")
     device = _device(options.device)
-    generator, _ = load_generator(run_dir, device)
+    generator, _, array = load_generator(run_dir, device)
     labels = _labels(generator, options)
     out = Path(out)
     grid: list[torch.Tensor] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
         for seed, label in tqdm(list(zip(options.seeds, labels, strict=True)), unit="img", desc="generate"):
-            image = to_uint8(_draw(generator, seed, label, options, device))
+            drawn = _draw(generator, seed, label, options, device)
             name = f"seed{seed:04d}" + ("" if label is None else f"-class{label}")
+            if array is not None:
+                _save_array(out / name, drawn, array)
+                drawn = array.as_pictures(drawn[None])[0]
+            image = to_uint8(drawn)
             pixels = image.permute(1, 2, 0).numpy()
             Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(out / f"{name}.png")
             if len(grid) < GRID_LIMIT:
@@ -90,6 +100,14 @@ def _draw(generator: Generator, seed: int, label: int | None, options: GenerateO
     z = randomness.normal(seed, "generate.z", torch.zeros(1, dtype=torch.int64, device=device), (generator.z_dim,))
     labels = None if label is None else torch.tensor([label], device=device)
     return sample_images(generator, z, labels, options.truncation, noise=options.noise)[0]
+
+
+def _save_array(path: Path, drawn: torch.Tensor, form: ArrayForm) -> None:
+    """What the network has made, [C, H, W], as data; `path` has no ending."""
+    values = form.from_network(drawn[None])[0].numpy()
+    np.save(path.with_suffix(".npy"), values)
+    if form.log_mel:
+        write_wav(path.with_suffix(".wav"), listen(values[0], form.log_mel), form.log_mel.sample_rate)
 
 
 def _device(name: str) -> torch.device:

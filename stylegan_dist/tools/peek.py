@@ -6,6 +6,7 @@ import math
 import os
 from pathlib import Path
 
+from stylegan_dist.data.arrays import as_pictures
 from stylegan_dist.data.demand import open_cache
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.stream import BatchStream, Replaced
@@ -33,7 +34,7 @@ def peek(folder: str | os.PathLike, out: str | os.PathLike, columns: int = 16, r
     count = min(columns * rows, index.num_samples)
     stream = BatchStream(index, seed=seed, lanes=count, block=4096, batch=count, cache=open_cache("auto", math.inf, index, 0))
     try:
-        images = next(stream).images
+        images = as_pictures(next(stream).images, index.array)
         replaced = stream.take_replaced()
     finally:
         stream.close()

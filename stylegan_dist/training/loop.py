@@ -11,6 +11,7 @@ import torch
 
 from stylegan_dist import randomness
 from stylegan_dist.config import Config, to_dict
+from stylegan_dist.data.arrays import as_pictures
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.demand import node_demand, open_cache
 from stylegan_dist.data.mixture import order_of
@@ -171,7 +172,7 @@ class Trainer:
     def _step(self, batch: Batch, stop_requested: bool) -> Callable[[], float]:
         """Train both networks on one global batch; returns a function that tells if any rank wants to stop."""
         state, step = self.state, self.state.nimg // self.batch
-        parts = micro_batches(batch, self.config.run.batch_gpu, self.resolved.conditional, self.engine.device)
+        parts = micro_batches(batch, self.config.run.batch_gpu, self.resolved.conditional, self.engine.device, self.index.array)
         if self.to_compile:
             self.monitor.line(compile_networks(state, self.engine, self.to_compile, parts[0]))
             self.to_compile = ()
@@ -277,6 +278,8 @@ class Trainer:
         z = randomness.normal(self.config.run.seed, "samples.z", index, (network.z_dim,))
         labels = index % m.grid_columns % self.resolved.num_classes if self.resolved.conditional else None
         images = sample_images(network, z, labels, batch=self.config.run.batch_gpu)
+        if self.index.array:
+            images = self.index.array.as_pictures(images)
         self._save_picture("samples", self.samples_path, images)
 
     def _save_reals(self) -> None:
@@ -286,7 +289,8 @@ class Trainer:
         stream = BatchStream(self.index, seed=self.config.run.seed, lanes=d.lanes, block=d.block, batch=count,
                              cache=self.cache)
         try:
-            self._save_picture("reals", self.run_dir / SAMPLES_NAME / "reals.png", next(stream).images)
+            images = as_pictures(next(stream).images, self.index.array)
+            self._save_picture("reals", self.run_dir / SAMPLES_NAME / "reals.png", images)
         finally:
             stream.close()
 

@@ -34,8 +34,8 @@ def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, eng
         ("run", f"{run.dir}, seed {run.seed}" + (f", continued at {state.nimg / 1000:g} kimg" if state.nimg else "")),
         ("engine", engine),
         *([("network", network)] if network else []),
-        ("data", f"{c.data.shards}: {index.num_samples:,} images, {index.resolution} px, "
-                 f"{index.channels} channel{'s' * (index.channels > 1)}{classes}"),
+        ("data", f"{c.data.shards}: {index.num_samples:,} {index.noun}, {index.resolution} px, "
+                 f"{index.channels} channel{'s' * (index.channels > 1)}{f' of {index.dtype}' if index.array else ''}{classes}"),
         ("generator", f"{sizes['g']:,} parameters"),
         ("discriminator", f"{sizes['d']:,} parameters, {c.discriminator.architecture}"),
         ("precision", precision),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from stylegan_dist.data.arrays import ArrayForm
 from stylegan_dist.errors import InputError
 from stylegan_dist.networks.layers import Precision
 from stylegan_dist.networks.stylegan2 import Generator
@@ -15,8 +17,16 @@ from stylegan_dist.training.checkpoint import checkpoint_folder, load_network, l
 from stylegan_dist.training.run_folder import read_run_config
 
 
-def load_generator(run_dir: str | os.PathLike, device: torch.device) -> tuple[Generator, int]:
-    """The averaged generator of a run's newest whole checkpoint, in full precision, and the images it has seen.
+class Snapshot(NamedTuple):
+    """A trained generator."""
+
+    generator: Generator
+    nimg: int                  # images seen
+    array: ArrayForm | None    # what it makes if these are arrays; None: images
+
+
+def load_generator(run_dir: str | os.PathLike, device: torch.device) -> Snapshot:
+    """The averaged generator of a run's newest whole checkpoint, in full precision.
 
     Raises:
         InputError: not a run, or no whole checkpoint.
@@ -28,10 +38,11 @@ def load_generator(run_dir: str | os.PathLike, device: torch.device) -> tuple[Ge
         reason = f" ({damage[0]})" if damage else ""
         raise InputError(f"{run_dir} has no whole checkpoint{reason}: train it first")
     folder = checkpoint_folder(run_dir, nimg)
-    shape = load_state(folder)["data"]
+    data = load_state(folder)["data"]
     generator = build_generator(
-        config, shape["resolution"], shape["channels"], shape["num_classes"], torch.device("meta"),
+        config, data["resolution"], data["channels"], data["num_classes"], torch.device("meta"),
         precision=Precision(clamp=precision_policy(config).clamp),
     ).to_empty(device=device)
     load_network(generator, folder, "g_ema")
-    return generator.eval().requires_grad_(False), nimg
+    array = ArrayForm.from_record(data["array"]) if "array" in data else None
+    return Snapshot(generator.eval().requires_grad_(False), nimg, array)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from stylegan_dist.data.arrays import ArrayForm, to_network
 from stylegan_dist.data.stream import Batch
 from stylegan_dist.training.engine import Job, PhaseResult
 from stylegan_dist.training.phases import MicroBatch, Phase
@@ -30,9 +31,14 @@ def run_phase(state: TrainState, phase: Phase, parts: list[MicroBatch],
     return result
 
 
-def micro_batches(batch: Batch, size: int, conditional: bool, device: torch.device) -> list[MicroBatch]:
-    """A rank's part of the global batch on the device, in parts of `size` images in [-1, 1]."""
-    images = batch.images.to(device, non_blocking=True).float().div_(127.5).sub_(1)
+def micro_batches(batch: Batch, size: int, conditional: bool, device: torch.device,
+                  array: ArrayForm | None = None) -> list[MicroBatch]:
+    """A rank's part of the global batch on the device, in parts of `size` images in the network's range.
+
+    Args:
+        array: what the samples are if they are arrays; None: images, which come to [-1, 1].
+    """
+    images = to_network(batch.images.to(device, non_blocking=True), array)
     labels = batch.labels.to(device, non_blocking=True) if conditional else None
     index = batch.index.to(device, non_blocking=True)
     return [

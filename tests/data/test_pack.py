@@ -68,7 +68,7 @@ def test_members_index_and_offsets(photos, shard_set):
     assert not (shard_set / ".pack").exists()
     assert str(photos.parent) not in (shard_set / "index.json").read_text()
     originals = {
-        convert(path.read_bytes(), OPTIONS.image).image.tobytes(): index.classes.index(path.parent.name)
+        convert(path.read_bytes(), OPTIONS.form).image.tobytes(): index.classes.index(path.parent.name)
         for path in photos.rglob("*.png")
     }
     key = 0
@@ -119,7 +119,7 @@ def test_kill_and_rerun_gives_the_same_bytes(make_photos, tmp_path, capsys):
     process.communicate()
     assert not (out / "index.json").exists()
     assert 2 <= finished_shards(out) < 8
-    options = replace(OPTIONS, image=ImageOptions(256))
+    options = replace(OPTIONS, form=ImageOptions(256))
     pack(photos, out, options)
     assert "continuing" in capsys.readouterr().out
     pack(photos, tmp_path / "straight", options)
@@ -160,7 +160,7 @@ def test_running_again_does_nothing(photos, shard_set, capsys):
     assert {path: path.stat().st_mtime_ns for path in shard_set.iterdir()} == before
 
 
-@pytest.mark.parametrize("change", [{"image": ImageOptions(8)}, {"seed": 1}, {"labels": "none"}, {"shuffle": False}])
+@pytest.mark.parametrize("change", [{"form": ImageOptions(8)}, {"seed": 1}, {"labels": "none"}, {"shuffle": False}])
 def test_other_options_need_overwrite(photos, shard_set, change):
     other = replace(OPTIONS, **change)
     with pytest.raises(InputError, match="--overwrite"):
@@ -196,7 +196,7 @@ def test_without_labels(photos, tmp_path):
 @pytest.mark.parametrize("encoding", ["jpg", "webp"])
 def test_other_encodings(photos, tmp_path, encoding):
     image = ImageOptions(16, encoding=encoding, channels=1)
-    pack(photos, tmp_path / "out", replace(OPTIONS, image=image))
+    pack(photos, tmp_path / "out", replace(OPTIONS, form=image))
     assert verify(tmp_path / "out", workers=1) == []
 
 
@@ -240,7 +240,7 @@ def test_nothing_but_unreadable_files(tmp_path):
 
 
 def test_enlarging_is_told(photos, tmp_path, capsys):
-    pack(photos, tmp_path / "out", replace(OPTIONS, image=ImageOptions(32)))
+    pack(photos, tmp_path / "out", replace(OPTIONS, form=ImageOptions(32)))
     assert "60 images were smaller than 32 pixels" in capsys.readouterr().out
 
 
@@ -281,7 +281,7 @@ def test_two_packers_do_not_meet(photos, tmp_path):
 
 @pytest.mark.parametrize("change", [
     {"labels": "guess"}, {"seed": -1}, {"seed": 1 << 32}, {"samples_per_shard": 0}, {"max_skipped": -1},
-    {"workers": 0}, {"image": ImageOptions(17)},
+    {"workers": 0}, {"form": ImageOptions(17)},
 ])
 def test_wrong_options(photos, tmp_path, change):
     with pytest.raises(InputError):

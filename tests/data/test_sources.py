@@ -1,8 +1,10 @@
 """Sources: listing, labels in all their forms, and what is refused."""
 
+import io
 import json
 import os
 import pickle
+import tarfile
 import zipfile
 
 import pytest
@@ -14,11 +16,19 @@ from stylegan_dist.errors import InputError
 
 def make(kind, tmp_path, files):
     """A source of either kind holding `files`: name -> bytes."""
+    tmp_path.mkdir(exist_ok=True)
     if kind == "zip":
         path = tmp_path / "source.zip"
         with zipfile.ZipFile(path, "w") as archive:
             for name, data in files.items():
                 archive.writestr(name, data)
+    elif kind == "tar":
+        path = tmp_path / "source.tar"
+        with tarfile.open(path, "w") as tape:
+            for name, data in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tape.addfile(info, io.BytesIO(data))
     else:
         path = tmp_path / "source"
         for name, data in files.items():
@@ -27,7 +37,7 @@ def make(kind, tmp_path, files):
     return path
 
 
-@pytest.fixture(params=["folder", "zip"])
+@pytest.fixture(params=["folder", "zip", "tar"])
 def kind(request):
     return request.param
 
@@ -166,3 +176,31 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert source.read("linked/2.png") == b"2"
     with pytest.raises(ValueError, match="No such file"):
         source.read("dangling.png")
+
+
+def test_labels_from_names(kind, tmp_path):
+    names = ["a/10_b.png", "a/9_c.png", "x/9-d.png"]
+    source = open_source(make(kind, tmp_path, dict.fromkeys(names, b"")), "names")
+    assert labels_of(source) == [1, 0, 0]
+    assert source.classes == ["9", "10"], "numbers in their order"
+    words = open_source(make(kind, tmp_path / "words", {"cat_1.png": b"", "cat_2.png": b"", "ant.1_x.png": b""}), "names")
+    assert words.classes == ["ant.1", "cat"]
+
+
+def test_what_a_source_holds(kind, tmp_path):
+    for number, (files, expected) in enumerate([
+        ({"a.npy": b"", "b/c.PNG": b""}, "images"), ({"a.NPZ": b"", "b.wav": b""}, "arrays"), ({"a.wav": b""}, "sounds"),
+        ({"a.txt": b""}, "images"),
+    ]):
+        assert sources.kind_of(make(kind, tmp_path / str(number), files)) == expected
+
+
+def test_damaged_and_compressed_tar(tmp_path):
+    path = make("tar", tmp_path, {"a.png": bytes(1000), "b.png": bytes(1000)})
+    with tarfile.open(tmp_path / "source.tgz", "w:gz") as tape:
+        tape.add(path)
+    with pytest.raises(InputError, match="compressed: unpack it"):
+        open_source(tmp_path / "source.tgz")
+    os.truncate(path, 2500)
+    with pytest.raises(InputError, match="cannot be read: the tar file ends inside this member"):
+        open_source(path)

@@ -117,7 +117,7 @@ def test_offsets_that_point_elsewhere(shard_set):
     np.save(path, table)
     found = texts(shard_set)
     assert any("shard-00001.offsets.npy: the SHA-256 differs" in text for text in found)
-    assert any(f"byte {table[3, 0]}: the offsets promise an image" in text for text in found)
+    assert any(f"byte {table[3, 0]}: the offsets promise a sample" in text for text in found)
 
 
 def test_unusable_offsets(shard_set):

@@ -1,0 +1,239 @@
+"""Sound as log-mel spectrograms, and back.
+
+A spectrogram is made so that it is a square array: `frames` Hann windows, `hop` samples apart and centred in
+their hops, of a clip of frames x hop samples; magnitudes of its short-time Fourier transform, averaged by
+`bands` triangular filters on the mel scale (Slaney 1998, Auditory Toolbox, technical report 1998-010), in
+decibels of a full-scale sine, cut off at a floor.
+
+The way back: filters are undone by least squares, and the missing phases found by the iteration of Griffin
+and Lim (1984, "Signal estimation from modified short-time Fourier transform") with the momentum of
+Perraudin, Balazs and Sondergaard (2013, "A fast Griffin-Lim algorithm").
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import wave
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from stylegan_dist import randomness
+
+ITERATIONS, MOMENTUM = 100, 0.99
+_MAX_CONDITION = 100
+_LINEAR_HZ, _LINEAR_MELS = 1000.0, 15.0      # the mel scale is linear up to 1 kHz, at 66.7 Hz a mel,
+_LOG_STEP = np.log(6.4) / 27                 # and then logarithmic, 27 mels for a factor of 6.4
+
+
+@dataclass(frozen=True)
+class LogMel:
+    """How spectrograms are made. Stored in the index, so that the inverse knows."""
+
+    sample_rate: int     # Hz
+    hop: int             # samples from one window to the next
+    window: int          # samples
+    bands: int           # H; the lowest comes first
+    frames: int          # W
+    low_hz: float        # where the lowest band begins
+    high_hz: float       # where the highest one ends
+    floor_db: float      # what is quieter becomes this
+
+    @property
+    def samples(self) -> int:
+        """Length of a clip."""
+        return self.frames * self.hop
+
+    def check(self) -> None:
+        """Raise ValueError saying which value is impossible."""
+        if min(self.sample_rate, self.hop, self.bands, self.frames) < 1:
+            raise ValueError("sample rate, hop, bands and frames must be at least 1")
+        if self.window < 2 * self.hop:
+            raise ValueError(f"a window of {self.window} samples with a hop of {self.hop} loses sound between windows: the "
+                             "window must be at least twice the hop, and four times is usual")
+        if not 0 <= self.low_hz < self.high_hz <= self.sample_rate / 2:
+            raise ValueError(f"bands from {self.low_hz:g} to {self.high_hz:g} Hz: they must rise, and end at "
+                             f"{self.sample_rate / 2:g} Hz, half the sample rate, at most")
+        if not np.isfinite(self.floor_db) or self.floor_db >= 0:
+            raise ValueError(f"a floor of {self.floor_db:g} dB must be below 0, a full-scale sine")
+
+    def check_bands(self) -> None:
+        """Raise ValueError when the way back would blow up, because the window does not tell all bands apart.
+
+        In practice the condition number of the filters is below 10, or as good as infinite.
+        """
+        if np.linalg.cond(mel_filters(self)) > _MAX_CONDITION:
+            raise ValueError(f"{self.bands} bands from {self.low_hz:g} to {self.high_hz:g} Hz are narrower than a window of "
+                             f"{self.window} samples can tell apart: use a longer window, or a smaller resolution")
+
+
+def read_wav(data: bytes, most: int) -> tuple[int, np.ndarray]:
+    """Sample rate in Hz, and the first `most` samples in [-1, 1): float64 [N], channels averaged.
+
+    Args:
+        data: a WAV file, PCM of 8, 16, 24 or 32 bits.
+
+    Raises:
+        ValueError: with the reason, when it is none.
+    """
+    try:
+        with wave.open(io.BytesIO(data)) as file:
+            rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
+            count = min(file.getnframes(), most)
+            raw = file.readframes(count)
+    except (wave.Error, EOFError) as error:
+        raise ValueError(f"not a WAV file of plain PCM ({str(error) or 'it ends early'})") from None
+    if width not in (1, 2, 3, 4) or rate < 1:
+        raise ValueError(f"a WAV file of {8 * width} bits and {rate} Hz, not PCM of 8, 16, 24 or 32 bits")
+    if len(raw) != count * channels * width or count == 0:
+        raise ValueError("a WAV file without samples" if count == 0 else "a WAV file that is cut off")
+    levels = np.frombuffer(raw, np.uint8).reshape(-1, width)
+    if width == 1:  # the only unsigned one
+        values = (levels[:, 0].astype(np.float64) - 128) / 128
+    else:
+        wide = np.zeros((len(levels), 4), np.uint8)
+        wide[:, 4 - width:] = levels
+        values = wide.view("<i4")[:, 0] / 2.0**31
+    return rate, values.reshape(count, channels).mean(axis=1)
+
+
+def write_wav(path: str | os.PathLike, samples: np.ndarray, rate: int) -> None:
+    """Write samples in [-1, 1], which is enforced, as mono PCM of 16 bits."""
+    levels = np.rint(np.clip(samples, -1, 1) * 32767).astype("<i2")
+    with wave.open(os.fspath(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(levels.tobytes())
+
+
+def log_mel(samples: np.ndarray, form: LogMel) -> np.ndarray:
+    """The spectrogram of a clip: decibels, float64 [bands, frames], lowest band first.
+
+    Args:
+        samples: [N]; what is beyond the clip is cut off, what is missing is silence.
+    """
+    clip = np.zeros(form.samples)
+    count = min(len(samples), form.samples)
+    clip[:count] = samples[:count]
+    magnitudes = np.abs(stft(clip, form))
+    mel = [weights @ magnitudes[first:first + len(weights)] for first, weights in _triangles(form)]
+    return 20 * np.log10(np.maximum(mel, 10 ** (form.floor_db / 20)))
+
+
+def listen(decibels: np.ndarray, form: LogMel, iterations: int = ITERATIONS) -> np.ndarray:
+    """A sound with about this spectrogram: float64 [frames * hop].
+
+    Args:
+        decibels: [bands, frames], as of `log_mel`. What is not above the floor is silence.
+    """
+    decibels = np.asarray(decibels, np.float64)
+    mel = np.where(decibels > form.floor_db, 10 ** (np.minimum(decibels, 0) / 20), 0.0)
+    return griffin_lim(np.maximum(_inverse_filters(form) @ mel, 0), form, iterations)
+
+
+def griffin_lim(magnitudes: np.ndarray, form: LogMel, iterations: int = ITERATIONS) -> np.ndarray:
+    """A signal with about these magnitudes of its short-time Fourier transform: float64 [frames * hop].
+
+    The phases begin at random, always the same.
+
+    Args:
+        magnitudes: [window / 2 + 1, frames], as of `stft`.
+    """
+    draws = randomness.uniform(0, "audio.phase", torch.arange(form.frames), form.window // 2 + 1)
+    estimate = magnitudes * np.exp(2j * np.pi * draws.numpy().T.astype(np.float64))
+    previous: np.ndarray | float = 0.0
+    for _ in range(iterations):
+        consistent = stft(_inverse_stft(_with_magnitudes(estimate, magnitudes), form), form)
+        estimate = consistent + MOMENTUM * (consistent - previous)
+        previous = consistent
+    return _inverse_stft(_with_magnitudes(estimate, magnitudes), form)
+
+
+def spectral_convergence(samples: np.ndarray, magnitudes: np.ndarray, form: LogMel) -> float:
+    """|| |stft(samples)| - magnitudes || / || magnitudes ||, Frobenius norms: 0 is perfect."""
+    return float(np.linalg.norm(np.abs(stft(samples, form)) - magnitudes) / np.linalg.norm(magnitudes))
+
+
+def stft(clip: np.ndarray, form: LogMel) -> np.ndarray:
+    """Short-time Fourier transform, complex [window / 2 + 1, frames]; a full-scale sine in a bin's middle has 1 there.
+
+    Args:
+        clip: [frames * hop]; silence surrounds it.
+    """
+    window, left = _window(form.window), _left(form)
+    padded = np.pad(clip, (left, form.window - form.hop - left))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, form.window)[::form.hop]
+    return np.fft.rfft(frames * window).T / (window.sum() / 2)
+
+
+def _inverse_stft(spectrum: np.ndarray, form: LogMel) -> np.ndarray:
+    """The signal whose transform is nearest to `spectrum` in the sense of least squares (Griffin and Lim, equation 6)."""
+    window, left = _window(form.window), _left(form)
+    frames = np.fft.irfft(spectrum.T * (window.sum() / 2), form.window) * window
+    signal, weight = _overlap_add(frames, form.hop), _overlap_add(np.tile(window**2, (form.frames, 1)), form.hop)
+    clip = slice(left, left + form.samples)
+    return signal[clip] / weight[clip]
+
+
+def _overlap_add(frames: np.ndarray, hop: int) -> np.ndarray:
+    """The sum of frames [frames, window] that begin `hop` samples apart; whole hops, so the end may be too long."""
+    count, window = frames.shape
+    pieces = -(-window // hop)
+    total = np.zeros((count + pieces - 1, hop))
+    padded = np.pad(frames, ((0, 0), (0, pieces * hop - window))).reshape(count, pieces, hop)
+    for piece in range(pieces):
+        total[piece:piece + count] += padded[:, piece]
+    return total.ravel()
+
+
+def _with_magnitudes(spectrum: np.ndarray, magnitudes: np.ndarray) -> np.ndarray:
+    return magnitudes * spectrum / np.maximum(np.abs(spectrum), 1e-12)
+
+
+def _left(form: LogMel) -> int:
+    """Samples of silence before the clip, so that each window is centred in its hop."""
+    return (form.window - form.hop) // 2
+
+
+@lru_cache(maxsize=4)
+def _window(length: int) -> np.ndarray:
+    """Hann, periodic."""
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
+
+
+@lru_cache(maxsize=4)
+def mel_filters(form: LogMel) -> np.ndarray:
+    """Triangles that are evenly spaced in mels and overlap by half: float64 [bands, window / 2 + 1], rows sum to one."""
+    edges = _hertz(np.linspace(_mels(form.low_hz), _mels(form.high_hz), form.bands + 2))
+    bins = np.fft.rfftfreq(form.window, 1 / form.sample_rate)
+    lower, centre, upper = (edges[i:i + form.bands, None] for i in range(3))
+    filters = np.maximum(0, np.minimum((bins - lower) / (centre - lower), (upper - bins) / (upper - centre)))
+    return filters / np.maximum(filters.sum(axis=1, keepdims=True), 1e-12)
+
+
+@lru_cache(maxsize=4)
+def _triangles(form: LogMel) -> list[tuple[int, np.ndarray]]:
+    """The filters without their zeros, each with its first bin: a whole product would be 50 times as much, and threaded."""
+    places = [np.flatnonzero(row) for row in mel_filters(form)]
+    return [(place[0], row[place[0]:place[-1] + 1]) for place, row in zip(places, mel_filters(form), strict=True)]
+
+
+@lru_cache(maxsize=4)
+def _inverse_filters(form: LogMel) -> np.ndarray:
+    """From bands to the bins of the transform, least squares of least norm: float64 [window / 2 + 1, bands]."""
+    return np.linalg.pinv(mel_filters(form))
+
+
+def _mels(hertz: float) -> float:
+    if hertz < _LINEAR_HZ:
+        return hertz * _LINEAR_MELS / _LINEAR_HZ
+    return float(_LINEAR_MELS + np.log(hertz / _LINEAR_HZ) / _LOG_STEP)
+
+
+def _hertz(mels: np.ndarray) -> np.ndarray:
+    linear = mels * _LINEAR_HZ / _LINEAR_MELS
+    return np.where(mels < _LINEAR_MELS, linear, _LINEAR_HZ * np.exp(_LOG_STEP * (mels - _LINEAR_MELS)))

@@ -1,0 +1,128 @@
+"""Writing one shard of a set that is packed: in a worker process, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import tarfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import webdataset
+
+from stylegan_dist.data import pool
+from stylegan_dist.data.forms import Form, Values
+from stylegan_dist.data.index import NO_LABEL, Shard
+from stylegan_dist.data.sources import Item, Source
+from stylegan_dist.errors import InputError
+from stylegan_dist.files import write_whole
+
+WORK_FOLDER = ".pack"
+_TAR_BLOCK = 512
+
+
+class Task(NamedTuple):
+    """One shard to write."""
+
+    name: str            # without ending
+    first: int           # place of its first sample in the order of the set
+    items: list[Item]
+
+
+class Job(NamedTuple):
+    """What all shards of a set have in common; sent to every worker once."""
+
+    source: Source
+    out: Path
+    form: Form
+    key_digits: int
+
+
+def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> dict:
+    """In a worker: write one shard, its offsets and its record, the record last.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written.
+    """
+    work = job.out / WORK_FOLDER
+    temporary = work / f"{task.name}.tar.tmp"
+    rows, keys, enlarged = [], [], 0
+    skipped: list[dict] = []
+    values = Values()
+    ending = job.form.encoding
+    try:
+        # Fixed times and owners: equal images make equal tar files.
+        with open(temporary, "wb") as file, webdataset.TarWriter(
+            file, user="", group="", mode=0o644, mtime=0, encoder=False, compress=False
+        ) as writer:
+            writer.tarstream.format = tarfile.USTAR_FORMAT  # the default is PAX, which is slower to write
+            for position, item in enumerate(task.items, task.first):
+                if progress.stopped:
+                    return {"finished": False, "skipped": skipped}
+                try:
+                    sample = job.form.sample(job.source.read(item.name))
+                except ValueError as error:
+                    skipped.append({"name": item.name, "reason": str(error)})
+                    progress.failed[slot] += 1
+                    progress.done[slot] += 1
+                    continue
+                key = f"{position:0{job.key_digits}d}"
+                files = {"__key__": key, ending: sample.data}
+                if item.label is not None:
+                    files["cls"] = b"%d" % item.label
+                writer.write(files)
+                # Members are sorted, and "cls" comes before every other ending: the sample itself is the
+                # last one, and its padding ends where the tar stream now stands.
+                padded = -(-len(sample.data) // _TAR_BLOCK) * _TAR_BLOCK
+                label = NO_LABEL if item.label is None else item.label
+                rows.append((writer.tarstream.offset - padded, len(sample.data), label))
+                keys.append(key)
+                enlarged += sample.enlarged
+                if sample.values is not None:
+                    values.add_array(sample.values)
+                progress.done[slot] += 1
+        shard = _publish(job.out, task.name, temporary, np.array(rows, np.int64), [f"{k}.{ending}" for k in keys])
+        result = {"finished": True, "shard": shard and asdict(shard), "skipped": skipped, "enlarged": enlarged,
+                  "values": values.record() if values.count else None}
+        write_whole(work / f"{task.name}.json", json.dumps(result))
+        return result
+    except OSError as error:
+        raise cannot_write(job.out, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _publish(out: Path, name: str, temporary: Path, table: np.ndarray, members: list[str]) -> Shard | None:
+    """Give a written shard its final name, with its offsets; None when it holds no sample."""
+    if not len(table):
+        return None
+    with open(temporary, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        os.fsync(file.fileno())
+        for member, (offset, size, _) in zip(members, table.tolist(), strict=True):
+            header = content[offset - _TAR_BLOCK : offset]
+            assert header[:100].rstrip(b"\0") == member.encode(), (member, offset)
+            assert int(header[124:135], 8) == size, (member, offset)
+        checksum = hashlib.sha256(content).hexdigest()
+        total = len(content)
+    offsets = out / f"{name}.offsets.npy"
+    temporary_offsets = out / WORK_FOLDER / f"{name}.npy.tmp"
+    with open(temporary_offsets, "wb") as target:
+        np.save(target, table)
+        target.flush()
+        os.fsync(target.fileno())
+    offsets_checksum = hashlib.sha256(temporary_offsets.read_bytes()).hexdigest()
+    temporary_offsets.replace(offsets)
+    temporary.replace(out / f"{name}.tar")
+    return Shard(f"{name}.tar", len(table), total, checksum, offsets.name, offsets_checksum)
+
+
+def cannot_write(out: Path, error: OSError) -> InputError:
+    """The error for a folder that cannot be written."""
+    return InputError(
+        f"cannot write to {out} ({error.strerror or error}): free space or correct the permissions, then run the "
+        "same command again to continue"
+    )
