@@ -209,7 +209,7 @@ def read_index(folder: str | os.PathLike) -> DatasetIndex:
     path = storage.join(home, INDEX_NAME)
     if not storage.is_remote(home) and not storage.local_path(path).is_file():
         raise InputError(
-            f"no {INDEX_NAME} in {home}: pack the data first (stylegan-dist pack SOURCE {home}), index shards that other "
+            f"no {INDEX_NAME} in {home}: pack the images first (stylegan-dist pack SOURCE {home}), index shards that other "
             f"tools made (stylegan-dist index {home}), or correct data.shards"
         )
     text = storage.read_bytes(path)

@@ -209,7 +209,7 @@ class Generator(nn.Module):
 
     Args:
         resolution: a power of two, 8 to 1024.
-        img_channels: 1, 3 or 4.
+        img_channels: 1 to 4.
         num_classes: 0 for an unconditional generator.
         recompute: blocks at this resolution and above compute their activations again in the backward
             pass instead of storing them, which changes no bit of the result; 0 for none.

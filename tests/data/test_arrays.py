@@ -352,3 +352,13 @@ def test_from_the_command_line(source, tmp_path, capsys):
     assert main(["bench-data", out, "--workers", "0", "--seconds", "0.1"]) == 0
     assert main(["pack", str(source), out, "--resolution", "16", "--fit", "pad"]) == 2
     assert "--fit has no meaning for arrays" in capsys.readouterr().err
+
+
+def test_pictures_of_any_number_of_channels():
+    values = torch.rand(2, 4, 8, 8)
+    one, two, three, four = (FORM.as_pictures(values[:, :count]) for count in (1, 2, 3, 4))
+    assert torch.equal(one, values[:, :1])
+    assert torch.equal(two[:, :2], values[:, :2])
+    assert (two[:, 2] == -1).all()
+    assert torch.equal(three, four)
+    assert torch.equal(four, values[:, :3])
