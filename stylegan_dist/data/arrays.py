@@ -82,8 +82,8 @@ class ArrayForm:
         return values[:, :3]
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        offset, scale = torch.tensor([self.offset, self.scale], dtype=torch.float32, device=device)[:, :, None, None]
-        return offset, scale
+        """Offset and scale, [1 or C, 1, 1] each. Cached, because making them on a GPU waits for the GPU."""
+        return _constants(self.offset, self.scale, device)
 
     @classmethod
     def from_record(cls, record: dict) -> ArrayForm:
@@ -91,6 +91,12 @@ class ArrayForm:
         log_mel = record.get("log_mel")
         fields = {name: tuple(map(float, record[name])) for name in ("offset", "scale")}
         return cls(**{**record, **fields, "log_mel": log_mel and LogMel(**log_mel)})
+
+
+@lru_cache(maxsize=16)
+def _constants(offset: tuple[float, ...], scale: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    first, second = torch.tensor([offset, scale], dtype=torch.float32, device=device)[:, :, None, None]
+    return first, second
 
 
 def to_network(samples: Tensor, form: ArrayForm | None) -> Tensor:
