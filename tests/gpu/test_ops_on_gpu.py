@@ -62,7 +62,8 @@ def case(name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> 
         return [bias, laid_out(numbers(2, shape[0], 3, *shape[2:]).to(dtype), layout), numbers(3, shape[1], 3, 1, 1).float()]
     if name.startswith("g_"):
         style, weight = numbers(3, *shape[:2]).float(), numbers(4, shape[0], 3, shape[1]).float()
-        return [x, bias, numbers(2, *shape[:2]).float(), *[style] * (name != "g_rgb"), *[weight] * (name in ("g_rgb", "g_both"))]
+        wanted = [style] * (name != "g_rgb") + [weight] * (name in ("g_rgb", "g_both"))
+        return [x, bias, numbers(2, *shape[:2]).float(), *wanted]
     return [x, bias]
 
 
