@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-from stylegan_dist import ops
+from stylegan_dist import ops, randomness
 from stylegan_dist.ops import native
 
 # (channels, pixels in one direction): layers of the networks of cifar10 and of 256 pixels
@@ -95,6 +95,11 @@ def operators() -> dict[str, tuple[Callable, Callable]]:
         # forward: write y; backward: read g, for the image and for the weights; double: write g', and a backward of g
         return {"forward": 1, "backward": 3, "double": 4}[mode] * (x + y)
 
+    def generated(mode: str, x: int, y: int) -> int:
+        # forward: read t, write z and rgb; backward: and read t and their gradients, write that of t; double: and read h, gz and
+        # t, write their gradients but that of h
+        return {"forward": x + y, "backward": 3 * x + 2 * y, "double": 6 * x + 4 * y}[mode]
+
     return {
         "dense": (lambda x, b: ops.bias_act(x, b, "lrelu"), elementwise),
         "bias_act": (lambda x, b: ops.bias_act(x, b, "lrelu", clamp=256.0), elementwise),
@@ -105,8 +110,28 @@ def operators() -> dict[str, tuple[Callable, Callable]]:
         "filter": (lambda x, b: ops.resample2d(x, padding=(2, 1), gain=4.0), linear),
         "d_filter": (lambda x, b: ops.discriminator_epilogue(x, b, clamp=256.0, filtered=True), epilogue),
         "d_residual": (lambda x, b: ops.discriminator_epilogue(x, b, clamp=256.0, residual=x.detach()), residual),
+        "g_plain": (lambda x, b: generator_layer(x, b, False, True, False), generated),
+        "g_filtered": (lambda x, b: generator_layer(x, b, True, True, False), generated),
+        "g_both": (lambda x, b: generator_layer(x, b, False, True, True), generated),
+        "g_rgb": (lambda x, b: generator_layer(x, b, False, False, True), generated),
         "fromrgb": (lambda x, b: ops.fromrgb(x, b[:, None, None, None].expand(-1, x.shape[1], -1, -1), b), features),
     }
+
+
+def generator_layer(x: torch.Tensor, bias: torch.Tensor, filtered: bool, features: bool, colours: bool) -> torch.Tensor:
+    """What follows a convolution of the generator, with noise; both results as one number where there are two."""
+    n = len(x)
+    ones, strength = bias.expand(n, -1), bias.detach()[:1]
+    address = randomness.noise_address(0, "noise", torch.arange(n, device=x.device))
+    if not ops.draws_noise(x):
+        size = [x.shape[2] - filtered] * 2
+        address = torch.zeros(n, 1, *size, device=x.device)  # drawn for all layers at once, which is not part of this
+    z, rgb = ops.generator_epilogue(
+        x, ones, bias, ops.LayerNoise(address, 0), strength, ones if features else None,
+        ones[:, None].expand(-1, 3, -1) if colours else None, filtered, 256.0)
+    if z is None or rgb is None:
+        return z if rgb is None else rgb
+    return torch.stack((z.mean(), rgb.mean()))
 
 
 def measure(

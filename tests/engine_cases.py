@@ -60,14 +60,20 @@ class Draws:
 
     def __init__(self) -> None:
         self.seen: set[str] = set()
-        self._plain = randomness._addressed
-        randomness._addressed = self._record
+        self._plain, self._address = randomness._addressed, randomness.noise_address
+        randomness._addressed, randomness.noise_address = self._record, self._record_address
 
     def _record(self, seed, purpose, index, block, substream):
         words = self._plain(seed, purpose, index, block, substream)
         for number, row in zip(index.tolist(), words, strict=True):
             self.seen.add(f"{purpose} {number} {hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16]}")
         return words
+
+    def _record_address(self, seed, purpose, index):
+        address = self._address(seed, purpose, index)
+        for number, row in zip(index.tolist(), address.tolist(), strict=True):
+            self.seen.add(f"{purpose} {number} {row}")
+        return address
 
     def taken(self, ranks: engines.Ranks) -> list[str]:
         seen, self.seen = sorted(self.seen), set()

@@ -33,16 +33,21 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def derivatives(
-    function: Callable[..., Tensor], arguments: Sequence[Tensor], g: Tensor, cotangents: Sequence[Tensor]
+    function: Callable[..., Tensor | tuple[Tensor | None, ...]], arguments: Sequence[Tensor], g: Tensor | Sequence[Tensor],
+    cotangents: Sequence[Tensor],
 ) -> list[Tensor]:
-    """function(*arguments), its gradients along g, and the gradients of those along `cotangents`, to g and all arguments."""
+    """function(*arguments), its gradients along g, and the gradients of those along `cotangents`, to g and all arguments.
+
+    A function of several results has a g for each that is not None.
+    """
     leaves = [t.detach().requires_grad_(True) for t in arguments]
-    g = g.detach().requires_grad_(True)
-    y = function(*leaves)
-    first = torch.autograd.grad(y, leaves, g, create_graph=True)
+    gs = [t.detach().requires_grad_(True) for t in ([g] if isinstance(g, Tensor) else g)]
+    results = function(*leaves)
+    ys = [y for y in (results if isinstance(results, tuple) else (results,)) if y is not None]
+    first = torch.autograd.grad(ys, leaves, gs, create_graph=True)
     pairs = [(a, h) for a, h in zip(first, cotangents, strict=True) if a.requires_grad]
-    second = torch.autograd.grad([a for a, _ in pairs], [g, *leaves], [h for _, h in pairs], allow_unused=True)
-    return [y, *first, *(torch.zeros_like(t) if s is None else s for s, t in zip(second, [g, *leaves], strict=True))]
+    second = torch.autograd.grad([a for a, _ in pairs], [*gs, *leaves], [h for _, h in pairs], allow_unused=True)
+    return [*ys, *first, *(torch.zeros_like(t) if s is None else s for s, t in zip(second, [*gs, *leaves], strict=True))]
 
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, terms: float) -> None:

@@ -107,8 +107,9 @@ def generator_epilogue_reference(
 # whose gradient PyTorch adds up. phi' comes from x, which the convolution has made and nobody else keeps; noise is drawn again.
 
 
-def _table(x: Tensor, demodulation: Tensor, bias: Tensor, strength: Tensor | None, style: Tensor | None,
-           rgb_weight: Tensor | None) -> Tensor:
+def _table(
+    x: Tensor, demodulation: Tensor, bias: Tensor, strength: Tensor | None, style: Tensor | None, rgb_weight: Tensor | None
+) -> Tensor:
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     shape = (x.shape[0], 1, x.shape[1])
     zeros = demodulation.new_zeros((), dtype=wide).expand(shape)
@@ -124,8 +125,10 @@ def _outputs(t: Tensor, table: Tensor, line: list[float], makes_z: bool) -> tupl
     return z, table.new_empty(t.shape[0], table.shape[1] - 4, height, width)
 
 
-def _fake(t: Tensor, table: Tensor, noise: Tensor | None, layer: int, line: list[float], slope: float, gain: float, clamp: float,
-          makes_z: bool) -> tuple[Tensor, Tensor]:
+def _fake(
+    t: Tensor, table: Tensor, noise: Tensor | None, layer: int, line: list[float], slope: float, gain: float, clamp: float,
+    makes_z: bool,
+) -> tuple[Tensor, Tensor]:
     return _outputs(t, table, line, makes_z)
 
 
@@ -133,8 +136,10 @@ def _backward_fake(gz: Tensor | None, g: Tensor | None, t: Tensor, table: Tensor
     return fused.empty_like(t), table.new_empty(table.shape)
 
 
-def _double_backward_fake(h: Tensor | None, h_table: Tensor | None, gz: Tensor | None, g: Tensor | None, t: Tensor, table: Tensor,
-                          noise: Tensor | None, layer: int, line: list[float], *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _double_backward_fake(
+    h: Tensor | None, h_table: Tensor | None, gz: Tensor | None, g: Tensor | None, t: Tensor, table: Tensor,
+    noise: Tensor | None, layer: int, line: list[float], *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return *_outputs(t, table, line, gz is not None), fused.empty_like(t), table.new_empty(table.shape)
 
 

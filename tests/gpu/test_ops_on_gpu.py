@@ -7,7 +7,7 @@ import torch
 from native_cases import derivatives, laid_out, numbers
 from torch import Tensor
 
-from stylegan_dist import ops
+from stylegan_dist import ops, randomness
 from stylegan_dist.ops import native
 from stylegan_dist.tools import doctor
 
@@ -16,6 +16,17 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 DEVICE = "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [(3, 16, 5, 7), (2, 3, 4, 4), (1, 6, 31, 20), (2, 64, 33, 32), (4, 512, 8, 8), (0, 4, 4, 4)]
+
+
+def generator(x: Tensor, bias: Tensor, d: Tensor, style: Tensor | None, weight: Tensor | None, filtered: bool) -> Tensor:
+    """The generator's epilogue with its noise; both results as one tensor."""
+    noise = ops.LayerNoise(randomness.noise_address(1, "noise", torch.arange(len(x), device=x.device)), 3)
+    strength = torch.full((1,), 0.3, device=x.device)
+    results = ops.generator_epilogue(x, d, bias, noise, strength, style, weight, filtered, 0.9)
+    made = [y for y in results if y is not None]
+    return made[0] if len(made) == 1 else torch.cat([y.float() for y in made], dim=1)
+
+
 OPERATORS = {  # of x, bias, and for some a residual or an image
     "lrelu": lambda x, b: ops.bias_act(x, b, "lrelu", 0.7, 0.9),
     "linear": lambda x, b: ops.bias_act(x, b),
@@ -26,6 +37,10 @@ OPERATORS = {  # of x, bias, and for some a residual or an image
     "generic": lambda x, b: ops.resample2d(x, up=3, down=2, padding=(4, 3), taps=(1.0, 4.0, 2.0, -1.0, 3.0)),
     "d_filter": lambda x, b: ops.discriminator_epilogue(x, b, 0.7, 0.9, None, True),
     "d_residual": lambda x, b, r: ops.discriminator_epilogue(x, b, 0.7, 0.9, r),
+    "g_plain": lambda x, b, d, s: generator(x, b, d, s, None, False),
+    "g_filter": lambda x, b, d, s: generator(x, b, d, s, None, True),
+    "g_rgb": lambda x, b, d, w: generator(x, b, d, None, w, False),
+    "g_both": lambda x, b, d, s, w: generator(x, b, d, s, w, False),
     "fromrgb": lambda b, x, w: ops.fromrgb(x, w, b, 0.7, 0.9),
 }
 
@@ -45,6 +60,10 @@ def case(name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> 
         return [x, bias, laid_out(numbers(2, *shape).to(dtype), layout)]
     if name == "fromrgb":
         return [bias, laid_out(numbers(2, shape[0], 3, *shape[2:]).to(dtype), layout), numbers(3, shape[1], 3, 1, 1).float()]
+    if name.startswith("g_"):
+        style, weight = numbers(3, *shape[:2]).float(), numbers(4, shape[0], 3, shape[1]).float()
+        wanted = [style] * (name != "g_rgb") + [weight] * (name in ("g_rgb", "g_both"))
+        return [x, bias, numbers(2, *shape[:2]).float(), *wanted]
     return [x, bias]
 
 
@@ -67,11 +86,15 @@ def results(name: str, arguments: list[Tensor], device: str) -> list[Tensor]:
     return derivatives(function, [there(t) for t in arguments], there(g), [there(t) for t in cotangents])
 
 
-def assert_alike(actual: list[Tensor], expected: list[Tensor]) -> None:
-    """Up to the last bits of the dtype: multiplications and additions are joined on a GPU."""
+def assert_alike(actual: list[Tensor], expected: list[Tensor], name: str = "") -> None:
+    """Up to the last bits of the dtype: multiplications and additions are joined on a GPU.
+
+    The generator's gradient of filtered features is rounded before the adjoint filter there.
+    """
     for a, e in zip(actual, expected, strict=True):
         scale = float(e.detach().abs().max()) if e.numel() else 0.0
-        torch.testing.assert_close(a.cpu(), e, rtol=4 * torch.finfo(e.dtype).eps, atol=1e-5 * scale + 1e-6)
+        eps = torch.finfo(e.dtype).eps
+        torch.testing.assert_close(a.cpu(), e, rtol=4 * eps, atol=(eps if name == "g_filter" else 1e-5) * scale + 1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -82,7 +105,7 @@ def test_values_and_derivatives(name: str, shape: tuple[int, ...], layout: str, 
     arguments = case(name, shape, dtype, layout)
     there = results(name, [t.to(DEVICE) for t in arguments], DEVICE)
     assert all(t.device.type == DEVICE for t in there)
-    assert_alike(there, results(name, arguments, "cpu"))
+    assert_alike(there, results(name, arguments, "cpu"), name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -91,7 +114,7 @@ def test_addresses_that_are_not_multiples_of_16_bytes(name: str, dtype: torch.dt
     arguments = case(name, (2, 8, 8, 16), dtype, "nchw")
     shifted = [torch.cat((t.flatten()[:1], t.flatten())).to(DEVICE)[1:].view(t.shape) for t in arguments]
     assert all(t.data_ptr() % 16 for t in shifted)
-    assert_alike(results(name, shifted, DEVICE), results(name, arguments, "cpu"))
+    assert_alike(results(name, shifted, DEVICE), results(name, arguments, "cpu"), name)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
@@ -143,7 +166,7 @@ def test_repetitions_streams_and_graphs_give_the_same_bits(name: str, layout: st
 def test_the_device_of_the_tensors(name: str):
     arguments = case(name, (2, 8, 9, 8), torch.float32, "nhwc")
     assert torch.cuda.current_device() == 0
-    assert_alike(results(name, [t.to("cuda:1") for t in arguments], "cuda:1"), results(name, arguments, "cpu"))
+    assert_alike(results(name, [t.to("cuda:1") for t in arguments], "cuda:1"), results(name, arguments, "cpu"), name)
     with pytest.raises(RuntimeError, match="device"):
         ops.bias_act(arguments[0].to("cuda:0"), numbers(1, 8).float().to("cuda:1"), "lrelu")
 
@@ -155,10 +178,20 @@ def test_more_elements_than_32_bits_count():
     x[-1] = torch.linspace(-2, 2, x[-1].numel(), device=DEVICE).view(x[-1].shape).bfloat16()
     bias = torch.linspace(-1, 1, 16, device=DEVICE)
     for operator in (lambda x: ops.bias_act(x, bias, "lrelu"), lambda x: ops.downsample2d(x),
-                     lambda x: ops.discriminator_epilogue(x, bias, filtered=True)):
+                     lambda x: ops.discriminator_epilogue(x, bias, filtered=True),
+                     lambda x: ops.generator_epilogue(x, bias.expand(len(x), -1), bias, style=bias.expand(len(x), -1),
+                                                      filtered=True)[0]):
         y = operator(x)
         assert torch.equal(y[-1:], operator(x[-1:].clone()))
         del y
+
+
+def test_noise_has_the_bits_of_the_cpu():
+    """Which are those that tests/ops/test_generator_epilogue.py writes down."""
+    for layer, shape in enumerate([(256, 256), (33, 7), (1, 1)]):
+        address = randomness.noise_address(2**31 + layer, "noise", torch.tensor([0, 5, 2**32 + 1, 2**50]))
+        expected = torch.ops.stylegan_dist.layer_noise(address, layer, *shape)
+        assert torch.equal(torch.ops.stylegan_dist.layer_noise(address.to(DEVICE), layer, *shape).cpu(), expected)
 
 
 def test_networks():

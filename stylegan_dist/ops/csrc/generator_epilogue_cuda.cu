@@ -312,20 +312,17 @@ template <class T, int K, int V, bool LAST> void run(const GeneratorParams& p, v
   if (p.filtered) unfilter(p, stream);
 }
 
-template <class T, int K> void run_layout(const GeneratorParams& p, void* stream) {
-  const Grid grid(p);
-  bool wide = (p.channels_last ? p.channels : grid.width) % WIDE == 0;
+// The number of colours in use is one of a few, more of them are zeros: few where few train (planes, odd sizes), because every
+// kernel takes time to compile.
+template <class T> void run_type(const GeneratorParams& p, void* stream) {
+  bool wide = (p.channels_last ? p.channels : Grid(p).width) % WIDE == 0;
   for (const void* q : {p.t, p.h, p.gz, p.table, p.h_table, static_cast<const void*>(p.z), static_cast<const void*>(p.to_t)})
     wide = wide && aligned(q);
-  if (p.channels_last) wide ? run<T, K, WIDE, true>(p, stream) : run<T, K, 1, true>(p, stream);
-  else wide ? run<T, K, WIDE, false>(p, stream) : run<T, K, 1, false>(p, stream);
-}
-
-// Colours that there are not are zeros.
-template <class T> void run_type(const GeneratorParams& p, void* stream) {
-  if (p.colours == 0) return run_layout<T, 0>(p, stream);
-  if (p.colours <= 3) return run_layout<T, 3>(p, stream);
-  return run_layout<T, 4>(p, stream);
+  if (!p.channels_last) return wide ? run<T, 4, WIDE, false>(p, stream) : run<T, 4, 1, false>(p, stream);
+  if (!wide) return run<T, 4, 1, true>(p, stream);
+  if (p.colours == 0) return run<T, 0, WIDE, true>(p, stream);
+  if (p.colours <= 3) return run<T, 3, WIDE, true>(p, stream);
+  return run<T, 4, WIDE, true>(p, stream);
 }
 
 // A thread draws a block of four numbers.
