@@ -36,7 +36,7 @@ keep doctor "$python" -m stylegan_dist.cli doctor
 keep tests "$python" -m pytest -m gpu -p no:cacheprovider tests/gpu
 
 if [ -z "${QUICK:-}" ]; then
-  keep ops-ffhq256 "$python" benchmarks/ops.py --shapes ffhq256 --batch 32 --dtypes bfloat16,float32 --layouts nhwc
+  keep ops-ffhq256 "$python" benchmarks/ops.py --shapes ffhq256 --batch 32 --dtypes bfloat16,float32 --layouts nhwc --compile
   keep ops-ffhq256-small-batch "$python" benchmarks/ops.py --shapes ffhq256 --batch 8 --dtypes bfloat16 --layouts nhwc
 fi
 keep ops-cifar10 "$python" benchmarks/ops.py --shapes cifar10 --batch "$batch" --dtypes bfloat16 --layouts nhwc \

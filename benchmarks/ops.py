@@ -12,11 +12,14 @@ one thread on a CPU (the default there) it is processor time, which others hardl
     MB        that one pass of the fused forward (or of all its passes) must move
     % copy    share of the bandwidth that copying a tensor of 64 MiB reaches here
     x ref     time of the reference / time of the fused path; below 1 the reference is faster
+    x comp    the same for the reference compiled by torch.compile, with --compile; there is no double backward of it
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import platform
 import statistics
 import sys
@@ -46,6 +49,7 @@ def main() -> int:
     parser.add_argument("--operators", default=",".join(operators()))
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--compile", action="store_true", help="compare with the compiled reference, too; takes minutes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
@@ -53,7 +57,7 @@ def main() -> int:
     bandwidth = copy_bandwidth(device, args.rounds)
     print(f"{name}; torch {torch.__version__}; copy {bandwidth / 1e9:.1f} GB/s; {native.native().reason}")
     print(f"{'operator':<12}{'shape':<18}{'dtype':<10}{'layout':<7}" + "".join(
-        f"{mode + ' us':>13}{'MB':>7}{'% copy':>7}{'x ref':>6}" for mode in MODES))
+        f"{mode + ' us':>13}{'MB':>7}{'% copy':>7}{'x ref':>6}{'x comp':>7}" for mode in MODES))
     for operator in args.operators.split(","):
         function, passes = operators()[operator]
         for channels, size in SHAPES[args.shapes]:
@@ -63,12 +67,12 @@ def main() -> int:
                     if operator == "dense" and layout == "nhwc":
                         continue
                     images = operator == "fromrgb"
-                    columns = measure(function, shape, getattr(torch, dtype), layout, device, args.rounds, images)
+                    columns = measure(function, shape, getattr(torch, dtype), layout, device, args.rounds, images, args.compile)
                     line = f"{operator:<12}{'x'.join(map(str, shape)):<18}{dtype:<10}{layout:<7}"
-                    for mode, (fused, reference, elements, outputs) in zip(MODES, columns, strict=True):
+                    for mode, (fused, reference, compiled, elements, outputs) in zip(MODES, columns, strict=True):
                         moved = passes(mode, elements, outputs) * getattr(torch, dtype).itemsize
                         line += (f"{fused * 1e6:>13.0f}{moved / 1e6:>7.2f}{100 * moved / fused / bandwidth:>7.0f}"
-                                 f"{reference / fused:>6.2f}")
+                                 f"{reference / fused:>6.2f}{compiled / fused if compiled else math.nan:>7.2f}")
                     print(line, flush=True)
     return 0
 
@@ -96,8 +100,8 @@ def operators() -> dict[str, tuple[Callable, Callable]]:
         return {"forward": 1, "backward": 3, "double": 4}[mode] * (x + y)
 
     def generated(mode: str, x: int, y: int) -> int:
-        # forward: read t, write z and rgb; backward: and read t and their gradients, write that of t; double: and read h, gz and
-        # t, write their gradients but that of h
+        # forward: read t, write z and rgb; backward: and read t and their gradients, write that of t; double: and read h, gz
+        # and t, write their gradients but that of h
         return {"forward": x + y, "backward": 3 * x + 2 * y, "double": 6 * x + 4 * y}[mode]
 
     return {
@@ -135,9 +139,10 @@ def generator_layer(x: torch.Tensor, bias: torch.Tensor, filtered: bool, feature
 
 
 def measure(
-    function: Callable, shape: Sequence[int], dtype: torch.dtype, layout: str, device: torch.device, rounds: int, images: bool
-) -> list[tuple[float, float, int, int]]:
-    """Seconds of the fused path and of the reference, elements of input and output, for each mode."""
+    function: Callable, shape: Sequence[int], dtype: torch.dtype, layout: str, device: torch.device, rounds: int, images: bool,
+    compiles: bool,
+) -> list[tuple[float, float, float | None, int, int]]:
+    """Seconds of the fused path, the reference and the compiled one, elements of input and output, for each mode."""
     x = torch.randn((shape[0], 3, *shape[2:]) if images else shape, device=device).to(dtype)
     if layout == "nhwc":
         x = x.to(memory_format=torch.channels_last)
@@ -148,27 +153,32 @@ def measure(
     g, h = torch.randn_like(y).requires_grad_(True), torch.randn_like(x)
     inputs = (x, bias) if torch.autograd.grad(y.sum(), bias, allow_unused=True)[0] is not None else (x,)
 
-    def forward() -> None:
+    def forward(call: Callable) -> None:
         with torch.no_grad():
-            function(x, bias)
+            call(x, bias)
 
-    def backward() -> None:
-        torch.autograd.grad(function(x, bias), inputs, g)
+    def backward(call: Callable) -> None:
+        torch.autograd.grad(call(x, bias), inputs, g)
 
-    def double() -> None:
-        first, = torch.autograd.grad(function(x, bias), (x,), g, create_graph=True)
+    def double(call: Callable) -> None:
+        first, = torch.autograd.grad(call(x, bias), (x,), g, create_graph=True)
         torch.autograd.grad(first, (g,), h)
 
     result = []
     for run in (forward, backward, double):
-        seconds: dict[str, list[float]] = {"fused": [], "reference": []}
-        once = max(timed(run, 1, device), 1e-6)
+        ways = {"fused": function, "reference": function}
+        if compiles and run is not double:  # which a compiled function does not have
+            ways["compiled"] = torch.compile(function, dynamic=False)
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        once = max(timed(functools.partial(run, function), 1, device), 1e-6)
         repeats = max(1, min(100, int(2e-3 / once)))
         for _ in range(rounds):
             for name, times in seconds.items():
-                with native.using(name):
-                    times.append(timed(run, repeats, device))
-        result.append((*(statistics.median(times[1:] or times) for times in seconds.values()), x.numel(), y.numel()))
+                with native.using("reference" if name == "compiled" else name):
+                    run(ways[name])
+                    times.append(timed(functools.partial(run, ways[name]), repeats, device))
+        medians = {name: statistics.median(times) for name, times in seconds.items()}
+        result.append((medians["fused"], medians["reference"], medians.get("compiled"), x.numel(), y.numel()))
     return result
 
 
