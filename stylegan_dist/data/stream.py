@@ -100,15 +100,14 @@ class BatchDataset(Dataset):
             self.reader.prefetch(list(dict.fromkeys(now + then)))
 
     def _load(self, start: int) -> _Loaded:
-        images = self._buffers.take(self._shape)
-        loaded = _Loaded(Batch(images.permute(0, 3, 1, 2), torch.empty(0), torch.arange(start, start + self.count)), [], 0.0, 0.0)
+        images, index = self._buffers.take(self._shape), torch.arange(start, start + self.count)
+        loaded = _Loaded(Batch(images.permute(0, 3, 1, 2), torch.empty_like(index), index), [], 0.0, 0.0)
         flips = randomness.coins(self.order.seed, "data.mirror", start, self.count) if self.mirror else [False] * self.count
-        pixels, unflipped, labels = images.numpy(), torch.from_numpy(self._unflipped), []
+        pixels, unflipped, labels = images.numpy(), torch.from_numpy(self._unflipped), loaded.batch.labels.numpy()
         for i, (place, flip) in enumerate(zip(self.order.locate(start, self.count), flips, strict=True)):
-            labels.append(self._sample(start + i, *place, self._unflipped if flip else pixels[i], loaded))
+            labels[i] = self._sample(start + i, *place, self._unflipped if flip else pixels[i], loaded)
             if flip:
                 images[i].copy_(unflipped.flip(1))  # 16 times as fast as in NumPy at 256 pixels
-        loaded.batch.labels = torch.tensor(labels)
         return loaded
 
     def _sample(self, image: int, shard: int, sample: int, pixels: np.ndarray, loaded: _Loaded) -> int:
