@@ -93,7 +93,7 @@ def test_what_a_batch_is(shards, reference):
     reader.close()
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_the_same_global_batches(shards, reference, world, workers):
     parts = [take(shards, STEPS, mirror=True, rank=rank, world_size=world, workers=workers) for rank in range(world)]
