@@ -1,12 +1,15 @@
 """How many samples a second does one core read, decode and batch, and in how much memory?
 
-    python benchmarks/data.py                     # all of it, about two minutes
-    python benchmarks/data.py --sizes 256 --seconds 10
+    python benchmarks/data.py                     # all of it, about half an hour, most of it packing
+    python benchmarks/data.py --sizes 256 --formats jpg --images photos.zip
 
-In one run, over the same images: our stream, plain `webdataset` over the same shards (its own decode, shuffle of 1000)
-and a reader of an uncompressed zip in the layout of NVIDIA's dataset tool that decodes with Pillow. Every
-measurement is a process of its own without reader processes, so that its CPU time is that of one core; samples a
-second are per second of CPU time, which other work on the machine disturbs least. The files are in the page cache.
+In one run, over the same images: our stream; plain `webdataset` over the same shards, with a shuffle of 1000 and its
+own decoding into uint8 (its cheapest) or float (what the examples of its documentation train on); a reader of
+an uncompressed zip in the layout of NVIDIA's dataset tool that decodes with Pillow; and, as the floor, our decoders
+alone, from memory into one image. Every measurement is a process of its own without reader processes, so that its CPU
+time is that of one core; samples a second are per second of CPU time, which other work on the machine disturbs least. The
+readers take turns, and a row is the median of its turns; ratios are medians of those of each turn. The files are in the
+page cache.
 Then the decoders alone, and the memory of our stream over 200,000 samples.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import platform
@@ -24,6 +28,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,46 +36,59 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stylegan_dist.data.decoding import decode_into
 from stylegan_dist.data.images import ImageOptions
-from stylegan_dist.data.index import load_index
+from stylegan_dist.data.index import load_index, load_offsets
 from stylegan_dist.data.pack import PackOptions, pack
+from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.data.stream import BatchStream
 
 BATCH = 32
 IMAGES = {32: 4096, 256: 1024, 1024: 96}
-READERS = ("ours", "webdataset", "zip")
+FORMATS = ("jpg", "png", "webp")
 GROWTH_SAMPLES = 200_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(IMAGES), help="pixels (default: %(default)s)")
+    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS, help="(default: all)")
+    parser.add_argument("--images", type=Path, help="a folder or zip to pack (default: made images, about as hard as photos)")
     parser.add_argument("--seconds", type=float, default=3.0, help="CPU time of one measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each reader (default: %(default)s)")
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         reader, folder, size, seconds, least = args.one
         print(json.dumps(measure(reader, Path(folder), int(size), float(seconds), int(least))))
         return
-    names = ("torch", "numpy", "pillow", "simplejpeg", "PyTurboJPEG", "torchvision", "torchcodec", "webdataset")
+    names = ("torch", "numpy", "pillow", "simplejpeg", "webdataset", *sorted({package for _, package, _ in OTHERS}))
     print(platform.processor() or platform.machine(), f"{os.cpu_count()} cores, Python {platform.python_version()},",
           ", ".join(f"{name} {version_of(name)}" for name in names))
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        print(f"\n{'size':>5} {'format':<5} {'reader':<11} {'samples/s':>10} {'ours is':>8} {'peak MiB':>9}")
-        for size in args.sizes:
-            for encoding in ("jpg", "png"):
-                folder = make(root, size, encoding)
-                results = {reader: run(reader, folder, size, args.seconds) for reader in READERS}
-                for reader, (rate, memory, _) in results.items():
-                    ratio = results["ours"][0] / rate
-                    print(f"{size:>5} {encoding:<5} {reader:<11} {rate:>10.0f} {ratio:>7.2f}x {memory:>9.0f}", flush=True)
-        print(f"\n{'size':>5} {'format':<5} {'decoder':<12} {'images/s':>10} {'MPix/s':>8}")
-        for size in args.sizes:
-            decoders(size, args.seconds / 3)
-        folder = make(root, 32, "jpg")
+        print("\n| pixels | format | kB | reader | samples/s | ours is | peak MiB |\n|---|---|---|---|---|---|---|")
+        for size, encoding in itertools.product(args.sizes, args.formats):
+            compare(make(root, size, encoding, args.images), size, args.seconds, args.rounds)
+        print("\n| pixels | format | decoder | images/s | MPix/s |\n|---|---|---|---|---|")
+        for size, encoding in itertools.product(args.sizes, args.formats):
+            decoders(make(root, size, encoding, args.images), size, args.seconds / 3)
+        folder = make(root, 32, "jpg", None)
         _, peak, growth = run("ours", folder, 32, args.seconds, GROWTH_SAMPLES)
-        print(f"\nmemory over {GROWTH_SAMPLES} samples: {growth:+.1f} MiB from the 20,000th on, peak {peak:.0f} MiB")
+        print(f"\nmemory over {GROWTH_SAMPLES} samples: {growth:+.2f} MiB from the 20,000th on, peak {peak:.0f} MiB")
+
+
+def compare(folder: Path, size: int, seconds: float, rounds: int) -> None:
+    """The rows of one set."""
+    turns = [{reader: run(reader, folder, size, seconds) for reader in READERS} for _ in range(rounds)]
+    index = load_index(folder)
+    kilobytes = sum(int(load_offsets(shard)[:, 1].sum()) for shard in index.shards) / index.num_samples / 1e3
+    for reader in READERS:
+        rate = np.median([turn[reader][0] for turn in turns])
+        ratio = np.median([turn["ours"][0] / turn[reader][0] for turn in turns])
+        memory = max(turn[reader][1] for turn in turns)
+        print(f"| {size} | {index.encoding} | {kilobytes:.1f} | {reader} | {rate:.0f} | {ratio:.2f}x | {memory:.0f} |",
+              flush=True)
 
 
 def version_of(name: str) -> str:
@@ -89,17 +107,18 @@ def photo(size: int, number: int) -> Image.Image:
     return Image.fromarray((pixels + rng.normal(0, 4, pixels.shape)).clip(0, 255).astype(np.uint8))
 
 
-def make(root: Path, size: int, encoding: str) -> Path:
+def make(root: Path, size: int, encoding: str, images: Path | None) -> Path:
     """Shards, and a zip of the same encoded images."""
     folder = root / f"{encoding}-{size}"
     if folder.exists():
         return folder
-    source = root / f"images-{size}"
+    source = images or root / f"images-{size}"
     if not source.exists():
         source.mkdir()
         for number in range(IMAGES[size]):
             photo(size, number % 256).save(source / f"{number:05d}.png", compress_level=1)
-    pack(source, folder, PackOptions(ImageOptions(size, encoding=encoding), samples_per_shard=max(IMAGES[size] // 8, 1)))
+    pack(source, folder, PackOptions(ImageOptions(size, encoding=encoding), labels="none",
+                                     samples_per_shard=max(IMAGES[size] // 8, 1)))
     import webdataset
 
     with zipfile.ZipFile(folder / "images.zip", "w", zipfile.ZIP_STORED) as archive:
@@ -122,9 +141,9 @@ def run(reader: str, folder: Path, size: int, seconds: float, least: int = 0) ->
 def measure(reader: str, folder: Path, size: int, seconds: float, least: int) -> list[float]:
     """Samples per second of CPU time, peak memory in MiB, growth of the memory after 20,000 samples in MiB."""
     torch.set_num_threads(1)
-    batches = {"ours": our_batches, "webdataset": webdataset_batches, "zip": zip_batches}[reader](folder)
+    batches = READERS[reader](folder)
     for _ in range(max(4, min(2000, IMAGES[size]) // BATCH)):
-        assert next(batches).shape[0] == BATCH
+        assert len(next(batches)) == BATCH
     count, early, began = 0, None, time.process_time()
     while (taken := time.process_time() - began) < seconds or count < least:
         next(batches)
@@ -145,11 +164,11 @@ def our_batches(folder: Path) -> Iterator[torch.Tensor]:
         yield batch.images
 
 
-def webdataset_batches(folder: Path) -> Iterator[torch.Tensor]:
+def webdataset_batches(folder: Path, decode: str) -> Iterator[torch.Tensor]:
     import webdataset
 
     encoding = folder.name.partition("-")[0]
-    data = webdataset.WebDataset(shards_of(folder), shardshuffle=100).shuffle(1000).decode("torchrgb8").to_tuple(encoding)
+    data = webdataset.WebDataset(shards_of(folder), shardshuffle=100).shuffle(1000).decode(decode).to_tuple(encoding)
     while True:
         for (images,) in data.batched(BATCH, partial=False):
             yield images if isinstance(images, torch.Tensor) else torch.stack(images)
@@ -170,50 +189,79 @@ def zip_batches(folder: Path) -> Iterator[torch.Tensor]:
                 images = []
 
 
-def decoders(size: int, seconds: float) -> None:
-    """Each decoder on the same 16 images, into an array or tensor of its own choice."""
-    for format, options in (("JPEG", {"quality": 95, "subsampling": 0}), ("PNG", {}), ("WEBP", {"lossless": True})):
-        data = []
-        for number in range(16):
-            file = io.BytesIO()
-            photo(size, number).save(file, format, **options)
-            data.append(file.getvalue())
-        for name, decode in candidates(format, size).items():
-            try:
-                decode(data[0])
-            except Exception as error:
-                print(f"{size:>5} {format:<5} {name:<12} does not run here ({str(error).splitlines()[0][:60]})")
-                continue
-            count, began = 0, time.process_time()
-            while (taken := time.process_time() - began) < seconds:
-                decode(data[count % 16])
-                count += 1
-            rate = count / taken
-            print(f"{size:>5} {format:<5} {name:<12} {rate:>10.0f} {rate * size * size / 1e6:>8.1f}", flush=True)
+def decoding_alone(folder: Path) -> Iterator[torch.Tensor]:
+    index = load_index(folder)
+    data = encoded(folder, 256)
+    image = np.empty((index.resolution, index.resolution, index.channels), np.uint8)
+    batch = torch.empty(BATCH, 0)
+    for begin in itertools.count(0, BATCH):
+        for number in range(begin, begin + BATCH):
+            decode_into(data[number % len(data)], image)
+        yield batch
 
 
-def candidates(format: str, size: int) -> dict:
-    found = {"Pillow": lambda data: np.asarray(Image.open(io.BytesIO(data), formats=(format,)))}
-    if format == "JPEG":
-        import simplejpeg
+READERS = {
+    "ours": our_batches,
+    "webdataset, uint8": partial(webdataset_batches, decode="torchrgb8"),
+    "webdataset, float": partial(webdataset_batches, decode="torchrgb"),
+    "zip and Pillow": zip_batches,
+    "decoding alone": decoding_alone,
+}
 
-        out = np.empty((size, size, 3), np.uint8)
-        found["simplejpeg"] = lambda data: simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+
+def encoded(folder: Path, count: int) -> list[bytes]:
+    reader = ShardReader(load_index(folder))
+    order = itertools.product(range(len(reader.index.shards)), range(min(shard.samples for shard in reader.index.shards)))
+    return [reader.read(*place)[0] for place in itertools.islice(order, count)]
+
+
+def decoders(folder: Path, size: int, seconds: float) -> None:
+    """Each decoder on the same 16 images, into an array of ours if it can, else into one of its own."""
+    data = encoded(folder, 16)
+    format = folder.name.partition("-")[0]
+    out = np.empty((size, size, 3), np.uint8)
+    pillow = np.asarray(Image.open(io.BytesIO(data[0])))
+    for name, package, decode in [("ours", "", lambda package, data, out: decode_into(data, out)),
+                                  ("Pillow", "PIL.Image", lambda PIL, data, out: np.asarray(PIL.Image.open(io.BytesIO(data)))),
+                                  *((name, package, how[format]) for name, package, how in OTHERS if format in how)]:
         try:
-            import turbojpeg
+            module = __import__(MODULES.get(package, package)) if package else None
+            result = decode(module, data[0], out)
+        except Exception as error:  # not installed, or its library is not
+            print(f"| {size} | {format} | {name} | does not run here: {str(error).splitlines()[0][:60]} | |")
+            continue
+        same = np.array_equal(out if result is None else result, pillow)
+        count, began = 0, time.process_time()
+        while (taken := time.process_time() - began) < seconds:
+            decode(module, data[count % 16], out)
+            count += 1
+        rate = count / taken
+        note = "" if same else " (other pixels)"
+        print(f"| {size} | {format} | {name}{note} | {rate:.0f} | {rate * size * size / 1e6:.1f} |", flush=True)
 
-            turbo = turbojpeg.TurboJPEG()
-            found["PyTurboJPEG"] = lambda data: turbo.decode(data, pixel_format=turbojpeg.TJPF_RGB)
-        except Exception as error:  # the package is there, its library is not
-            print(f"PyTurboJPEG does not run here: {str(error).splitlines()[0][:90]}")
-    try:
-        from torchvision import io as vision
 
-        decode = {"JPEG": vision.decode_jpeg, "PNG": vision.decode_png, "WEBP": vision.decode_webp}[format]
-        found["torchvision"] = lambda data: decode(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    except Exception as error:
-        print(f"torchvision does not run here: {str(error).splitlines()[0][:90]}")
-    return found
+def _tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+# Decoders that we do not use, where they are installed: (name, package, {format: how}).
+MODULES = {"opencv-python-headless": "cv2", "PyTurboJPEG": "turbojpeg", "torchvision": "torchvision.io"}
+OTHERS = (
+    ("simplejpeg, fast DCT", "simplejpeg",
+     {"jpg": lambda it, data, out: it.decode_jpeg(data, "RGB", buffer=out, fastdct=True, fastupsample=True)}),
+    ("PyTurboJPEG", "PyTurboJPEG", {"jpg": lambda it, data, out: it.TurboJPEG().decode(data, pixel_format=it.TJPF_RGB)}),
+    ("torchvision", "torchvision", {
+        "jpg": lambda it, data, out: it.io.decode_jpeg(_tensor(data)).numpy().transpose(1, 2, 0),
+        "png": lambda it, data, out: it.io.decode_png(_tensor(data)).numpy().transpose(1, 2, 0),
+        "webp": lambda it, data, out: it.io.decode_webp(_tensor(data)).numpy().transpose(1, 2, 0)}),
+    ("OpenCV", "opencv-python-headless", {
+        format: lambda it, data, out: it.imdecode(np.frombuffer(data, np.uint8), it.IMREAD_COLOR_RGB) for format in FORMATS}),
+    ("imagecodecs", "imagecodecs", {
+        "jpg": lambda it, data, out: it.jpeg8_decode(data, out=out),
+        "png": lambda it, data, out: it.png_decode(data, out=out),
+        "webp": lambda it, data, out: it.webp_decode(data, out=out)}),
+    ("pyspng", "pyspng", {"png": lambda it, data, out: it.load(data)}),
+)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ _MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 SEED_LIMIT = 1 << 32
+_KEYS_AT_ONCE = 8192  # so that the intermediate results stay in a core's cache
 
 
 def purpose_id(name: str) -> int:
@@ -144,13 +145,55 @@ def layer_noise(address: torch.Tensor, layer: int, shape: Sequence[int]) -> torc
 def permutation(seed: int, purpose: str, index: int, size: int) -> np.ndarray:
     """A random permutation of range(size), int64 [size], as a pure function of its arguments.
 
-    Sorts 64-bit Philox keys with a stable sort, so the result does not depend on the NumPy version.
+    The order of 64-bit Philox keys, equal ones in the order of their numbers, so the result does not depend on NumPy.
     """
-    i = np.arange(size, dtype=np.int64)
-    low, high = _index_words(np.array([index]))
-    w0, w1, _, _ = philox4x32(i & MASK32, i >> 32, low, high, seed, purpose_id(purpose))
-    keys = (w0.astype(np.uint64) << np.uint64(32)) | w1.astype(np.uint64)
-    return np.argsort(keys, kind="stable").astype(np.int64)
+    keys = np.empty(size, np.uint64)
+    for begin in range(0, size, _KEYS_AT_ONCE):
+        keys[begin:begin + _KEYS_AT_ONCE] = _keys(seed, purpose_id(purpose), index, begin, min(size, begin + _KEYS_AT_ONCE))
+    order = np.argsort(keys)
+    ranked = keys[order]
+    if (ranked[1:] == ranked[:-1]).any():  # one in 10^9 permutations of 100,000: the others need not pay for it
+        order = np.argsort(keys, kind="stable")
+    return order.astype(np.int64, copy=False)
+
+
+def _keys(seed: int, purpose: int, index: int, begin: int, end: int) -> np.ndarray:
+    """The first two Philox words of blocks begin, ..., end - 1 of an image, as one number: uint64 [end - begin].
+
+    `philox4x32` in place on unsigned numbers, where a shift needs no mask: less than half the time.
+    """
+    shift, mask = np.uint64(32), np.uint64(MASK32)
+    c0 = np.arange(begin, end, dtype=np.uint64)
+    c1 = c0 >> shift
+    c0 &= mask
+    c2, c3 = (np.full_like(c0, word) for word in _index_words(index))
+    key0, key1 = seed, purpose
+    for _ in range(_ROUNDS):
+        c0 *= np.uint64(_MULTIPLIER[0])
+        c2 *= np.uint64(_MULTIPLIER[1])
+        high0, high1 = c0 >> shift, c2 >> shift
+        high0 ^= c3
+        high0 ^= np.uint64(key1)
+        high1 ^= c1
+        high1 ^= np.uint64(key0)
+        c0 &= mask
+        c2 &= mask
+        c0, c1, c2, c3 = high1, c2, high0, c0
+        key0, key1 = (key0 + _WEYL[0]) & MASK32, (key1 + _WEYL[1]) & MASK32
+    c0 <<= shift
+    c0 |= c1
+    return c0
+
+
+def coins(seed: int, purpose: str, first: int, count: int) -> list[bool]:
+    """Whether the `uniform` draw of images first, ..., first + count - 1 is below 1/2.
+
+    In NumPy, because for the images of a batch torch would spend five times as long, on calls alone.
+    """
+    zero = np.zeros(1, np.int64)
+    low, high = _index_words(np.arange(first, first + count))
+    word, *_ = philox4x32(zero, zero, low, high, seed, purpose_id(purpose))
+    return (word >> 31 == 0).tolist()
 
 
 def _index_words(index):

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stylegan_dist
+from stylegan_dist import randomness
 from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.randomness import (
     NoiseAddresses,
+    coins,
     integers,
     layer_noise,
     noise_address,
@@ -213,6 +215,26 @@ def test_permutation_is_a_permutation(seed, index, size):
     assert np.array_equal(order, permutation(seed, "p", index, size))
 
 
+@pytest.mark.parametrize("index", [0, 3, 10**12])
+def test_permutation_is_the_order_of_the_words(index, monkeypatch):
+    """Over the border of what is computed at once, and where keys are equal."""
+    size = 10_000
+    block, low = np.arange(size), np.array([index])
+    first, second, _, _ = philox4x32(block, block >> 32, low & 0xFFFFFFFF, low >> 32, 7, purpose_id("p"))
+    keys = first.astype(np.uint64) << np.uint64(32) | second.astype(np.uint64)
+    assert np.array_equal(permutation(7, "p", index, size), np.argsort(keys, kind="stable"))
+    original = randomness._keys
+    monkeypatch.setattr(randomness, "_keys", lambda *args: original(*args) % np.uint64(1000))
+    assert np.array_equal(permutation(7, "p", index, size), np.argsort(keys % np.uint64(1000), kind="stable"))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**60), st.integers(1, 40))
+@settings(max_examples=50, deadline=None)
+def test_coins_are_halves_of_uniform_draws(seed, first, count):
+    expected = uniform(seed, "p", torch.arange(first, first + count))[:, 0] < 0.5
+    assert coins(seed, "p", first, count) == expected.tolist()
+
+
 def test_permutations_differ_and_are_fair():
     assert len({permutation(s, p, i, 50).tobytes() for s in (0, 1) for p in "ab" for i in (0, 1, 1 << 32)}) == 12
     table = np.zeros((6, 6))
@@ -225,7 +247,7 @@ def test_permutations_differ_and_are_fair():
 # Names
 
 PACKAGE = Path(stylegan_dist.__file__).parent
-DRAWING = {"words", "uniform", "integers", "normal", "permutation", "draw", "purpose_id"}
+DRAWING = {"words", "uniform", "integers", "normal", "permutation", "coins", "draw", "purpose_id"}
 PHASES = ("g_main", "g_path", "d_main", "d_penalty")
 
 

@@ -49,7 +49,18 @@ class GlobalOrder:
 
     def locate(self, first: int, count: int) -> list[tuple[int, int]]:
         """(shard, sample within the shard) of images first, ..., first + count - 1."""
-        return [self._locate_one(image) for image in range(first, first + count)]
+        places = []
+        for image in range(first, first + count):
+            epoch, position = divmod(image, self.num_samples)
+            step, lane = divmod(position, self.lanes)
+            block, within = divmod(step, self.block)
+            on_line = (lane * self._lane_length + min(lane, self._longer) + block * self.block
+                       + self._block_order(epoch, lane, block).item(within))
+            shards, ends = self._shard_line(epoch)
+            at = ends.searchsorted(on_line, side="right")
+            shard = shards.item(at)
+            places.append((shard, on_line - ends.item(at) + self.shard_samples.item(shard)))
+        return places
 
     def slot(self, image: int) -> int:
         """The slot that an image lies in, counted through all epochs."""
@@ -98,19 +109,8 @@ class GlobalOrder:
         if first > last:
             return []
         shards, ends = self._shard_line(epoch)
-        begin, end = np.searchsorted(ends, [first, last], side="right")
-        return [int(shard) for shard in shards[begin:end + 1] if self.shard_samples[shard]]
-
-    def _locate_one(self, image: int) -> tuple[int, int]:
-        epoch, position = divmod(image, self.num_samples)
-        step, lane = divmod(position, self.lanes)
-        block, within = divmod(step, self.block)
-        start = lane * self._lane_length + min(lane, self._longer)
-        on_line = start + block * self.block + int(self._block_order(epoch, lane, block)[within])
-        shards, ends = self._shard_line(epoch)
-        at = int(np.searchsorted(ends, on_line, side="right"))
-        shard = int(shards[at])
-        return shard, on_line - int(ends[at]) + int(self.shard_samples[shard])
+        begin, end = ends.searchsorted([first, last], side="right")
+        return [shard for shard in shards[begin:end + 1].tolist() if self.shard_samples[shard]]
 
     def _block_order(self, epoch: int, lane: int, block: int) -> np.ndarray:
         """The permutation inside one block; the last block of a lane is shorter."""

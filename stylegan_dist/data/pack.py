@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stylegan_dist import __version__
-from stylegan_dist.data import pool
+from stylegan_dist.data import pool, storage
 from stylegan_dist.data.forms import Form, merged, present
 from stylegan_dist.data.index import INDEX_NAME, DatasetIndex, Shard, load_index, load_offsets
 from stylegan_dist.data.shard_writer import WORK_FOLDER, Job, Task, cannot_write, write_shard
@@ -81,6 +81,10 @@ def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions
         Interrupted: by Ctrl-C; the finished shards are kept, the same call continues.
     """
     options.check()
+    for name, place in (("SOURCE", os.fspath(source)), ("OUT", os.fspath(out))):
+        if storage.is_remote(place):
+            raise InputError(f"{name} of pack must be on this machine, not at {place}: fetch the images or upload the shards "
+                             "with the tool of that storage, or read finished shards from there (stylegan-dist index)")
     out = Path(out)
     if os.path.realpath(source) == os.path.realpath(out):
         raise InputError(f"{out} is the source itself: choose another folder for the shards")

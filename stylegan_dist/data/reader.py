@@ -48,7 +48,7 @@ class ShardReader:
         if anew and shard in self._open:
             os.close(self._open.pop(shard)[0])
         file, table = self._opened(shard)
-        offset, size, label = (int(v) for v in table[sample])
+        offset, size, label = table[sample].tolist()
         data = os.pread(file, size, offset)
         if len(data) < size:
             raise ValueError(f"the file is damaged, it ends at byte {offset + len(data)}")

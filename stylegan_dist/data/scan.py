@@ -92,6 +92,11 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
 def _tar_files(source: str) -> list[str]:
     if not storage.is_remote(source) and storage.local_path(source).is_file():
         return [str(storage.local_path(source).resolve())]
+    if not storage.is_remote(source) and not any(character in source for character in "*?[{"):
+        path = storage.local_path(source)
+        if not path.exists() or (path.is_dir() and not any(path.glob("*.tar"))):
+            raise InputError(f"{source} {'holds no .tar file' if path.exists() else 'does not exist'}: give the folder, the "
+                             "pattern or the URL of WebDataset shards")
     pattern = source if source.endswith(".tar") else source.rstrip("/") + "/*.tar"
     locations = storage.expand(pattern)
     if not storage.is_remote(source):

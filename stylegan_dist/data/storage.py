@@ -185,4 +185,6 @@ def _open(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
         driver = _DRIVERS.get(protocol, "the driver that fsspec names for it")
         raise InputError(f"{location} needs a driver that is not installed: pip install \"{driver}\"") from None
     except ValueError as error:
-        raise InputError(f"cannot use {location}: {error}") from None
+        hint = "" if protocol in fsspec.available_protocols() else (
+            "; data may lie in folders and at URLs such as s3://, gs://, http(s):// and hf://")
+        raise InputError(f"cannot use {location}: {error}{hint}") from None

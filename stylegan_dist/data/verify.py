@@ -44,7 +44,7 @@ class Problem:
             place += f", sample {self.sample!r}"
         if self.offset is not None:
             place += f", byte {self.offset}"
-        return f"{place}: {self.what}; {self.remedy}"
+        return f"{place}: {self.what}" + (f"; {self.remedy}" if self.remedy else "")
 
 
 def verify(folder: str | os.PathLike, deep: bool = True, workers: int | None = None) -> list[Problem]:
@@ -67,7 +67,7 @@ def verify(folder: str | os.PathLike, deep: bool = True, workers: int | None = N
     try:
         index = read_index(folder)
     except InputError as error:
-        return [Problem(INDEX_NAME, str(error))]
+        return [Problem(INDEX_NAME, str(error), remedy="")]  # the error has its own
     results = {}
     interval = 0.2 if sys.stderr.isatty() else 30
     with tqdm(total=index.num_samples, desc="verifying", unit="img", mininterval=interval) as bar:

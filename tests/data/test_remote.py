@@ -88,9 +88,9 @@ def test_the_same_batches_from_cold_and_warm_cache(server, local, tmp_path, worl
     assert server.requests == cold, "the second time everything is there"
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 1), (4, 3)])
-def test_the_same_batches_from_s3(shards, local, tmp_path, monkeypatch, world, workers):
-    with s3_server(monkeypatch):
+@pytest.fixture(scope="module")
+def bucket(shards):
+    with s3_server() as server:
         import s3fs
 
         s3fs.S3FileSystem.clear_instance_cache()
@@ -98,26 +98,45 @@ def test_the_same_batches_from_s3(shards, local, tmp_path, monkeypatch, world, w
         files.mkdir("bucket")
         for path in shards.iterdir():
             files.put_file(str(path), f"bucket/faces/{path.name}")
-        index = load_index("s3://bucket/faces")
-        for _ in ("cold", "warm"):
-            assert_same(take(index, NodeCache(tmp_path / "cache", 10**9), world=world, workers=workers), local)
-        with pytest.raises(InputError, match=r"no such|cannot read s3://bucket/nothing/index.json"):
-            load_index("s3://bucket/nothing")
+        yield server
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 3)])
-def test_the_same_batches_with_faults(server, local, tmp_path, world, workers):
-    """Every file is met by every fault, two or three of them in a row."""
-    names = sorted({blob.location for shard in load_index(server.url).shards for blob in blobs(shard)})
-
+def two_or_three_faults(names):
+    """For every file in a row, each of them another one; so that every fault meets many files."""
     def fault(name, number):
         place = next((i for i, location in enumerate(names) if location.endswith("/" + name)), None)
         return None if place is None or number >= 2 + place % 2 else ALL_FAULTS[(place + number) % len(ALL_FAULTS)]
+    return fault
 
-    server.fault = fault
+
+def names_of(index) -> list[str]:
+    return sorted({blob.location for shard in index.shards for blob in blobs(shard)})
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (4, 3), (8, 1)])
+def test_the_same_batches_from_s3(bucket, local, tmp_path, world, workers):
+    """With faults and without, from a cold cache and a warm one."""
+    index = load_index("s3://bucket/faces")
+    for fault in (two_or_three_faults(names_of(index)), lambda name, number: None):
+        cache = NodeCache(tmp_path / fault.__name__, 10**9)
+        bucket.fault = fault
+        bucket.requests.clear()
+        assert_same(take(index, cache, world=world, workers=workers), local)
+        cold = bucket.requests.copy()
+        assert_same(take(index, cache, world=world, workers=workers), local)
+        assert bucket.requests == cold, "the second time everything is there"
+        assert (cold.total() > 2 * len(names_of(index))) == (fault.__name__ == "fault")
+    with pytest.raises(InputError, match=r"no such|cannot read s3://bucket/nothing/index.json"):
+        load_index("s3://bucket/nothing")
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 3), (8, 1)])
+def test_the_same_batches_with_faults(server, local, tmp_path, world, workers):
+    """Every file is met by every fault, two or three of them in a row."""
     index = load_index(server.url)
+    server.fault = two_or_three_faults(names_of(index))
     assert_same(take(index, NodeCache(tmp_path / "cache", 10**9), world=world, workers=workers), local)
-    assert sum(server.requests.values()) > 2 * len(names), "the faults took place"
+    assert server.requests.total() > 2 * len(names_of(index)), "the faults took place"
 
 
 def test_a_cache_of_just_the_demand(server, shards, tmp_path):

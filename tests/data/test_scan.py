@@ -179,7 +179,7 @@ def test_the_command(tmp_path, capsys):
     assert "replace it with --overwrite" in capsys.readouterr().err
     assert main(["index", str(tmp_path / "set"), "--overwrite", "--checksums"]) == 0
     assert main(["index", str(tmp_path / "nothing")]) == 2
-    assert "nothing matches" in capsys.readouterr().err
+    assert "nothing does not exist: give the folder, the pattern or the URL" in capsys.readouterr().err
 
 
 def test_names_are_not_trusted(tmp_path):

@@ -93,7 +93,7 @@ def test_what_a_batch_is(shards, reference):
     reader.close()
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_the_same_global_batches(shards, reference, world, workers):
     parts = [take(shards, STEPS, mirror=True, rank=rank, world_size=world, workers=workers) for rank in range(world)]
@@ -316,6 +316,28 @@ def test_index_errors(own_shards):
 
 
 # Resources
+
+def test_memory_is_used_again_but_never_what_somebody_holds(shards, reference):
+    stream = open_stream(shards, mirror=True)
+    places = set()
+    for expected in reference:
+        batch = next(stream)
+        assert same(batch, expected)
+        places.add(batch.images.data_ptr())
+        del batch
+    assert len(places) <= 2, "gone, so its memory serves the next ones"
+    held, parts = [], []
+    again = open_stream(shards, mirror=True)
+    for step in range(STEPS):  # a batch, a part of one, or an array of one keeps all of it
+        batch = next(again)
+        kind = (lambda b: b.images, lambda b: b.images[3:4, 1], lambda b: b.images.numpy()[5])[step % 3]
+        held.append(kind(batch))
+        parts.append(kind(reference[step]))
+        del batch
+    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(held, parts, strict=True))
+    stream.close()
+    again.close()
+
 
 def open_shards_of(folder) -> int:
     """Shards that this process has open."""

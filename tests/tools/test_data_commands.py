@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -71,3 +72,25 @@ def test_workers_for():
               Speed(2, False, 1800, 0, 0, None)]
     assert [workers_for(rate, speeds) for rate in (500, 1000, 1500, 1800, 4500)] == [1, 1, 2, 2, 5]
     assert workers_for(100, speeds[:1]) is None
+
+
+@pytest.mark.parametrize(("command", "message"), [
+    ("verify EMPTY", r"no index.json in .*: pack the images first .* or correct data.shards$"),
+    ("peek nothing", r"no index.json in nothing: pack the images first"),
+    ("bench-data foo://bucket/set", r"cannot use foo://.*not known: foo; data may lie in folders and at URLs such as s3"),
+    ("index EMPTY", r"holds no .tar file: give the folder"),
+    ("index foo://bucket/0.tar OUT", r"cannot use foo://bucket/0.tar: Protocol not known"),
+    ("index gs://bucket/{0..3}.tar OUT", r'gs://bucket/0.tar needs a driver that is not installed: pip install "style'),
+    ("pack EMPTY OUT --resolution 8", r"holds no image .*: is it the right folder or zip\?"),
+    ("pack gs://bucket/photos OUT --resolution 8", r"SOURCE of pack must be on this machine, not at gs://bucket/photos"),
+    ("pack EMPTY s3://bucket/photos --resolution 8", r"OUT of pack must be on this machine, not at s3://bucket/photos"),
+])
+def test_what_a_stranger_gets_wrong(command, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed, wherever this runs
+    (tmp_path / "empty").mkdir()
+    words = [{"EMPTY": str(tmp_path / "empty"), "OUT": str(tmp_path / "out")}.get(word, word) for word in command.split()]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    lines = [line for line in (said.err + said.out).splitlines() if line and "shard/s]" not in line]
+    assert len(lines) == 1
+    assert re.search(message, lines[0])
