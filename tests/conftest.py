@@ -18,13 +18,23 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 RGB images of 16 pixels in 3 classes, in several shards."""
-    folder = tmp_path_factory.mktemp("labelled")
+    return make_shards(tmp_path_factory.mktemp("labelled"), 16)
+
+
+@pytest.fixture(scope="session")
+def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of 8 pixels."""
+    return make_shards(tmp_path_factory.mktemp("small"), 8)
+
+
+def make_shards(folder: Path, resolution: int) -> Path:
     rng = np.random.default_rng(0)
     for i in range(60):
         path = folder / "images" / f"class{i % 3}" / f"{i:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+        size = resolution // 4
+        pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(size, 0).repeat(size, 1)
         Image.fromarray(pixels).save(path)
-    options = PackOptions(ImageOptions(resolution=16), labels="folders", samples_per_shard=13, workers=1)
+    options = PackOptions(ImageOptions(resolution=resolution), labels="folders", samples_per_shard=13, workers=1)
     pack(folder / "images", folder / "shards", options)
     return folder / "shards"
