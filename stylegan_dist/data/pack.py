@@ -81,10 +81,7 @@ def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions
         Interrupted: by Ctrl-C; the finished shards are kept, the same call continues.
     """
     options.check()
-    for name, place in (("SOURCE", os.fspath(source)), ("OUT", os.fspath(out))):
-        if storage.is_remote(place):
-            raise InputError(f"{name} of pack must be on this machine, not at {place}: fetch the images or upload the shards "
-                             "with the tool of that storage, or read finished shards from there (stylegan-dist index)")
+    storage.check_is_local("OUT", out)
     out = Path(out)
     if os.path.realpath(source) == os.path.realpath(out):
         raise InputError(f"{out} is the source itself: choose another folder for the shards")

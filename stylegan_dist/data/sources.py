@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
+from stylegan_dist.data import storage
 from stylegan_dist.data.tar import Member, TarError, members
 from stylegan_dist.errors import InputError
 
@@ -212,11 +213,11 @@ def open_source(path: str | os.PathLike, labels: str = "auto", endings: Sequence
     Raises:
         InputError: nothing there, no such file in it, or labels that are missing or of a wrong form.
     """
-    path = Path(path)
     if labels not in LABEL_MODES:
         raise InputError(f"labels must be one of {', '.join(LABEL_MODES)}, not {labels!r}")
     with _readable(path) as files:
         listing = files.list()
+    path = Path(path)
     names = sorted(name for name in listing if name.lower().endswith(tuple(endings)))
     if not names:
         raise InputError(f"{path} holds no {noun} ({', '.join(endings)}): is it the right place?")
@@ -244,7 +245,7 @@ def kind_of(path: str | os.PathLike) -> str:
         InputError: nothing there, or it cannot be read.
     """
     found = set()
-    with _readable(Path(path)) as files:
+    with _readable(path) as files:
         for name in files.names():
             ending = os.path.splitext(name)[1].lower()
             if ending in IMAGE_ENDINGS:
@@ -255,8 +256,10 @@ def kind_of(path: str | os.PathLike) -> str:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[Files]:
+def _readable(place: str | os.PathLike) -> Iterator[Files]:
     """The source at a path; what goes wrong while it is listed becomes an InputError."""
+    storage.check_is_local("SOURCE", place)
+    path = Path(place)
     try:
         if path.is_dir():
             yield Folder(path)

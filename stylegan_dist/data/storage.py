@@ -37,6 +37,13 @@ def is_remote(location: str) -> bool:
     return "://" in location and not location.startswith("file://")
 
 
+def check_is_local(name: str, place: str | os.PathLike) -> None:
+    """Raises InputError where one of the places that `pack` works with is a URL."""
+    if is_remote(os.fspath(place)):
+        raise InputError(f"{name} of pack must be on this machine, not at {place}: fetch the data or upload the shards "
+                         "with the tool of that storage, or read finished shards from there (stylegan-dist index)")
+
+
 def local_path(location: str) -> Path:
     """The path of a local location, which may be a file:// URL."""
     return Path(location.removeprefix("file://"))
