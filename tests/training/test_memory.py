@@ -99,7 +99,7 @@ def test_activations_grow_with_the_micro_batch_and_parameters_do_not():
     assert small.kept == large.kept
     for name, size in small.phases.items():
         # What does not grow are double backward passes' sums over the batch, and casts of weights.
-        assert 2.5 < large.phases[name] / size <= 4.01, name
+        assert 2.2 < large.phases[name] / size <= 4.01, name
     assert large.peak == sum(large.kept.values()) + max(large.phases.values())
 
 

@@ -1,0 +1,82 @@
+"""Native operators at the layers of the published recipes: real channels and widths, few rows, against plain PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from launching import ROOT
+from native_cases import assert_close, derivatives, laid_out, numbers, wide
+
+from stylegan_dist import ops, randomness
+from stylegan_dist.config import load_config
+from stylegan_dist.networks.stylegan2 import channels_at, resolutions
+from stylegan_dist.ops import native
+
+if not native.native().devices:
+    pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
+
+PRESETS = {"cifar10": 32, "ffhq256": 256, "ffhq1024": 1024}
+ELEMENTS = 1 << 13  # of a feature map, about
+CLAMP = 256.0
+FEATURES = ("x", "wide", "residual", "image")  # in low precision; all else is in full
+
+
+def layers():
+    """(channels, width) of all feature maps."""
+    shapes = set()
+    for name, resolution in PRESETS.items():
+        config = load_config(ROOT / f"launch/presets/{name}.yaml", [])
+        for c in (config.generator, config.discriminator):
+            shapes |= {(channels_at(r, c.channel_base, c.channel_max), r) for r in resolutions(resolution)}
+    return sorted(shapes)
+
+
+def epilogue(filtered, makes, colours):
+    """The generator's, with noise."""
+    def layer(x, d, bias, *rest):
+        rest = list(rest)
+        style = rest.pop(0) if makes else None
+        noise = ops.LayerNoise(randomness.noise_address(0, "noise", torch.arange(len(x))), 3)
+        strength = torch.full((1,), 0.5, dtype=d.dtype)
+        return ops.generator_epilogue(x, d, bias, noise, strength, style, rest[0] if colours else None, filtered, CLAMP)
+    return layer
+
+
+OPERATORS = {  # name: arguments, function
+    "bias_act": ("x bias", lambda x, bias: ops.bias_act(x, bias, "lrelu", 1.0, CLAMP)),
+    "up": ("x", ops.upsample2d),
+    "down": ("x", ops.downsample2d),
+    "d_filter": ("x bias", lambda x, bias: ops.discriminator_epilogue(x, bias, 1.0, CLAMP, None, True)),
+    "d_residual": ("x bias residual", lambda x, bias, residual: ops.discriminator_epilogue(x, bias, 0.7, CLAMP, residual)),
+    "fromrgb": ("image kernel bias", lambda image, kernel, bias: ops.fromrgb(image, kernel, bias, 1.0, CLAMP)),
+    "g_first": ("wide d bias style", epilogue(True, True, False)),
+    "g_second": ("x d bias style weight", epilogue(False, True, True)),
+    "g_last": ("x d bias weight", epilogue(False, False, True)),
+}
+
+
+@pytest.mark.parametrize(("channels", "width"), layers())
+def test_layers_of_published_networks(channels, width):
+    """Every operator at every layer, in one dtype of three in turn."""
+    n, rows = 2, min(width, max(4, ELEMENTS // (channels * width)))
+    shapes = {"x": (n, channels, rows, width), "wide": (n, channels, rows + 1, width + 1), "residual": (n, channels, rows, width),
+              "image": (n, 3, rows, width), "kernel": (channels, 3, 1, 1), "bias": (channels,), "d": (n, channels),
+              "style": (n, channels), "weight": (n, 3, channels)}
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    for turn, (names, function) in enumerate(OPERATORS.values()):
+        dtype = dtypes[(turn + width.bit_length()) % 3]
+        arguments = [laid_out(numbers(k, *shapes[name]), "nhwc").to(dtype if name in FEATURES else wide(dtype))
+                     for k, name in enumerate(names.split())]
+        with torch.no_grad(), native.using("everywhere"):
+            results = function(*arguments)
+        gs = [laid_out(numbers(9 + k, *y.shape).to(y.dtype), "nhwc")
+              for k, y in enumerate(results if isinstance(results, tuple) else (results,)) if y is not None]
+        cotangents = [numbers(11 + k, *t.shape).to(t.dtype) for k, t in enumerate(arguments)]
+        if "residual" in names:
+            cotangents[-1].zero_()  # it would be added after a rounding
+        with native.using("everywhere"):
+            actual = derivatives(function, arguments, gs, cotangents)
+        with native.using("reference"):
+            expected = derivatives(function, *([t.double() for t in part] for part in (arguments, gs, cotangents)))
+        for a, e in zip(actual, expected, strict=True):
+            assert_close(a, e, dtype, terms=100 + 4 * max(channels, n * rows * width))
