@@ -174,7 +174,8 @@ def compile_library(torch: Torch, library: Path, emulate: bool = False) -> None:
     if cxx is None:
         raise CannotBuild("no C++ compiler (install g++ or set CXX)")
     flags = [*CXX_FLAGS, *cpu_flags(), f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
-    flags += ["-DSTYLEGAN_DIST_CUDA"] * cuda + ["-DSTYLEGAN_DIST_EMULATE"] * emulate
+    # What is emulated need not be fast, and is compiled in half the time.
+    flags += ["-DSTYLEGAN_DIST_CUDA"] * cuda + ["-DSTYLEGAN_DIST_EMULATE", "-O1"] * emulate
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as name:
         commands, objects = [], []
         for source in sorted(SOURCES.glob("*.c*")):

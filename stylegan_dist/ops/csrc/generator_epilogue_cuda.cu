@@ -176,7 +176,8 @@ template <class T, int K, int V, bool LAST, bool TANGENT> struct Gather {
   A* rgb;
 
   HD void part(int64_t team, int lane, Sums& sums) const {
-    const int64_t row = team / unit.columns, x = (team - row * unit.columns) * PIXELS, n = row / unit.height, y = row - n * unit.height;
+    const int64_t row = team / unit.columns, x = (team - row * unit.columns) * PIXELS;
+    const int64_t n = row / unit.height, y = row - n * unit.height;
     const int count = unit.count(x);
     Pixel<A, K> common[PIXELS];
 #pragma unroll
@@ -206,7 +207,8 @@ template <class T, int K, int V, bool LAST, bool TANGENT> struct Gather {
   }
 
   HD void finish(int64_t team, const Sums& sums) const {
-    const int64_t row = team / unit.columns, x = (team - row * unit.columns) * PIXELS, n = row / unit.height, y = row - n * unit.height;
+    const int64_t row = team / unit.columns, x = (team - row * unit.columns) * PIXELS;
+    const int64_t n = row / unit.height, y = row - n * unit.height;
 #pragma unroll
     for (int q = 0; q < PIXELS; ++q)
 #pragma unroll
