@@ -40,10 +40,12 @@ class MixedOrder:
 
     def locate(self, first: int, count: int) -> list[tuple[int, int]]:
         """(shard, sample within the shard) of images first, ..., first + count - 1; shards count through all sets."""
+        parts, numbers = zip(*(self.part_of(image) for image in range(first, first + count)), strict=True)
+        # What a set gives to these images is a piece of its line.
+        pieces = {part: iter(self.orders[part].locate(numbers[parts.index(part)], parts.count(part))) for part in set(parts)}
         places = []
-        for image in range(first, first + count):
-            part, number = self.part_of(image)
-            shard, sample = self.orders[part].locate(number, 1)[0]
+        for part in parts:
+            shard, sample = next(pieces[part])
             places.append((self._first_shard[part] + shard, sample))
         return places
 

@@ -49,17 +49,15 @@ class GlobalOrder:
 
     def locate(self, first: int, count: int) -> list[tuple[int, int]]:
         """(shard, sample within the shard) of images first, ..., first + count - 1."""
-        places = []
-        for image in range(first, first + count):
-            epoch, position = divmod(image, self.num_samples)
-            step, lane = divmod(position, self.lanes)
-            block, within = divmod(step, self.block)
-            on_line = (lane * self._lane_length + min(lane, self._longer) + block * self.block
-                       + self._block_order(epoch, lane, block).item(within))
+        places: list[tuple[int, int]] = []
+        while len(places) < count:
+            epoch, position = divmod(first + len(places), self.num_samples)
+            end = min(position + count - len(places), self.num_samples)
+            on_line = np.array([self._on_line(epoch, p) for p in range(position, end)])
             shards, ends = self._shard_line(epoch)
             at = ends.searchsorted(on_line, side="right")
-            shard = shards.item(at)
-            places.append((shard, on_line - ends.item(at) + self.shard_samples.item(shard)))
+            samples = on_line - ends[at] + self.shard_samples[shards[at]]
+            places += zip(shards[at].tolist(), samples.tolist(), strict=True)
         return places
 
     def slot(self, image: int) -> int:
@@ -111,6 +109,13 @@ class GlobalOrder:
         shards, ends = self._shard_line(epoch)
         begin, end = ends.searchsorted([first, last], side="right")
         return [shard for shard in shards[begin:end + 1].tolist() if self.shard_samples[shard]]
+
+    def _on_line(self, epoch: int, position: int) -> int:
+        """Where on the line of an epoch's shards the sample at a position of the epoch lies."""
+        step, lane = divmod(position, self.lanes)
+        block, within = divmod(step, self.block)
+        start = lane * self._lane_length + min(lane, self._longer)
+        return start + block * self.block + self._block_order(epoch, lane, block).item(within)
 
     def _block_order(self, epoch: int, lane: int, block: int) -> np.ndarray:
         """The permutation inside one block; the last block of a lane is shorter."""
