@@ -302,6 +302,7 @@ def test_cuda_sources_on_the_cpu():
     passes_on_cuda_sources(__file__)
 
 
+@pytest.mark.timeout(900)
 def test_cuda_sources_compile(tmp_path):
     if build.nvcc() is None:
         pytest.skip("no nvcc")
