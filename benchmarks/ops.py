@@ -96,8 +96,8 @@ def operators() -> dict[str, tuple[Callable, Callable]]:
         return {"forward": 1, "backward": 3, "double": 4}[mode] * (x + y)
 
     def generated(mode: str, x: int, y: int) -> int:
-        # forward: read t, write z and rgb; backward: and read t and their gradients, write that of t; double: and read h, gz and
-        # t, write their gradients but that of h
+        # forward: read t, write z or rgb; backward: and read t and the gradient, write that of t; double: and read h, t and the
+        # gradient, write what belongs to the latter two
         return {"forward": x + y, "backward": 3 * x + 2 * y, "double": 6 * x + 4 * y}[mode]
 
     return {

@@ -59,9 +59,10 @@ OPERATORS = {  # name: arguments, function
 def test_layers_of_published_networks(channels, width):
     """Every operator at every layer, in one dtype of three in turn."""
     n, rows = 2, min(width, max(4, ELEMENTS // (channels * width)))
-    shapes = {"x": (n, channels, rows, width), "wide": (n, channels, rows + 1, width + 1), "residual": (n, channels, rows, width),
-              "image": (n, 3, rows, width), "kernel": (channels, 3, 1, 1), "bias": (channels,), "d": (n, channels),
-              "style": (n, channels), "weight": (n, 3, channels)}
+    features = (n, channels, rows, width)
+    shapes = {"x": features, "residual": features, "wide": (n, channels, rows + 1, width + 1), "image": (n, 3, rows, width),
+              "kernel": (channels, 3, 1, 1), "bias": (channels,), "d": (n, channels), "style": (n, channels),
+              "weight": (n, 3, channels)}
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     for turn, (names, function) in enumerate(OPERATORS.values()):
         dtype = dtypes[(turn + width.bit_length()) % 3]

@@ -21,7 +21,8 @@ const void* pointer(MaybeTensor& t, bool channels_last) {
 }
 
 void draw(const Tensor& address, int64_t layer, int64_t count, Tensor& out) {
-  const NoiseParams p{address.size(0), count, layer, static_cast<const int64_t*>(address.data_ptr()), out.data_ptr(), dtype_of(out)};
+  const auto* rows = static_cast<const int64_t*>(address.data_ptr());
+  const NoiseParams p{address.size(0), count, layer, rows, out.data_ptr(), dtype_of(out)};
 #ifdef STYLEGAN_DIST_CUDA
   if (out.is_cuda()) return noise_cuda(p, OnDevice(out).stream);
 #endif
@@ -40,8 +41,8 @@ struct Shape {
 
 Shape shape_of(const Tensor& t, const Tensor& table, const Line& line) {
   check(t.dim() == 4 && (line.empty() || (line.size() == 4 && t.size(2) > 1 && t.size(3) > 1)), "features or a filter");
-  check(table.dim() == 3 && table.size(0) == t.size(0) && table.size(1) >= 4 && table.size(1) <= 8 && table.size(2) == t.size(1) &&
-        table.scalar_type() == acc_type(t) && on_one_device(table, t), "a table");
+  check(table.dim() == 3 && table.size(0) == t.size(0) && table.size(1) >= 4 && table.size(1) <= 8 &&
+        table.size(2) == t.size(1) && table.scalar_type() == acc_type(t) && on_one_device(table, t), "a table");
   const int64_t less = line.empty() ? 0 : 1;
   Shape s{t.size(0), t.size(1), t.size(2) - less, t.size(3) - less, table.size(1) - 4, is_channels_last(t), {}, {}};
   s.features = {s.n, s.c, s.height, s.width}, s.images = {s.n, s.colours, s.height, s.width};
@@ -49,9 +50,9 @@ Shape shape_of(const Tensor& t, const Tensor& table, const Line& line) {
 }
 
 // Runs one operator; what it makes is in z, rgb, to_t and sums.
-void run(GeneratorOp op, const Shape& s, Tensor t, Tensor table, MaybeTensor noise, int64_t layer, MaybeTensor gz, MaybeTensor g,
-         MaybeTensor h, MaybeTensor h_table, const Line& line, double slope, double gain, double clamp, Tensor* z, Tensor* rgb,
-         Tensor* to_t, Tensor* sums) {
+void run(GeneratorOp op, const Shape& s, Tensor t, Tensor table, MaybeTensor noise, int64_t layer, MaybeTensor gz,
+         MaybeTensor g, MaybeTensor h, MaybeTensor h_table, const Line& line, double slope, double gain, double clamp,
+         Tensor* z, Tensor* rgb, Tensor* to_t, Tensor* sums) {
   const ScalarType acc = acc_type(t);
   check(is(gz, s.features, t.scalar_type(), t) && is(g, s.images, acc, t) && is(h, sizes_of(t), t.scalar_type(), t) &&
         is(h_table, sizes_of(table), acc, t), "a gradient");
@@ -117,7 +118,8 @@ std::tuple<Tensor, Tensor> generator_epilogue_backward(MaybeTensor gz, MaybeTens
                                                        int64_t layer, Line line, double slope, double gain, double clamp) {
   const Shape s = shape_of(t, table, line);
   Tensor to_t = make(t, sizes_of(t), t.scalar_type(), s.last), sums = make(t, sizes_of(table), acc_type(t), false);
-  run(GeneratorOp::BACKWARD, s, t, table, noise, layer, gz, g, {}, {}, line, slope, gain, clamp, nullptr, nullptr, &to_t, &sums);
+  run(GeneratorOp::BACKWARD, s, t, table, noise, layer, gz, g, {}, {}, line, slope, gain, clamp, nullptr, nullptr, &to_t,
+      &sums);
   return {to_t, sums};
 }
 

@@ -147,7 +147,8 @@ template <class A> struct Window {
   A line[TAPS];
 
   // `width` pixels in a row, between `before` and `after` zeros; `room` for numbers that are written behind its end.
-  Window(int64_t width, int64_t height, int64_t pitch, int64_t before, int64_t after, int64_t room, const double* taps, bool mirrored)
+  Window(int64_t width, int64_t height, int64_t pitch, int64_t before, int64_t after, int64_t room, const double* taps,
+         bool mirrored)
       : frame((width + before + after) * pitch + room), zeros(frame.size()), pitch(pitch), before(before),
         count(width + before + after - TAPS + 1), height(height) {
     for (auto& row : rows) row.resize(frame.size());
@@ -180,10 +181,16 @@ template <class T> struct Problem {
   const Bend<A> bend = bend_of(p);
   std::vector<double> sums = std::vector<double>(backward ? p.images * bands * S * C : 0);
 
-  explicit Problem(const GeneratorParams& p)
-      : p(p), chunk(!p.channels_last ? 1 : std::min(p.channels, p.filtered ? std::clamp<int64_t>(FRAME / p.width / 16 * 16, 16, CHUNK) : CHUNK)),
-        width(p.filtered ? p.width : std::min(p.height * p.width, p.channels_last ? std::min(FRAME / std::max(chunk, L), PIXELS) : PIXELS)) {}
+  explicit Problem(const GeneratorParams& p) : p(p), chunk(chunk_of(p)), width(width_of(p)) {}
 
+  static int64_t chunk_of(const GeneratorParams& p) {
+    if (!p.channels_last) return 1;
+    return std::min(p.channels, p.filtered ? std::clamp<int64_t>(FRAME / p.width / 16 * 16, 16, CHUNK) : CHUNK);
+  }
+  static int64_t width_of(const GeneratorParams& p) {
+    if (p.filtered) return p.width;
+    return std::min({p.height * p.width, PIXELS, p.channels_last ? FRAME / std::max(chunk_of(p), L) : PIXELS});
+  }
   static Bend<A> bend_of(const GeneratorParams& p) {
     const Activation<T> act(PIECEWISE, p.slope, p.gain, p.clamp);
     return {act, SlopeAt<T>(act)};
@@ -225,7 +232,8 @@ template <class T> struct Problem {
         std::copy_n(drawn.data() + (y - y0) * width, count(y), room.e.data() + (y - y0) * row);
     }
     for (int64_t y = y0; y < y1; ++y) {
-      if (p.noise) std::copy_n(static_cast<const A*>(p.noise) + n * p.noise_stride + y * width, count(y), room.e.data() + (y - y0) * row);
+      if (p.noise)
+        std::copy_n(static_cast<const A*>(p.noise) + n * p.noise_stride + y * width, count(y), room.e.data() + (y - y0) * row);
       for (int k = 0; p.g && k < p.colours; ++k)
         std::copy_n(static_cast<const A*>(p.g) + (n * p.colours + k) * pixels + y * width, count(y),
                     room.g.data() + ((y - y0) * colours + k) * row);
@@ -237,7 +245,9 @@ template <class T> struct Problem {
   }
 
   void run(Room& room, int64_t task) {
-    const auto strip = colours == 0 ? strip_of<A, 0>(p.op, last) : colours == 3 ? strip_of<A, 3>(p.op, last) : strip_of<A, 4>(p.op, last);
+    const auto strip = colours == 0   ? strip_of<A, 0>(p.op, last)
+                       : colours == 3 ? strip_of<A, 3>(p.op, last)
+                                      : strip_of<A, 4>(p.op, last);
     const bool adjoint = p.filtered && backward;
     const int64_t n = task / bands, y0 = task % bands * band, y1 = std::min(rows, y0 + band), part = task % bands;
     const int64_t from = adjoint ? std::max<int64_t>(0, y0 - 2) : y0, to = adjoint ? std::min(rows, y1 + 1) : y1;
