@@ -51,8 +51,8 @@ Shape shape_of(const Tensor& t, const Tensor& table, const Line& line) {
 
 // Runs one operator; what it makes is in z, rgb, to_t and sums.
 void run(GeneratorOp op, const Shape& s, Tensor t, Tensor table, MaybeTensor noise, int64_t layer, MaybeTensor gz,
-         MaybeTensor g, MaybeTensor h, MaybeTensor h_table, const Line& line, double slope, double gain, double clamp, Tensor* z,
-         Tensor* rgb, Tensor* to_t, Tensor* sums) {
+         MaybeTensor g, MaybeTensor h, MaybeTensor h_table, const Line& line, double slope, double gain, double clamp,
+         Tensor* z, Tensor* rgb, Tensor* to_t, Tensor* sums) {
   const ScalarType acc = acc_type(t);
   check(is(gz, s.features, t.scalar_type(), t) && is(g, s.images, acc, t) && is(h, sizes_of(t), t.scalar_type(), t) &&
         is(h_table, sizes_of(table), acc, t), "a gradient");

@@ -30,12 +30,13 @@ inline Split split(const GeneratorParams& p, int64_t channels) {
   return {groups, ceil_div(units, std::clamp<int64_t>(units * p.images * groups / ENOUGH_THREADS, 1, STEPS))};
 }
 
-// LAST: V channels of each pixel; else one channel, whose pixels are read together if V > 1.
+// V channels of each pixel, one if not LAST.
 template <class T, int K, int V, bool LAST> struct Unit {
   using A = Acc<T>;
   using Col = Column<A, K>;
-  static constexpr int CHANNELS = LAST ? V : 1, S = EPILOGUE_ROWS + K;
-  using Block = A[PIXELS][CHANNELS];
+  static constexpr int S = EPILOGUE_ROWS + K;
+  static_assert(LAST || V == 1, "neighbours in memory are pixels of one channel");
+  using Block = A[PIXELS][V];
 
   int64_t channels, height, width, columns;
   int colours;  // of K
@@ -63,14 +64,14 @@ template <class T, int K, int V, bool LAST> struct Unit {
     return LAST ? (row * (width + more) + x) * channels + c : row * (width + more) + x;
   }
 
-  HD void columns_of(const A* from, int64_t n, int64_t c, Col (&to)[CHANNELS]) const {
+  HD void columns_of(const A* from, int64_t n, int64_t c, Col (&to)[V]) const {
     const int rows = EPILOGUE_ROWS + colours;
 #pragma unroll
     for (int r = 0; r < S; ++r) {
-      Pack<A, CHANNELS> row{};
-      if (from && r < rows) row = *reinterpret_cast<const Pack<A, CHANNELS>*>(from + (n * rows + r) * channels + c);
+      Pack<A, V> row{};
+      if (from && r < rows) row = *reinterpret_cast<const Pack<A, V>*>(from + (n * rows + r) * channels + c);
 #pragma unroll
-      for (int j = 0; j < CHANNELS; ++j) {
+      for (int j = 0; j < V; ++j) {
         if (r == 0) to[j].d = row.v[j];
         if (r == 1) to[j].b = row.v[j];
         if (r == 2) to[j].sigma = row.v[j];
@@ -83,19 +84,12 @@ template <class T, int K, int V, bool LAST> struct Unit {
   // Pixels x to x + count of features without a filter; the others are zero.
   HD void read(const T* from, int64_t n, int64_t c, int64_t y, int64_t x, int count, Block& to) const {
     const int64_t first = at(n, c, y, x, 0);
-    if constexpr (!LAST && V > 1) {
-      Pack<T, PIXELS> row{};
-      if (from) row = *reinterpret_cast<const Pack<T, PIXELS>*>(from + first);
 #pragma unroll
-      for (int q = 0; q < PIXELS; ++q) to[q][0] = load(row.v[q]);
-    } else {
+    for (int q = 0; q < PIXELS; ++q) {
+      Pack<T, V> pixel{};
+      if (from && q < count) pixel = *reinterpret_cast<const Pack<T, V>*>(from + first + q * (LAST ? channels : 1));
 #pragma unroll
-      for (int q = 0; q < PIXELS; ++q) {
-        Pack<T, CHANNELS> pixel{};
-        if (from && q < count) pixel = *reinterpret_cast<const Pack<T, CHANNELS>*>(from + first + q * (LAST ? channels : 1));
-#pragma unroll
-        for (int j = 0; j < CHANNELS; ++j) to[q][j] = load(pixel.v[j]);
-      }
+      for (int j = 0; j < V; ++j) to[q][j] = load(pixel.v[j]);
     }
   }
 
@@ -105,7 +99,7 @@ template <class T, int K, int V, bool LAST> struct Unit {
 #pragma unroll
     for (int q = 0; q < PIXELS; ++q)
 #pragma unroll
-      for (int j = 0; j < CHANNELS; ++j) to[q][j] = 0;
+      for (int j = 0; j < V; ++j) to[q][j] = 0;
 #pragma unroll
     for (int r = 0; r < TAPS; ++r) {
       const int64_t row = y - 1 + r;
@@ -115,39 +109,32 @@ template <class T, int K, int V, bool LAST> struct Unit {
 #pragma unroll
       for (int q = 0; q < PIXELS; ++q)
 #pragma unroll
-        for (int j = 0; j < CHANNELS; ++j) sums[q][j] = 0;
+        for (int j = 0; j < V; ++j) sums[q][j] = 0;
 #pragma unroll
       for (int i = 0; i < PIXELS + TAPS - 1; ++i) {
         if (x - 1 + i < 0 || x - 1 + i > width) continue;
-        const Pack<T, CHANNELS> pixel = *reinterpret_cast<const Pack<T, CHANNELS>*>(from + first + i * (LAST ? channels : 1));
+        const Pack<T, V> pixel = *reinterpret_cast<const Pack<T, V>*>(from + first + i * (LAST ? channels : 1));
 #pragma unroll
         for (int q = 0; q < PIXELS; ++q)
 #pragma unroll
-          for (int j = 0; j < CHANNELS; ++j)
+          for (int j = 0; j < V; ++j)
             if (i - q >= 0 && i - q < TAPS) sums[q][j] += line[i - q] * load(pixel.v[j]);
       }
 #pragma unroll
       for (int q = 0; q < PIXELS; ++q)
 #pragma unroll
-        for (int j = 0; j < CHANNELS; ++j) to[q][j] += line[r] * sums[q][j];
+        for (int j = 0; j < V; ++j) to[q][j] += line[r] * sums[q][j];
     }
   }
 
   HD void write(T* to, int64_t n, int64_t c, int64_t y, int64_t x, int count, const Block& from) const {
     const int64_t first = at(n, c, y, x, 0);
-    if constexpr (!LAST && V > 1) {
-      Pack<T, PIXELS> row;
 #pragma unroll
-      for (int q = 0; q < PIXELS; ++q) row.v[q] = store<T>(from[q][0]);
-      *reinterpret_cast<Pack<T, PIXELS>*>(to + first) = row;
-    } else {
+    for (int q = 0; q < PIXELS; ++q) {
+      Pack<T, V> pixel;
 #pragma unroll
-      for (int q = 0; q < PIXELS; ++q) {
-        Pack<T, CHANNELS> pixel;
-#pragma unroll
-        for (int j = 0; j < CHANNELS; ++j) pixel.v[j] = store<T>(from[q][j]);
-        if (q < count) *reinterpret_cast<Pack<T, CHANNELS>*>(to + first + q * (LAST ? channels : 1)) = pixel;
-      }
+      for (int j = 0; j < V; ++j) pixel.v[j] = store<T>(from[q][j]);
+      if (q < count) *reinterpret_cast<Pack<T, V>*>(to + first + q * (LAST ? channels : 1)) = pixel;
     }
   }
 
@@ -184,8 +171,8 @@ template <class T, int K, int V, bool LAST, bool TANGENT> struct Gather {
     for (int q = 0; q < PIXELS; ++q) unit.template shared<false>(n, y, x, q, count, common[q]);
 #pragma unroll
     for (int i = 0; i < Sums::COUNT; ++i) sums.v[i] = 0;
-    for (int64_t c = lane * U::CHANNELS; c < unit.channels; c += LANES * U::CHANNELS) {
-      typename U::Col col[U::CHANNELS], h[U::CHANNELS];
+    for (int64_t c = lane * V; c < unit.channels; c += LANES * V) {
+      typename U::Col col[V], h[V];
       typename U::Block u, hu, out;
       unit.columns_of(unit.table, n, c, col);
       unit.read_filtered(unit.t, n, c, y, x, count, u);
@@ -193,7 +180,7 @@ template <class T, int K, int V, bool LAST, bool TANGENT> struct Gather {
 #pragma unroll
       for (int q = 0; q < PIXELS; ++q)
 #pragma unroll
-        for (int j = 0; j < U::CHANNELS; ++j) {
+        for (int j = 0; j < V; ++j) {
           Pixel<A, K> p = common[q];
           p.u = u[q][j], p.gz = 0;
           const Derivatives<A, K> d(unit.bend, col[j], p);
@@ -230,13 +217,13 @@ template <class T, int K, int V, bool LAST, bool SECOND> struct Walk {
   HD void operator()(int64_t t) const {
     const int64_t slow = LAST ? t / groups : t / parts, fast = t - slow * (LAST ? groups : parts);
     const int64_t n = LAST ? slow / parts : slow / groups, part = LAST ? slow - n * parts : fast;
-    const int64_t c = (LAST ? fast : slow - n * groups) * U::CHANNELS;
-    typename U::Col col[U::CHANNELS], h[U::CHANNELS];
+    const int64_t c = (LAST ? fast : slow - n * groups) * V;
+    typename U::Col col[V], h[V];
     unit.columns_of(unit.table, n, c, col);
     if (SECOND) unit.columns_of(unit.h_table, n, c, h);
-    A sums[U::CHANNELS][U::S];
+    A sums[V][U::S];
 #pragma unroll
-    for (int j = 0; j < U::CHANNELS; ++j)
+    for (int j = 0; j < V; ++j)
 #pragma unroll
       for (int r = 0; r < U::S; ++r) sums[j][r] = 0;
 
@@ -252,7 +239,7 @@ template <class T, int K, int V, bool LAST, bool SECOND> struct Walk {
         Pixel<A, K> p;
         unit.template shared<true>(n, y, x, q, count, p);  // zeros behind the end of a row, as gz
 #pragma unroll
-        for (int j = 0; j < U::CHANNELS; ++j) {
+        for (int j = 0; j < V; ++j) {
           p.u = u[q][j], p.gz = gz[q][j];
           const Derivatives<A, K> d(unit.bend, col[j], p);
           const A gv = d.gradient();
@@ -273,7 +260,7 @@ template <class T, int K, int V, bool LAST, bool SECOND> struct Walk {
 #pragma unroll
     for (int r = 0; r < U::S; ++r)
 #pragma unroll
-      for (int j = 0; j < U::CHANNELS; ++j) {
+      for (int j = 0; j < V; ++j) {
         if (r >= rows) continue;
         const int64_t row = LAST ? (part * images + n) * rows + r : n * rows + r;
         const int64_t where = row * unit.channels + c + j;
@@ -303,7 +290,7 @@ template <class T, int K, int V, bool LAST> void run(const GeneratorParams& p, v
     return launch_teams(Gather<T, K, V, LAST, false>{unit, z, rgb}, p.images * units, stream);
   const bool second = p.op == GeneratorOp::SECOND;
   if (second) launch_teams(Gather<T, K, V, LAST, true>{unit, z, rgb}, p.images * units, stream);
-  const Split s = split(p, U::CHANNELS);
+  const Split s = split(p, V);
   T* to = static_cast<T*>(p.filtered ? p.scratch : p.to_t);
   A* workspace = static_cast<A*>(p.workspace);
   const int64_t threads = p.images * s.groups * s.parts;
@@ -314,17 +301,14 @@ template <class T, int K, int V, bool LAST> void run(const GeneratorParams& p, v
   if (p.filtered) unfilter(p, stream);
 }
 
-// The number of colours in use is one of a few, more of them are zeros: few where few train (planes, odd sizes), because every
-// kernel takes time to compile.
+// Colours that there are not are zeros. Only what is trained with, channels_last and RGB, has kernels of its own: every kernel
+// takes time to compile.
 template <class T> void run_type(const GeneratorParams& p, void* stream) {
-  bool wide = (p.channels_last ? p.channels : Grid(p).width) % WIDE == 0;
+  bool wide = p.channels_last && p.channels % WIDE == 0 && p.colours <= 3;
   for (const void* q : {p.t, p.h, p.gz, p.table, p.h_table, static_cast<const void*>(p.z), static_cast<const void*>(p.to_t)})
     wide = wide && aligned(q);
-  if (!p.channels_last) return wide ? run<T, 4, WIDE, false>(p, stream) : run<T, 4, 1, false>(p, stream);
-  if (!wide) return run<T, 4, 1, true>(p, stream);
-  if (p.colours == 0) return run<T, 0, WIDE, true>(p, stream);
-  if (p.colours <= 3) return run<T, 3, WIDE, true>(p, stream);
-  return run<T, 4, WIDE, true>(p, stream);
+  if (wide) return p.colours == 0 ? run<T, 0, WIDE, true>(p, stream) : run<T, 3, WIDE, true>(p, stream);
+  p.channels_last ? run<T, 4, 1, true>(p, stream) : run<T, 4, 1, false>(p, stream);
 }
 
 // A thread draws a block of four numbers.
