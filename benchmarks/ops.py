@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import math
 import platform
 import statistics
 import sys
@@ -57,7 +56,8 @@ def main() -> int:
     bandwidth = copy_bandwidth(device, args.rounds)
     print(f"{name}; torch {torch.__version__}; copy {bandwidth / 1e9:.1f} GB/s; {native.native().reason}")
     print(f"{'operator':<12}{'shape':<18}{'dtype':<10}{'layout':<7}" + "".join(
-        f"{mode + ' us':>13}{'MB':>7}{'% copy':>7}{'x ref':>6}{'x comp':>7}" for mode in MODES))
+        f"{mode + ' us':>13}{'MB':>7}{'% copy':>7}{'x ref':>6}" + (f"{'x comp':>7}" if compares(args.compile, mode) else "")
+        for mode in MODES))
     for operator in args.operators.split(","):
         function, passes = operators()[operator]
         for channels, size in SHAPES[args.shapes]:
@@ -72,7 +72,7 @@ def main() -> int:
                     for mode, (fused, reference, compiled, elements, outputs) in zip(MODES, columns, strict=True):
                         moved = passes(mode, elements, outputs) * getattr(torch, dtype).itemsize
                         line += (f"{fused * 1e6:>13.0f}{moved / 1e6:>7.2f}{100 * moved / fused / bandwidth:>7.0f}"
-                                 f"{reference / fused:>6.2f}{compiled / fused if compiled else math.nan:>7.2f}")
+                                 f"{reference / fused:>6.2f}" + (f"{compiled / fused:>7.2f}" if compiled else ""))
                     print(line, flush=True)
     return 0
 
@@ -138,6 +138,11 @@ def generator_layer(x: torch.Tensor, bias: torch.Tensor, filtered: bool, feature
     return torch.stack((z.mean(), rgb.mean()))
 
 
+def compares(compiles: bool, mode: str) -> bool:
+    """Whether there is a compiled reference to compare with: a compiled function has no double backward."""
+    return compiles and mode != "double"
+
+
 def measure(
     function: Callable, shape: Sequence[int], dtype: torch.dtype, layout: str, device: torch.device, rounds: int, images: bool,
     compiles: bool,
@@ -167,7 +172,7 @@ def measure(
     result = []
     for run in (forward, backward, double):
         ways = {"fused": function, "reference": function}
-        if compiles and run is not double:  # which a compiled function does not have
+        if compares(compiles, run.__name__):
             ways["compiled"] = torch.compile(function, dynamic=False)
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         once = max(timed(functools.partial(run, function), 1, device), 1e-6)
