@@ -261,6 +261,28 @@ def test_autocast_is_pytorch_s():
         assert torch.autograd.grad(y.sum(), x)[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_16_bits_on_a_cpu_without_them(monkeypatch, dtype, transposed):
+    """Float32 inside, from inputs, to outputs and to gradients that have 16 bits."""
+    monkeypatch.setattr(convolution, "CPU_HAS_16_BITS", False)
+    function, expected, shape = both(3, 1, 1, 0, transposed)
+    x, w, g = numbers(0, 2, 2, 6, 6, dtype=dtype), numbers(1, *shape, dtype=dtype), numbers(2, 2, 3, 6, 6, dtype=dtype)
+
+    def results(function, cast, *inputs):
+        x, w, g = (cast(t).requires_grad_(True) for t in inputs)
+        y = function(x, w)
+        first = torch.autograd.grad(y, (x, w), g, create_graph=True)
+        return y, *first, *torch.autograd.grad(first[0].float().square().sum(), (w, g))
+
+    actual, wide = results(function, torch.Tensor.clone, x, w, g), results(expected, torch.Tensor.float, x, w, g)
+    assert {a.dtype for a in actual} == {dtype}
+    for a, e in zip(actual[:3], wide, strict=False):
+        torch.testing.assert_close(a, e.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)  # sums in another order
+    for a, e in zip(actual[3:], wide[3:], strict=True):  # from a gradient that has been rounded
+        assert (a - e).norm() < torch.finfo(dtype).eps * e.norm()
+
+
 def test_the_switch():
     x, w = numbers(0, 1, 2, 4, 4).requires_grad_(True), numbers(1, 2, 2, 3, 3)
     assert "Convolution0" not in conv2d(x, w).grad_fn.name()
