@@ -91,14 +91,18 @@ def _start_worker(function: Callable, progress: Progress, parent: int) -> None:
     global _work
     _work = (function, progress)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and stops us in order
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    end_with_parent(parent)
 
 
-def _end_with_parent(parent: int) -> None:
-    """A worker whose parent was killed would otherwise wait for tasks for ever."""
-    while os.getppid() == parent:
-        time.sleep(_LOOK_SECONDS)
-    os._exit(1)
+def end_with_parent(parent: int) -> None:
+    """In a worker: end it when its parent was killed. It would otherwise wait for tasks for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
 def _run_task(slot: int, task):

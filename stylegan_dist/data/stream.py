@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import itertools
 import math
+import os
 import signal
 import time
 import weakref
@@ -22,6 +24,7 @@ from stylegan_dist.data.decoding import decoder
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.data.mixture import MixedOrder, order_of
 from stylegan_dist.data.order import GlobalOrder
+from stylegan_dist.data.pool import end_with_parent
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.errors import STOP_SIGNALS, InputError, LocalInputError
 
@@ -192,7 +195,8 @@ class BatchStream:
         self._reader = dataset.reader
         self._batches: Iterator[_Loaded | InputError] = iter(DataLoader(
             dataset, batch_size=None, sampler=_Numbers(start, batch), num_workers=workers,
-            prefetch_factor=prefetch if workers else None, pin_memory=pin_memory, worker_init_fn=_outlive_stop_requests,
+            prefetch_factor=prefetch if workers else None, pin_memory=pin_memory,
+            worker_init_fn=functools.partial(_start_reader, os.getpid()),
         ))
         _open_streams.add(self)
 
@@ -232,14 +236,16 @@ def _close_streams() -> None:
         stream.close()
 
 
-def _outlive_stop_requests(_worker: int) -> None:
-    """In each reader: ignore the signals that ask a run to stop.
+def _start_reader(trainer: int, _worker: int) -> None:
+    """In each reader: ignore the signals that ask a run to stop, and end with the training process.
 
     Slurm and Ctrl-C send them to all processes of a run. The training process answers them, and needs the
-    readers until it has finished its step; then it ends them. They also end by themselves when it dies.
+    readers until it has finished its step; then it ends them. Where it is killed they end by themselves: PyTorch's
+    own watch takes whoever is the parent when it starts for the trainer, which may be dead by then.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent(trainer)
 
 
 class _Numbers:

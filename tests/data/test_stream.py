@@ -385,14 +385,15 @@ def test_readers_outlive_a_stop_request_and_end_with_the_stream(shards):
     assert not any(reader.is_alive() for reader in readers)
 
 
-def test_readers_end_when_the_trainer_is_killed(shards):
+@pytest.mark.parametrize("before", ["next(stream)", "pass"], ids=["reading", "starting"])
+def test_readers_end_when_the_trainer_is_killed(shards, before):
     """So that they do not hold on to the lock of the run's folder, and to the memory."""
     code = f"""
 import multiprocessing, os, signal
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.stream import BatchStream
 stream = BatchStream(load_index({str(shards)!r}), seed=0, lanes=4, block=3, batch=8, workers=2)
-next(stream)
+{before}
 print(*(reader.pid for reader in multiprocessing.active_children()), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
