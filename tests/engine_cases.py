@@ -9,8 +9,7 @@ training loop, but many cases share the cost of one launch. A case is an object 
     steps       to train
     out         folder to save in
     poison      optional: the number of an image that is infinitely bright
-    half        optional: folder of another checkpoint, in many small files, to save on the way
-    half_steps  when
+    on_the_way  optional: {folder: steps} of other checkpoints to save, in many small files
 """
 
 from __future__ import annotations
@@ -122,8 +121,9 @@ def train(case: dict, engine: engines.Engine, draws: Draws) -> None:
                                 {name: value.item() for name, value in result.means.items() if value.numel() == 1}])
         state.ema.update(state.generator, state.nimg, batch)
         state.nimg += batch
-        if case.get("half") and state.nimg == case["half_steps"] * batch:
-            save_checkpoint(Path(case["half"]), state.nimg, state.tensors(), state.facts(), engine, SMALL_FILES)
+        for folder, steps in case.get("on_the_way", {}).items():
+            if state.nimg == steps * batch:
+                save_checkpoint(Path(folder), state.nimg, state.tensors(), state.facts(), engine, SMALL_FILES)
     stream.close()
     facts = {**state.facts(), "draws": draws.taken(engine), "records": records,
              "samples": sorted(line for part in engine.gather(samples) for line in part)}

@@ -20,10 +20,12 @@ CALM = ("optim.g.eps=1e-2", "optim.d.eps=1e-2", "optim.g.lr=1e-4", "optim.d.lr=1
 BATCH = 16
 STEPS = 20
 SAVED_AT = 16  # steps, where others continue: what is left has every phase twice
+SHORT = 8      # steps of what is compared with a run of the same engine, and of variants
 # Rounding is magnified by 1 / sigma.
 APPROXIMATE = ("loss.penalty=approximate", "loss.penalty_sigma=0.3")
 ENGINES = {1: ("flat", "zero1", "zero2", "zero3"), 2: ("flat", "ddp", "zero1", "zero2", "zero3"),
            4: ("flat", "ddp", "zero1", "zero2", "zero3")}
+MICRO_BATCHES = {1: (1,), 2: (1, 2, 4), 4: (1,)}  # the flat engine divides them on one process, too
 # Some more on two ranks: parameters of every size spread, ZeRO-3 for both networks, one network each way, offload.
 VARIANTS = ("zero2-buckets", "zero3-groups", "zero3-all-cut", "zero3-both", "zero2-g", "zero1-offload", "zero2-offload",
             "zero3-offload")
@@ -86,24 +88,27 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for world, engines in ENGINES.items():
         whole = f"run.batch_gpu={BATCH // world}"
         cases = [runs.case(f"{engine}-{world}-{parts}", engine, f"run.batch_gpu={BATCH // world // parts}")
-                 for engine in engines for parts in splits(world)]
-        for case, engine in zip(cases[::len(splits(world))], engines, strict=True):
-            case |= {"half": str(runs.folder / f"{engine}-{world}-half"), "half_steps": SAVED_AT}
+                 for engine in engines for parts in MICRO_BATCHES[world]]
+        for case, engine in zip(cases[::len(MICRO_BATCHES[world])], engines, strict=True):
+            at = {"half": SAVED_AT, "short": SHORT}
+            case["on_the_way"] = {str(runs.folder / f"{engine}-{world}-{name}"): steps for name, steps in at.items()}
         if world == 1:
+            cases += [runs.case(f"flat-1-{parts}", "flat", f"run.batch_gpu={BATCH // parts}") for parts in (2, 4)]
+            cases.append(runs.case("flat-1-variants", "flat", steps=SHORT))
             cases.append(runs.case("flat-1-approximate", "flat", *APPROXIMATE))
             cases.append(runs.case("flat-1-poison", "flat", steps=6, poison=3 * BATCH + 1))
             cases += [runs.case(f"flat-1-{name}", "flat", *optimizers(name), steps=6) for name in OPTIMIZED]
         if world == 2:
-            cases += [runs.case(f"{engine}-2-again", engine, whole, steps=SAVED_AT) for engine in engines]
+            cases += [runs.case(f"{engine}-2-again", engine, whole, steps=SHORT) for engine in engines]
             cases += [runs.case(f"{engine}-2-approximate", engine, whole, *APPROXIMATE) for engine in engines]
-            cases += [runs.case(f"{engine}-2-2", engine, f"run.batch_gpu={BATCH // 4}") for engine in VARIANTS]
+            cases += [runs.case(f"{engine}-2-2", engine, f"run.batch_gpu={BATCH // 4}", steps=SHORT) for engine in VARIANTS]
             cases += [runs.case(f"{engine}-2-poison", engine, whole, steps=6, poison=3 * BATCH + 1)
                       for engine in (*engines, "zero2-offload", "zero3-offload")]
             cases += [runs.case(f"{engine}-2-{name}", engine, whole, *optimizers(name), steps=6)
                       for engine in ("zero2", "zero3") for name in OPTIMIZED]
-            cases += [runs.case(f"{engine}-2-{place}", engine, whole, f"ema.placement={place}", steps=SAVED_AT)
+            cases += [runs.case(f"{engine}-2-{place}", engine, whole, f"ema.placement={place}", steps=SHORT)
                       for engine, place in (("flat", "sharded"), ("flat", "cpu"), ("zero2", "sharded"))]
-            cases += [runs.case(f"{engine}-2-recompute", engine, whole, "run.recompute=8", steps=SAVED_AT)
+            cases += [runs.case(f"{engine}-2-recompute", engine, whole, "run.recompute=8", steps=SHORT)
                       for engine in engines]
         runs.train(world, cases)
     for world in ENGINES:
@@ -113,11 +118,6 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
             for before, after in CONTINUED if after.endswith(f"-{world}")
         ])
     return runs
-
-
-def splits(world: int) -> list[int]:
-    """Numbers of micro-batches that leave the groups of the minibatch standard deviation whole."""
-    return [parts for parts in (1, 2, 4) if BATCH // world // parts >= 2]
 
 
 def optimizers(name: str) -> list[str]:
@@ -162,23 +162,25 @@ def assert_same_run(runs: Runs, one: str, other: str) -> None:
     assert statistics.median(norms) < 1e-6
 
 
-@pytest.mark.parametrize("name", [
-    *(f"{engine}-{world}-{parts}" for world, engines in ENGINES.items() for engine in engines for parts in splits(world)),
-    *(f"{engine}-2-2" for engine in VARIANTS),
+@pytest.mark.parametrize(("one", "other"), [
+    *(("flat-1-1", f"{engine}-{world}-{parts}")
+      for world, engines in ENGINES.items() for engine in engines for parts in MICRO_BATCHES[world]),
+    *(("flat-1-1", f"flat-1-{parts}") for parts in (2, 4)),
+    *(("flat-1-variants", f"{engine}-2-2") for engine in VARIANTS),
 ])
-def test_every_engine_equals_one_process(name: str, runs: Runs):
-    assert_same_run(runs, "flat-1-1", name)
-    one, other = runs.facts("flat-1-1"), runs.facts(name)
-    assert one["samples"] == other["samples"]
-    assert one["draws"] == other["draws"]  # latents, labels, noise, mixing
-    assert len(one["draws"]) > STEPS * BATCH * 10
+def test_every_engine_equals_one_process(one: str, other: str, runs: Runs):
+    assert_same_run(runs, one, other)
+    a, b = runs.facts(one), runs.facts(other)
+    assert a["samples"] == b["samples"]
+    assert a["draws"] == b["draws"]  # latents, labels, noise, mixing
+    assert len(a["draws"]) > len(a["samples"]) * 10
 
 
 @pytest.mark.parametrize("engine", ENGINES[2])
 def test_same_engine_and_world_is_exact(engine: str, runs: Runs):
-    assert difference(runs.checkpoint(f"{engine}-2-half"), runs.checkpoint(f"{engine}-2-again"), NETWORKS + OPTIMIZERS) == 0
+    assert difference(runs.checkpoint(f"{engine}-2-short"), runs.checkpoint(f"{engine}-2-again"), NETWORKS + OPTIMIZERS) == 0
     again = runs.facts(f"{engine}-2-again")["records"]
-    assert len(again) > 2 * SAVED_AT
+    assert len(again) > 2 * SHORT
     assert runs.facts(f"{engine}-2-1")["records"][:len(again)] == again
 
 
@@ -216,12 +218,13 @@ def test_other_optimizers(engine: str, name: str, runs: Runs):
 
 @pytest.mark.parametrize(("engine", "place"), [("flat", "sharded"), ("flat", "cpu"), ("zero2", "sharded")])
 def test_average_kept_in_parts(engine: str, place: str, runs: Runs):
-    assert difference(runs.checkpoint(f"{engine}-2-half"), runs.checkpoint(f"{engine}-2-{place}"), NETWORKS) == 0
+    assert difference(runs.checkpoint(f"{engine}-2-short"), runs.checkpoint(f"{engine}-2-{place}"), NETWORKS) == 0
 
 
 @pytest.mark.parametrize("engine", ENGINES[2])
 def test_recomputed_activations(engine: str, runs: Runs):
-    assert difference(runs.checkpoint(f"{engine}-2-half"), runs.checkpoint(f"{engine}-2-recompute"), NETWORKS + OPTIMIZERS) == 0
+    one, other = (runs.checkpoint(f"{engine}-2-{name}") for name in ("short", "recompute"))
+    assert difference(one, other, NETWORKS + OPTIMIZERS) == 0
 
 
 @pytest.mark.parametrize("reduction", ["flat", "buckets"])

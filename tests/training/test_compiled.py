@@ -74,8 +74,8 @@ def measure(state: TrainState, part: MicroBatch) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-def test_losses_and_gradients(labelled_shards: Path, cache: str):
-    state, part = make_state(labelled_shards, "loss.adversarial=relativistic")  # D on real images in g_main, too
+def test_losses_and_gradients(small_shards: Path, cache: str):
+    state, part = make_state(small_shards, "loss.adversarial=relativistic")  # D on real images in g_main, too
     keys = {name: list(network.state_dict()) for name, network in state.networks.items()}
     eager = measure(state, part)
     assert re.fullmatch(r"compiled in \d+ s", compile_networks(state, ALONE, ("g", "d"), part))
@@ -98,12 +98,12 @@ def test_losses_and_gradients(labelled_shards: Path, cache: str):
 
 
 @pytest.mark.slow
-def test_runs(labelled_shards: Path, tmp_path: Path, cache: str):
+def test_runs(small_shards: Path, tmp_path: Path, cache: str):
     """10 steps equal those without, up to rounding; again, they equal themselves to the last bit."""
     options = (STEPS_10, *CALM, "run.batch_gpu=4")
-    trained(labelled_shards, tmp_path / "eager", *options)
+    trained(small_shards, tmp_path / "eager", *options)
     for name in ("compiled", "again"):
-        result = finished(train_command(labelled_shards, tmp_path / name, *options, "run.compile=true"), timeout=500)
+        result = finished(train_command(small_shards, tmp_path / name, *options, "run.compile=true"), timeout=500)
         assert result.returncode == 0, result.stdout + result.stderr
         assert re.search(r"compile +on", result.stdout)
         assert re.search(r"compiled in \d+ s", result.stdout)
@@ -117,8 +117,8 @@ def test_runs(labelled_shards: Path, tmp_path: Path, cache: str):
 
 
 @pytest.mark.slow
-def test_without_a_compiler_training_goes_on(labelled_shards: Path, tmp_path: Path):
-    command = train_command(labelled_shards, tmp_path / "run", STEPS_10, "run.compile=true")
+def test_without_a_compiler_training_goes_on(small_shards: Path, tmp_path: Path):
+    command = train_command(small_shards, tmp_path / "run", STEPS_10, "run.compile=true")
     result = finished(command, CXX="/nowhere/g++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
     out = result.stdout
     assert result.returncode == 0, out + result.stderr
