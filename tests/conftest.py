@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,8 @@ from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.pack import PackOptions, pack
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("unhurried", deadline=None)  # other work on the machine is no failure
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

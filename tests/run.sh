@@ -7,5 +7,6 @@ bin=${VENV:-.venv}/bin
 
 "$bin/ruff" check .
 "$bin/mypy"
-# Two workers, each test file on one of them: much of the time a test needs one core, or waits.
-"$bin/python" -m pytest --numprocesses 2 --dist loadfile "$@"
+# Two workers, each test file on one of them: much of the time a test needs one core, or waits. In the order of the folders
+# the longest files are not the last, where one worker would wait for the other.
+"$bin/python" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -207,7 +207,7 @@ def test_noise_by_address_is_that_of_the_maps(seed):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**60), st.integers(1, 300))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_permutation_is_a_permutation(seed, index, size):
     order = permutation(seed, "p", index, size)
     assert order.dtype == np.int64
@@ -229,7 +229,7 @@ def test_permutation_is_the_order_of_the_words(index, monkeypatch):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**60), st.integers(1, 40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_coins_are_halves_of_uniform_draws(seed, first, count):
     expected = uniform(seed, "p", torch.arange(first, first + count))[:, 0] < 0.5
     assert coins(seed, "p", first, count) == expected.tolist()

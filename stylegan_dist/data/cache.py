@@ -140,7 +140,8 @@ class NodeCache:
                     return
                 self._make_room(blob)
                 storage.download(blob.location, part, lambda: _check(part, blob))
-                part.rename(whole)
+                with self._lock():  # who adds up what is there must not miss a file between its two names
+                    part.rename(whole)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise

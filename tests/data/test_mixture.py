@@ -47,7 +47,7 @@ def test_proportions_and_epochs():
 
 
 @given(image=st.integers(0, 10**12), count=st.integers(1, 60))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_function_of_the_number(image, count):
     order = mixed()
     together = order.locate(image, count)
@@ -89,7 +89,7 @@ def working_sets_hold(order, batch: int, world: int, steps: int) -> None:
 
 @given(layout=st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(sum), lanes=st.integers(1, 40),
        block=st.integers(1, 30), world=st.sampled_from([1, 2, 4]), per_rank=st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_rank_reads_from_its_working_set_only(layout, lanes, block, world, per_rank):
     working_sets_hold(GlobalOrder(layout, 3, lanes, block), world * per_rank, world, 30)
 

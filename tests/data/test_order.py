@@ -94,7 +94,7 @@ def test_odd_sizes(layout, lanes, block):
     layout=st.lists(st.integers(0, 3000), min_size=1, max_size=40).filter(sum),
     lanes=st.integers(1, 600), block=st.integers(1, 5000), seed=st.integers(0, 2**32 - 1), data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_large_sizes(layout, lanes, block, seed, data):
     n = sum(layout)
     epoch = data.draw(st.integers(0, 10**6))

@@ -98,7 +98,7 @@ def test_an_index_elsewhere(tmp_path):
 @given(st.lists(st.tuples(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=300),
                           st.binary(max_size=1500)), max_size=12),
        st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_members_are_those_of_tarfile(entries, form):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=form) as tar:

@@ -36,16 +36,14 @@ OPTIMIZED = {  # name -> overrides, for both networks
 }
 SAVED = [f"{engine}-{world}" for world, engines in ENGINES.items() for engine in engines]
 # What is saved under one is continued under the other: every pair on one and two ranks; four, which take turns on
-# the two cores of continuous integration, meet a single process both ways, each engine itself, and each the next on
-# two and four.
+# the two cores of continuous integration, meet a single process both ways, each engine itself and the next.
 RING = dict(zip(ENGINES[4], (*ENGINES[4][1:], ENGINES[4][0]), strict=True))
 CONTINUED = [
     *((before, after) for before in SAVED for after in SAVED if not (before + after).count("-4")),
     *((f"{engine}-4", f"{engine}-4") for engine in ENGINES[4]),
     *((f"{engine}-4", "flat-1") for engine in ENGINES[4]),
     *(("flat-1", f"{engine}-4") for engine in ENGINES[4]),
-    *((f"{engine}-{before}", f"{other}-{after}") for engine, other in RING.items()
-      for before, after in ((4, 4), (4, 2), (2, 4))),
+    *((f"{engine}-4", f"{other}-4") for engine, other in RING.items()),
 ]
 NETWORKS = ("g", "d", "g_ema")
 OPTIMIZERS = ("optimizer_g", "optimizer_d")

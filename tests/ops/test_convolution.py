@@ -62,7 +62,7 @@ def derivatives(function, x, w, g, orders=3):
     return results
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_equals_pytorch_to_third_order(data):
     k, s, p, extra, transposed = data.draw(st.sampled_from(CASES))

@@ -77,7 +77,7 @@ def test_values_and_derivatives(dtype, layout, clamp, mode, shape):
         assert all(t.is_contiguous(memory_format=torch.channels_last) for t in images)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_shape(data):
     n, c, h, w = (data.draw(st.integers(low, 20)) for low in (0, 1, 1, 1))
@@ -97,7 +97,7 @@ def test_any_shape(data):
         torch.testing.assert_close(actual, derivatives(call, arguments, g, cotangents))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_padding_and_an_asymmetric_filter(data):
     """The operators' own arguments, of which the network uses one combination, and the mirrored filter of the adjoint."""

@@ -69,7 +69,7 @@ def test_values_and_derivatives(dtype, layout, clamp, shape):
         assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (actual[0], actual[1], actual[4]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_shape(data):
     n, k, c, h, w = (data.draw(st.integers(*ends)) for ends in ((0, 3), (1, 4), (1, 40), (1, 20), (1, 20)))

@@ -93,7 +93,7 @@ def test_resample2d(dtype, layout, up, down, padding, taps):
             assert all(t.is_contiguous(memory_format=torch.channels_last) for t in actual)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_resample2d_any_shape(data):
     n, c, h, w = (data.draw(st.integers(0 if k == 0 else 1, 12)) for k in range(4))
@@ -109,7 +109,7 @@ def test_resample2d_any_shape(data):
     torch.testing.assert_close(ops.resample2d(x, up, down, padding, 1.3, taps), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_bias_act_any_shape(data):
     shape = [data.draw(st.integers(0 if k == 0 else 1, 40)) for k in range(data.draw(st.integers(2, 4)))]

@@ -94,7 +94,7 @@ def test_values_and_derivatives(dtype, layout, mode, shape, noise):
         assert all(t.is_contiguous(memory_format=torch.channels_last) for t in features)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_any_shape(data):
     shape = tuple(data.draw(st.integers(low, 14)) for low in (0, 1, 1, 1))
