@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from stylegan_dist import __version__
@@ -21,6 +22,8 @@ from stylegan_dist.errors import (
     RankLost,
 )
 from stylegan_dist.tools.data_commands import add_bench_data, add_peek
+
+SECONDS_TO_SPEAK = 10  # for the rank that prints an error, by which it may be later than others
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         first_here = "0" in (os.environ.get("RANK") or "0", os.environ.get("LOCAL_RANK"))
         if first_here or isinstance(error, LocalInputError):
             print(f"error: {error}", file=sys.stderr, flush=True)
+        else:  # a launcher kills all when the first ends, which must not happen before somebody has spoken
+            time.sleep(SECONDS_TO_SPEAK)
         return EXIT_BAD_INPUT
     except RankLost as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
