@@ -28,13 +28,21 @@ TINY = (
 
 
 def train_command(shards: Path, run_dir: Path, *overrides: str, processes: int = 1, config: str = "cpu.yaml",
-                  launch_flags: Sequence[str] = ()) -> list[str]:
+                  launch_flags: Sequence[str] = (), entry: Path = ROOT / "launch/train.py") -> list[str]:
     """`accelerate launch` for several processes, plain Python for one."""
-    script = [str(ROOT / "launch/train.py"), *TINY, f"data.shards={shards}", f"run.dir={run_dir}", *overrides]
+    script = [str(entry), *TINY, f"data.shards={shards}", f"run.dir={run_dir}", *overrides]
     if processes == 1 and config == "cpu.yaml":
         return [sys.executable, *script]
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch/accelerate" / config),
             "--num_processes", str(processes), *launch_flags, *script]
+
+
+def late_entry(folder: Path, rank: int, seconds: float) -> Path:
+    """launch/train.py, but one rank sleeps before it begins."""
+    script = folder / "train.py"
+    script.write_text(f"import os, runpy, time\nif os.environ['RANK'] == '{rank}':\n    time.sleep({seconds})\n"
+                      f"runpy.run_path({str(ROOT / 'launch/train.py')!r}, run_name='__main__')\n")
+    return script
 
 
 @contextlib.contextmanager

@@ -71,6 +71,7 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
     if out is None and storage.is_remote(source):
         raise InputError(f"say where the index of {source} shall be: stylegan-dist index {source} FOLDER")
     locations = _tar_files(source)
+    storage.check_driver(locations[0])  # here, not by whichever process is the first to miss it
     base = _common_folder(locations)
     folder = Path(out if out is not None else base)
     if (folder / INDEX_NAME).exists() and not overwrite:

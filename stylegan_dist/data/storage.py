@@ -65,6 +65,11 @@ def check_location(location: str) -> None:
                          "give credentials to the storage driver through its environment variables or files instead")
 
 
+def check_driver(location: str) -> None:
+    """Raises: InputError: nothing here can read from this kind of location."""
+    _open(location)
+
+
 def expand(pattern: str) -> list[str]:
     """The locations that a pattern with braces (`{000..099}`, `{a,b}`) and wildcards (`*`, `?`, `[ab]`) stands for.
 

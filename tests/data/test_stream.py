@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from batches import joined, same
+from launching import alive
 from PIL import Image
 
 from stylegan_dist.data.images import ImageOptions, decode
@@ -401,13 +402,6 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert dead.returncode == -signal.SIGKILL
     readers = [int(pid) for pid in dead.stdout.split()]
     deadline = time.monotonic() + 20
-
-    def alive(pid: int) -> bool:
-        try:
-            with open(f"/proc/{pid}/stat") as file:
-                return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-        except OSError:
-            return False
 
     assert len(readers) == 2
     while any(map(alive, readers)):

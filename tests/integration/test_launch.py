@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launching import ROOT, TIMEOUT, finished, started, train_command
+from launching import ROOT, TIMEOUT, finished, late_entry, started, train_command
 from wandb_reader import read_offline_runs
 
 from stylegan_dist.cli import main
@@ -79,11 +79,8 @@ def test_fewer_processes_than_asked_for(labelled_shards: Path, tmp_path: Path):
 
 def test_wrong_world_size(labelled_shards: Path, tmp_path: Path):
     """Said by rank 0 though it is late, and the launcher kills everybody as soon as one has ended."""
-    script = tmp_path / "train.py"
-    script.write_text(f"import os, runpy, time\nif os.environ['RANK'] == '0':\n    time.sleep(3)\n"
-                      f"runpy.run_path({str(ROOT / 'launch/train.py')!r}, run_name='__main__')\n")
-    command = train_command(labelled_shards, tmp_path / "run", *SHORT, "run.world_size=4", processes=2)
-    result = finished([str(script) if part.endswith("launch/train.py") else part for part in command])
+    result = finished(train_command(labelled_shards, tmp_path / "run", *SHORT, "run.world_size=4", processes=2,
+                                    entry=late_entry(tmp_path, 0, 3)))
     assert result.returncode != 0
     assert result.stderr.count("error: this run was promised 4 processes") == 1
 

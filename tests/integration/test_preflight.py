@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, TINY, finished, free_port, started, train_command
+from launching import ROOT, TINY, finished, free_port, late_entry, started, train_command
 
 from stylegan_dist.cli import main
 
@@ -144,11 +144,8 @@ def test_a_missing_rank(how: str, labelled_shards: Path, tmp_path: Path):
 @pytest.mark.parametrize("sleeper", [0, 1])
 def test_a_rank_that_sleeps_under_the_launcher(sleeper: int, labelled_shards: Path, tmp_path: Path):
     """Also rank 0, as the launcher serves the store."""
-    script = tmp_path / "train.py"
-    script.write_text(f"import os, runpy, time\nif os.environ['RANK'] == '{sleeper}':\n    time.sleep(600)\n"
-                      f"runpy.run_path({str(ROOT / 'launch/train.py')!r}, run_name='__main__')\n")
-    command = train_command(labelled_shards, tmp_path / "run", "run.timeout=3", processes=2)
-    command = [str(script) if part.endswith("launch/train.py") else part for part in command]
+    command = train_command(labelled_shards, tmp_path / "run", "run.timeout=3", processes=2,
+                            entry=late_entry(tmp_path, sleeper, 600))
     result = finished(command, timeout=SOON, SLURMD_NODENAME="n7")
     assert result.returncode != 0
     assert result.stderr.count(f"error: rank {sleeper} of 2 did not come within 3 s; the others are on n7") == 1

@@ -80,7 +80,7 @@ def test_workers_for():
     ("bench-data foo://bucket/set", r"cannot use foo://.*not known: foo; data may lie in folders and at URLs such as s3"),
     ("index EMPTY", r"holds no .tar file: give the folder"),
     ("index foo://bucket/0.tar OUT", r"cannot use foo://bucket/0.tar: Protocol not known"),
-    ("index gs://bucket/{0..3}.tar OUT", r'gs://bucket/[0-3].tar needs a driver that is not installed: pip install "style'),
+    ("index gs://bucket/{0..3}.tar OUT", r'gs://bucket/0.tar needs a driver that is not installed: pip install "style'),
     ("pack EMPTY OUT --resolution 8", r"holds no images .*: is it the right place\?"),
     ("pack gs://bucket/photos OUT --resolution 8", r"SOURCE of pack must be on this machine, not at gs://bucket/photos"),
     ("pack EMPTY s3://bucket/photos --resolution 8", r"OUT of pack must be on this machine, not at s3://bucket/photos"),
