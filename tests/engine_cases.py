@@ -1,7 +1,7 @@
-"""Train a list of cases in the processes of one launch: `accelerate launch ... tests/engine_cases.py CASES.json`.
+"""Train lists of cases in the processes of a few launches: `python tests/engine_cases.py LAUNCHES.json`.
 
-Each case trains real networks on real shards under one engine and writes a checkpoint, with the code of the
-training loop, but many cases share the cost of one launch. A case is an object with
+The file holds [[ranks, [case, ...]], ...]. Each case trains real networks on real shards under one engine and writes a
+checkpoint, with the code of the training loop, but many cases share the cost of a launch. A case is an object with
 
     engine      "flat", "ddp", "zero1", "zero2", "zero3", "zero3-both", "zero2-offload", ...
     overrides   of the configuration
@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - imported by every engine of DeepSpeed, and slowly
 import torch
+import torch._dynamo  # likewise
+from forking import run_ranks
 
 from stylegan_dist import randomness
 from stylegan_dist.config import load_config
@@ -79,8 +82,8 @@ class Draws:
         return sorted({line for part in ranks.gather(seen) for line in part})
 
 
-def main(path: Path) -> None:
-    cases = json.loads(path.read_text())
+def train_all(cases: list[dict]) -> None:
+    """In the processes of a launch."""
     engine = engines.Engine("cpu", threads=1, timeout=60)
     draws = Draws()
     for case in cases:
@@ -158,5 +161,5 @@ class nothing_leaks:  # noqa: N801 - used like a function
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    main(Path(sys.argv[1]))
+    for world, cases in json.loads(Path(sys.argv[1]).read_text()):
+        run_ranks(world, partial(train_all, cases))

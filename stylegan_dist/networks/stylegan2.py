@@ -15,6 +15,7 @@ from torch import nn
 
 from stylegan_dist import ops
 from stylegan_dist.networks.layers import Conv2d, Dense, Draw, MappingNetwork, Precision, run_block
+from stylegan_dist.ops import native
 
 MIN_RESOLUTION = 4
 # From the weights of toRGB to the features for the next layer, and the colours of these.
@@ -156,6 +157,7 @@ class SynthesisNetwork(nn.Module):
     def __init__(self, w_dim: int, resolution: int, img_channels: int, channel_base: int, channel_max: int,
                  precision: Precision, recompute: int):
         super().__init__()
+        native.prepare()
         self.resolutions = resolutions(resolution)
         self.precision = precision
         self.recompute = recompute
@@ -322,6 +324,7 @@ class Discriminator(nn.Module):
         recompute: int = 0,
     ):
         super().__init__()
+        native.prepare()
         self.resolutions = resolutions(resolution)[:0:-1]
         self.precision = precision
         self.recompute = recompute

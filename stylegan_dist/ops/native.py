@@ -8,7 +8,6 @@ stops, `never` uses only what is already there.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import os
 from collections.abc import Iterator
@@ -48,21 +47,29 @@ class OpsPath:
         return f"{self.name} ({self.reason})"
 
 
+_found: Native | None = None  # plain, not functools.cache: torch.compile reads it as it is
 _selected = "auto"
 _planned = ""  # the device type that meta tensors stand for; none: they take the reference
 
 
-@torch.compiler.assume_constant_result
 def native() -> Native:
     """Find or build the library, load it and register its operators; once in a process.
 
     Raises: InputError: STYLEGAN_DIST_BUILD is none of its three values, or `require` cannot be met.
     """
-    return _native()
+    global _found
+    if _found is None:
+        _found = _search()
+    return _found
 
 
-@functools.cache
-def _native() -> Native:
+def prepare() -> None:
+    """Search now unless the reference is selected: a forward pass would wait for it, and torch.compile cannot trace it."""
+    if _selected != "reference":
+        native()
+
+
+def _search() -> Native:
     mode = os.environ.get("STYLEGAN_DIST_BUILD", "auto")
     emulate = os.environ.get("STYLEGAN_DIST_EMULATE") == "1"  # tests of the CUDA sources on a CPU
     if mode not in ("auto", "require", "never"):
@@ -142,6 +149,7 @@ def select(name: str) -> None:
     if name in ("fused", "everywhere") and not native().devices:
         raise InputError(f"there are no native operators: {native().reason}")
     _selected = name
+    prepare()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from batches import joined, same
 from PIL import Image
-from servers import ALL_FAULTS, altered, error_500, http_server, s3_server, shortened
+from servers import ALL_FAULTS, altered, error_500, http_server, s3_server, shortened, slow
 
 from stylegan_dist.data import cache as cache_module
 from stylegan_dist.data import storage
@@ -57,6 +58,31 @@ def server(shards):
         yield server
 
 
+@pytest.fixture(scope="module")
+def bucket(shards):
+    with s3_server() as server:
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()
+        files = s3fs.S3FileSystem()
+        files.mkdir("bucket")
+        for path in shards.iterdir():
+            files.put_file(str(path), f"bucket/faces/{path.name}")
+        yield server
+
+
+@pytest.fixture(params=["http", "s3"])
+def remote(request):
+    """A server without faults, and the URL of the shards."""
+    if request.param == "http":
+        server = request.getfixturevalue("server")
+        return server, server.url
+    bucket = request.getfixturevalue("bucket")
+    bucket.fault = lambda name, number: None
+    bucket.requests.clear()
+    return bucket, "s3://bucket/faces"
+
+
 def take(index, cache, steps: int = STEPS, world: int = 1, workers: int = 0, start: int = 0):
     """The global batches, put together from all ranks, which run at the same time."""
     streams = [BatchStream(index, **ORDER, rank=rank, world_size=world, workers=workers, start=start, cache=cache, prefetch=2)
@@ -73,32 +99,12 @@ def assert_same(batches, expected) -> None:
     assert all(same(a, b) for a, b in zip(batches, expected, strict=True))
 
 
-@pytest.mark.parametrize("world", [1, 2, 4, 8])
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_the_same_batches_from_cold_and_warm_cache(server, local, tmp_path, world, workers):
-    index = load_index(server.url)
-    cache = NodeCache(tmp_path / "cache", 10**9)
-    assert_same(take(index, cache, world=world, workers=workers), local)
-    cold = server.requests.copy()
-    fetched = Counter()  # some small files have the same content: then one of them will do for all
-    for blob in {blob for shard in index.shards for blob in blobs(shard)}:
-        fetched[blob.key] += cold[blob.location.removeprefix(server.url + "/")]
-    assert set(fetched.values()) == {1}, "each content once, for all ranks and readers"
-    assert_same(take(index, cache, world=world, workers=workers), local)
-    assert server.requests == cold, "the second time everything is there"
-
-
-@pytest.fixture(scope="module")
-def bucket(shards):
-    with s3_server() as server:
-        import s3fs
-
-        s3fs.S3FileSystem.clear_instance_cache()
-        files = s3fs.S3FileSystem()
-        files.mkdir("bucket")
-        for path in shards.iterdir():
-            files.put_file(str(path), f"bucket/faces/{path.name}")
-        yield server
+def worlds_and_workers(*usual):
+    """Every combination; those that are not named here run with `pytest -m exhaustive` only."""
+    return pytest.mark.parametrize(("world", "workers"), [
+        pytest.param(*case, marks=() if case in usual else pytest.mark.exhaustive)
+        for case in itertools.product((1, 2, 4, 8), (0, 1, 3))
+    ])
 
 
 def two_or_three_faults(names):
@@ -109,34 +115,32 @@ def two_or_three_faults(names):
     return fault
 
 
-def names_of(index) -> list[str]:
-    return sorted({blob.location for shard in index.shards for blob in blobs(shard)})
+@worlds_and_workers((1, 0), (2, 3), (8, 1))
+@pytest.mark.parametrize("faults", [False, True], ids=["sound", "faults"])
+def test_the_same_batches_from_cold_and_warm_cache(remote, local, tmp_path, world, workers, faults):
+    server, url = remote
+    index = load_index(url)
+    everything = {blob for shard in index.shards for blob in blobs(shard)}
+    if faults:
+        server.fault = two_or_three_faults(sorted(blob.location for blob in everything))
+    cache = NodeCache(tmp_path / "cache", 10**9)
+    assert_same(take(index, cache, world=world, workers=workers), local)
+    cold = server.requests.copy()
+    fetched = Counter()  # some small files have the same content: then one of them will do for all
+    for blob in everything:
+        fetched[blob.key] += cold[blob.location.removeprefix("s3://").removeprefix(server.url + "/")]
+    if faults:
+        assert min(fetched.values()) > 1
+        assert fetched.total() > 2 * len(fetched)
+    else:
+        assert set(fetched.values()) == {1}, "each content once, for all ranks and readers"
+    assert_same(take(index, cache, world=world, workers=workers), local)
+    assert server.requests == cold, "the second time everything is there"
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 0), (4, 3), (8, 1)])
-def test_the_same_batches_from_s3(bucket, local, tmp_path, world, workers):
-    """With faults and without, from a cold cache and a warm one."""
-    index = load_index("s3://bucket/faces")
-    for fault in (two_or_three_faults(names_of(index)), lambda name, number: None):
-        cache = NodeCache(tmp_path / fault.__name__, 10**9)
-        bucket.fault = fault
-        bucket.requests.clear()
-        assert_same(take(index, cache, world=world, workers=workers), local)
-        cold = bucket.requests.copy()
-        assert_same(take(index, cache, world=world, workers=workers), local)
-        assert bucket.requests == cold, "the second time everything is there"
-        assert (cold.total() > 2 * len(names_of(index))) == (fault.__name__ == "fault")
+def test_a_bucket_without_shards(bucket):
     with pytest.raises(InputError, match=r"no such|cannot read s3://bucket/nothing/index.json"):
         load_index("s3://bucket/nothing")
-
-
-@pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 3), (8, 1)])
-def test_the_same_batches_with_faults(server, local, tmp_path, world, workers):
-    """Every file is met by every fault, two or three of them in a row."""
-    index = load_index(server.url)
-    server.fault = two_or_three_faults(names_of(index))
-    assert_same(take(index, NodeCache(tmp_path / "cache", 10**9), world=world, workers=workers), local)
-    assert server.requests.total() > 2 * len(names_of(index)), "the faults took place"
 
 
 def test_a_cache_of_just_the_demand(server, shards, tmp_path):
@@ -171,16 +175,19 @@ def test_a_cache_that_is_too_small_is_an_error(server, tmp_path, monkeypatch):
         take(index, NodeCache(tmp_path / "cache", 30_000))
 
 
-def test_several_runs_share_a_cache_and_survive_kill_9(server, local, tmp_path):
-    """Readers are killed at random moments while others read on; what they leave behind hurts nobody."""
-    server.fault = lambda name, number: ALL_FAULTS[-1]  # slow: so that the moment is often in the middle of a file
+@worlds_and_workers((2, 1))
+def test_several_runs_share_a_cache_and_survive_kill_9(remote, local, tmp_path, world, workers):
+    """Runs are killed at random moments while others read on; what they leave behind hurts nobody."""
+    server, url = remote
+    server.fault = lambda name, number: slow  # so that the moment is often in the middle of a file
     folder = tmp_path / "cache"
     code = ("from stylegan_dist.data.index import load_index\nfrom stylegan_dist.data.stream import BatchStream\n"
             "from stylegan_dist.data.cache import NodeCache\n"
-            f"cache = NodeCache({str(folder)!r}, 10**9)\n"
-            f"stream = BatchStream(load_index({server.url!r}), cache=cache, workers=2, **{ORDER!r})\n"
+            f"index, cache = load_index({url!r}), NodeCache({str(folder)!r}, 10**9)\n"
+            f"streams = [BatchStream(index, cache=cache, rank=rank, world_size={world}, workers={workers}, **{ORDER!r})\n"
+            f"           for rank in range({world})]\n"
             "print('ready', flush=True)\n"
-            "while True: next(stream)")
+            "while True: [next(stream) for stream in streams]")
     rng = np.random.default_rng()  # any moment will do
     for _ in range(3):
         others = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -192,8 +199,10 @@ def test_several_runs_share_a_cache_and_survive_kill_9(server, local, tmp_path):
             os.killpg(others.pid, signal.SIGKILL)
             others.wait()
             others.stdout.close()
-    index = load_index(server.url)
-    assert_same(take(index, NodeCache(folder, 10**9), workers=1, world=2), local)
+    left, step = NodeCache(folder, 10**9), int(rng.integers(STEPS))
+    continued = take(load_index(url), left, STEPS - step, world, workers, start=step * ORDER["batch"])
+    assert_same(continued, local[step:])
+    assert_same(take(load_index(url), left, world=world, workers=workers), local)
     assert not [path for path in folder.iterdir() if path.name.endswith(".part")], "what was left over is taken up"
 
 
