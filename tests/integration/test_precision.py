@@ -13,11 +13,11 @@ from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.monitor.jsonl import read
 
 pytestmark = pytest.mark.slow
-# At ticks of 250 images, of losses between 0.6 and 2.9. Such short runs are chaotic: native operators and those of PyTorch,
-# both in float32 and different in the last bits alone, are up to 0.27 (D) and 0.58 (G) apart at a tick, as is bfloat16.
-# Over a run it evens out: 0.03 and 0.08 (three seeds).
-BAND = {"loss/d_main": 0.5, "loss/g_main": 1.1}
-MEAN_BAND = {"loss/d_main": 0.08, "loss/g_main": 0.2}
+# At ticks of 125 images, of losses between 0.7 and 2.7. Such short runs are chaotic: native operators and those of PyTorch,
+# both in float32 and different in the last bits alone, are up to 0.14 (D) and 0.93 (G) apart at a tick, bfloat16 0.12 and 0.76.
+# Over a run it evens out: 0.04 and 0.17, bfloat16 0.02 and 0.13 (three seeds).
+BAND = {"loss/d_main": 0.5, "loss/g_main": 1.4}
+MEAN_BAND = {"loss/d_main": 0.08, "loss/g_main": 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def test_bf16_stays_within_the_band_of_fp32(digits: Path, tmp_path: Path):
     records = {}
     for dtype in ("fp32", "bf16"):
         command = [sys.executable, str(ROOT / "launch/train.py"), str(ROOT / "launch/presets/demo.yaml"),
-                   f"data.shards={digits}", f"run.dir={tmp_path / dtype}", f"precision.dtype={dtype}", "run.kimg=2",
-                   "run.device=cpu", "run.threads=1", "monitor.tick_kimg=0.25", "monitor.wandb=disabled"]
+                   f"data.shards={digits}", f"run.dir={tmp_path / dtype}", f"precision.dtype={dtype}", "run.kimg=1",
+                   "run.device=cpu", "run.threads=1", "monitor.tick_kimg=0.125", "monitor.wandb=disabled"]
         done = finished(command)
         assert done.returncode == 0, done.stdout + done.stderr
         records[dtype] = read(tmp_path / dtype / "metrics.jsonl")
