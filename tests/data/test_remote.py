@@ -130,8 +130,7 @@ def test_the_same_batches_from_cold_and_warm_cache(remote, local, tmp_path, worl
     for blob in everything:
         fetched[blob.key] += cold[blob.location.removeprefix("s3://").removeprefix(server.url + "/")]
     if faults:
-        assert min(fetched.values()) > 1
-        assert fetched.total() > 2 * len(fetched)
+        assert fetched.total() > 2 * len(fetched), "the faults took place"
     else:
         assert set(fetched.values()) == {1}, "each content once, for all ranks and readers"
     assert_same(take(index, cache, world=world, workers=workers), local)
