@@ -132,7 +132,7 @@ def simulate(cluster: Cluster, folder: Path, nodes: int, limit: float = 1.0) -> 
             for shard in set(held) - set(now):
                 os.close(held.pop(shard))
             last = begin + slot_images >= order.num_samples  # the next epoch is not counted
-            for shard in [*now, *([] if last else then)]:
+            for shard in now if last else then:
                 present = (cache.folder / blobs[shard].key).exists()
                 fetched += not present
                 if shard in now and shard not in held:

@@ -16,16 +16,15 @@ from stylegan_dist.errors import InputError
 
 def node_demand(index: DatasetIndex, order: GlobalOrder | MixedOrder, nimg: int, batch: int, world_size: int,
                 ranks: Iterable[int], steps: int) -> int:
-    """Bytes of the remote shards that a node's cache must hold at once: under the present and the next slots of its ranks.
+    """Bytes of the remote shards that a node's cache must hold at once: those that its ranks read from, and the next ones.
 
     Args:
         nimg: number of the first image of a global batch.
         steps: batches that may be under way at a time, one that is trained on and those that readers prepare ahead.
     """
     count = batch // world_size
-    wanted = {shard for rank in ranks for ahead in (0, 1)
-              for shard in order.working_set(nimg, batch, rank * count, count, ahead, steps)}
-    return sum(blob.bytes for shard in wanted for blob in blobs(index.shards[shard]))
+    sizes = [sum(blob.bytes for blob in blobs(shard)) for shard in index.shards]
+    return order.most_held(sizes, nimg, batch, [(rank * count, count) for rank in ranks], steps)
 
 
 def open_cache(folder: str | os.PathLike, gigabytes: float, index: DatasetIndex, demand: int) -> NodeCache | None:

@@ -7,6 +7,7 @@ the whole set, and one `*.offsets.npy` per shard, so that any sample can be read
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -267,16 +268,20 @@ def load_offsets(shard: Shard, file: BinaryIO | None = None) -> np.ndarray:
     """Where the samples of a shard lie: int64 [samples, 3] = payload offset, payload bytes, class.
 
     Args:
-        file: the offsets file, open; None: it is local.
+        file: the offsets file, open, whose SHA-256 somebody else compares; None: it is local.
 
     Raises:
-        InputError: the file is unreadable, or does not fit the shard.
+        InputError: the file is unreadable, does not fit the shard, or is not the one that the index describes.
     """
     try:
-        table = np.load(file or storage.local_path(shard.offsets_location), allow_pickle=False)
+        content = file.read() if file else storage.local_path(shard.offsets_location).read_bytes()
+        table = np.load(io.BytesIO(content), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{shard.offsets_location} is damaged ({error}); restore it or pack the data again") from None
     fits = table.dtype == np.int64 and table.shape == (shard.samples, 3)
     if not fits or (table[:, :2] < 0).any() or (table[:, 0] + table[:, 1] > shard.bytes).any():
         raise InputError(f"{shard.offsets_location} does not fit {shard.name}; restore it or pack the data again")
+    if file is None and hashlib.sha256(content).hexdigest() != shard.offsets_sha256:
+        raise InputError(f"{shard.offsets_location} was altered: its SHA-256 differs from the index; restore it or pack the "
+                         "data again")
     return table

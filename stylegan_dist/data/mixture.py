@@ -9,7 +9,7 @@ image is arithmetic, the proportions hold exactly after every group, and each se
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -56,10 +56,10 @@ class MixedOrder:
         part = int(parts[within])
         return part, group * self.shares[part] + int(earlier[within])
 
-    def slots_from(self, nimg: int, batch: int, ahead: int) -> tuple[int, ...]:
-        """First and last slot of each set, `ahead` slots on, of the global batch that begins with image `nimg`."""
+    def slots_from(self, nimg: int, images: int, ahead: int) -> tuple[int, ...]:
+        """As of one set, for all sets one after the other; `images` is the global batch."""
         return tuple(
-            slot for order, (begin, count) in zip(self.orders, self._spans(nimg, batch), strict=True)
+            slot for order, (begin, count) in zip(self.orders, self._spans(nimg, images), strict=True)
             for slot in order.slots_from(begin, count, ahead)
         )
 
@@ -71,6 +71,14 @@ class MixedOrder:
                                                      strict=False)
             for shard in order.working_set(begin, images, 0, images, ahead)
         ]
+
+    def most_held(self, sizes: Sequence[int], nimg: int, batch: int, parts: Iterable[tuple[int, int]], steps: int) -> int:
+        """As of one set, for all ranks; as if all sets came to the ends of their epochs at the same time."""
+        return sum(
+            order.most_held(sizes[start:], begin, images, [(0, images)], 1)
+            for start, order, (begin, images) in zip(self._first_shard, self.orders, self._spans(nimg, steps * batch),
+                                                     strict=False)
+        )
 
     def _spans(self, nimg: int, batch: int) -> list[tuple[int, int]]:
         """For each set: the number of its next image, and how many of its images the batch spans (at least all lanes)."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -43,7 +43,9 @@ class GlobalOrder:
         self.block = block
         self._lane_length = self.num_samples // self.lanes  # the first `_longer` lanes have one more
         self._longer = self.num_samples % self.lanes
-        self._blocks_per_lane = -(-(self._lane_length + 1) // block)
+        longest = self._lane_length + (self._longer > 0)
+        self._blocks_per_lane = -(-longest // block)
+        self._slot_images = self.lanes * min(block, longest)
         self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._blocks: OrderedDict[int, np.ndarray] = OrderedDict()
 
@@ -65,9 +67,12 @@ class GlobalOrder:
         epoch, position = divmod(image, self.num_samples)
         return epoch * self._blocks_per_lane + position // self.lanes // self.block
 
-    def slots_from(self, nimg: int, batch: int, ahead: int) -> tuple[int, int]:
-        """First and last slot, `ahead` slots on, of the global batch that begins with image `nimg`."""
-        return self.slot(nimg) + ahead, self.slot(nimg + batch - 1) + ahead
+    def slots_from(self, nimg: int, images: int, ahead: int) -> tuple[int, int]:
+        """First and last slot of `images` images from `nimg` on and of those that follow, `ahead` blocks of every lane.
+
+        That much ahead is one slot and part of another, or at the end of an epoch, whose last slot may be short, three.
+        """
+        return self.slot(nimg), self.slot(nimg + images - 1 + ahead * self._slot_images)
 
     def working_set(self, nimg: int, batch: int, first: int, count: int, ahead: int = 0, steps: int = 1) -> list[int]:
         """The shards that a rank reads from in the slots of some global batches.
@@ -76,7 +81,7 @@ class GlobalOrder:
             nimg: number of the first image of a global batch.
             batch: images of a global batch.
             first, count: the rank's part of each global batch is images first, ..., first + count - 1.
-            ahead: 0 for the slots of these batches, 1 for those one slot on, and so on.
+            ahead: 0 for the slots of these batches, 1 also for what follows within a block of every lane.
             steps: how many batches, counted from `nimg`.
         Returns: numbers of shards, each once, in the order of the lanes.
         """
@@ -87,6 +92,28 @@ class GlobalOrder:
             for lane in self._lanes_of(nimg + first, batch, count, epoch):
                 wanted.update(dict.fromkeys(self._shards_under(epoch, lane, slot % self._blocks_per_lane)))
         return list(wanted)
+
+    def most_held(self, sizes: Sequence[int], nimg: int, batch: int, parts: Iterable[tuple[int, int]], steps: int) -> int:
+        """The largest sum of the sizes of shards that are read from at a time, or next, in this epoch.
+
+        At its end more are needed than in the middle, because the next epoch begins in other shards. Of an epoch of very
+        many slots some are looked at.
+
+        Args:
+            sizes: of every shard.
+            parts: `first` and `count` of each rank, and `nimg`, `batch`, `steps`, as in `working_set`.
+        """
+        parts = list(parts)
+        if parts[0][1] >= math.gcd(batch, self.lanes):  # every rank reads from all lanes
+            parts = parts[:1]
+        begin = nimg // self.num_samples * self.num_samples
+        slots = {*np.linspace(0, self._blocks_per_lane - 1, 16).astype(int).tolist(), max(0, self._blocks_per_lane - 2)}
+        ends = (begin + min((slot + 1) * self.lanes * self.block, self.num_samples) for slot in slots)
+        most = 0
+        for moment in {nimg, *(max(nimg, (end - 1) // batch * batch) for end in ends)}:
+            held = {shard for first, count in parts for shard in self.working_set(moment, batch, first, count, 1, steps)}
+            most = max(most, sum(sizes[shard] for shard in held))
+        return most
 
     def _lanes_of(self, image: int, batch: int, count: int, epoch: int) -> list[int]:
         """The lanes that `count` images from `image` on, and those whole batches later, come from in an epoch.

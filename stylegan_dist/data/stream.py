@@ -95,13 +95,13 @@ class BatchDataset(Dataset):
             return error
 
     def _announce(self, nimg: int) -> None:
-        """When a batch enters new slots: let go of the shards of the old ones, and have the next ones fetched."""
-        slots = self.order.slots_from(nimg, self.batch, 0)
+        """When a batch comes within reach of new slots: have their shards fetched, and let go of those of the old ones."""
+        slots = self.order.slots_from(nimg, self.batch, 0) + self.order.slots_from(nimg, self.batch, 1)
         if slots != self._slots:
             self._slots = slots
-            now, then = (self.order.working_set(nimg, self.batch, self.first, self.count, ahead) for ahead in (0, 1))
+            now, soon = (self.order.working_set(nimg, self.batch, self.first, self.count, ahead) for ahead in (0, 1))
             self.reader.retain(now)
-            self.reader.prefetch(list(dict.fromkeys(now + then)))
+            self.reader.prefetch(soon)
 
     def _load(self, start: int) -> _Loaded:
         images, index = self._buffers.take(self._shape).view(self._dtype), torch.arange(start, start + self.count)

@@ -231,7 +231,7 @@ class Trainer:
         d = self.config.data
         if read > decode:
             cause, remedy = ("network", "a larger cache on a local disk, or more reader processes (data.workers)") \
-                if "://" in d.shards else ("disk", "a local disk, or more reader processes (data.workers)")
+                if self.cache is not None else ("disk", "a local disk, or more reader processes (data.workers)")
         else:
             cause, remedy = "decode", "more reader processes (data.workers), or a data set packed as jpg"
         self.monitor.warn(

@@ -99,16 +99,31 @@ def test_working_sets_of_a_mixture():
 
 
 def test_the_next_slots_are_known():
-    """What is read after the present slot was announced as the working set one ahead; and lanes keep ranks apart."""
+    """What is read after the present slot was announced with the working set ahead; and lanes keep ranks apart."""
     order = GlobalOrder((50,) * 64, 0, 16, 25)
     batch, world = 16, 4
     for rank in range(world):
         now, then = (set(order.working_set(0, batch, 4 * rank, 4, ahead)) for ahead in (0, 1))
         assert len(now) <= 4 * 2
         second = {shard for step in range(25, 50) for shard, _ in order.locate(step * batch + 4 * rank, 4)}
-        assert second == then
+        assert now | second == then
     ranks = [set(order.working_set(0, batch, 4 * rank, 4)) for rank in range(world)]
     assert sum(map(len, ranks)) < 2 * len(set().union(*ranks))
+
+
+@pytest.mark.parametrize("block", [25, 24, 199, 200, 300])  # the last of a lane of 200 is whole, 8, 1, the only one
+def test_the_next_epoch_is_known_in_time(block):
+    """From anywhere around the end of an epoch, all that is read within a block of every lane is announced, and counted."""
+    order, batch, world = GlobalOrder((50,) * 64, 0, 16, block), 16, 4
+    end, whole, parts = order.num_samples, 16 * min(block, 200), [(4 * rank, 4) for rank in range(world)]
+    assert order.slot(end) == order.slot(end - 1) + 1
+    most = order.most_held([1] * 64, 0, batch, parts, 1)
+    for nimg in range(max(0, end - 2 * whole), end + whole, batch):
+        soon = [order.working_set(nimg, batch, *part, 1) for part in parts]
+        assert len(set().union(*soon)) <= most or nimg >= end
+        for later in (0, whole // 2 // batch * batch, whole):
+            for (first, count), shards in zip(parts, soon, strict=True):
+                assert {shard for shard, _ in order.locate(nimg + later + first, count)} <= set(shards)
 
 
 # In files

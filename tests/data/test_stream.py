@@ -259,6 +259,9 @@ def test_missing_and_foreign_offsets(own_shards):
     np.save(own_shards / shard.offsets, table[:-1])
     with pytest.raises(InputError, match="does not fit"):
         next(BatchStream(index, **ORDER, batch=8))
+    np.save(own_shards / shard.offsets, table[::-1])  # other images and classes, which all decode
+    with pytest.raises(InputError, match="was altered: its SHA-256 differs from the index"):
+        next(BatchStream(index, **ORDER, batch=8))
     (own_shards / shard.offsets).unlink()
     with pytest.raises(InputError, match="is damaged"):
         next(BatchStream(index, **ORDER, batch=8))
