@@ -2,12 +2,16 @@
 # Everything that only a GPU can tell, in one call: the tests of tests/gpu, then every measurement. Tables, with versions, go
 # to benchmarks/results/gpu/ (or the folder that is given); what fails is said at the end, and stops nothing.
 #
-#     bash benchmarks/gpu.sh [FOLDER]
+#     bash benchmarks/gpu.sh [FOLDER [PART...]]
+#     bash benchmarks/gpu.sh results 'step-*' tests       # only parts with these names or patterns; never train and penalty
 #
-# PYTHON chooses the interpreter. QUICK=1 makes everything small, as a rehearsal that a CPU can do in minutes.
+# PYTHON chooses the interpreter. LIMIT is the longest that a part may take, in seconds (default 1800). QUICK=1 makes everything
+# small, as a rehearsal that a CPU can do in minutes.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 results=${1:-benchmarks/results/gpu}
+shift $(($# > 0))
+parts=("$@")
 python=${PYTHON:-python3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -15,9 +19,11 @@ mkdir -p "$results"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 failed=()
 
-keep() {  # keep NAME COMMAND...: run it, show its output, and keep that with the command and the time
-  local name=$1 began=$SECONDS
+keep() {  # keep NAME COMMAND...: run it if it is wanted, show its output, and keep that with the command and the time
+  local name=$1 began=$SECONDS part wanted=${#parts[@]}
   shift
+  for part in "${parts[@]}"; do if [[ $name == $part ]]; then wanted=0; fi; done
+  if [ "$wanted" -gt 0 ]; then return 0; fi
   echo "== $name: $*"
   { echo "\$ $*"; timeout "${LIMIT:-1800}" "$@" 2>&1; local code=$?; echo "($((SECONDS - began)) s, exit code $code)"
     return $code; } | tee "$results/$name.txt" || failed+=("$name")
@@ -36,7 +42,7 @@ keep doctor "$python" -m stylegan_dist.cli doctor
 keep tests "$python" -m pytest -m gpu -p no:cacheprovider tests/gpu
 
 if [ -z "${QUICK:-}" ]; then
-  keep ops-ffhq256 "$python" benchmarks/ops.py --shapes ffhq256 --batch 32 --dtypes bfloat16,float32 --layouts nhwc --compile
+  keep ops-ffhq256 "$python" benchmarks/ops.py --shapes ffhq256 --batch 32 --dtypes bfloat16,float32 --layouts nhwc
   keep ops-ffhq256-small-batch "$python" benchmarks/ops.py --shapes ffhq256 --batch 8 --dtypes bfloat16 --layouts nhwc
 fi
 keep ops-cifar10 "$python" benchmarks/ops.py --shapes cifar10 --batch "$batch" --dtypes bfloat16 --layouts nhwc \
@@ -67,12 +73,16 @@ if [ -n "${QUICK:-}" ]; then
 else
   keep memory "$python" benchmarks/memory.py
 fi
-if "$python" -c 'import sklearn' 2> /dev/null; then
+if [ ${#parts[@]} -eq 0 ] && "$python" -c 'import sklearn' 2> /dev/null; then
   "$python" shards/digits.py "$work/png" &&
     "$python" -m stylegan_dist.cli pack "$work/png" "$work/shards" --resolution 32 --channels 1 --labels folders &&
     keep train "$python" launch/train.py launch/presets/demo.yaml "data.shards=$work/shards" "run.dir=$work/run" \
       "run.kimg=$kimg" monitor.wandb=disabled &&
     keep penalty "$python" benchmarks/penalty.py "$work/run" "${draws[@]}"
+fi
+
+if [ -z "${QUICK:-}" ]; then  # last, because it compiles for many minutes
+  keep ops-ffhq256-compiled "$python" benchmarks/ops.py --shapes ffhq256 --batch 32 --dtypes bfloat16 --layouts nhwc --compile
 fi
 
 echo

@@ -173,6 +173,7 @@ def measure(
     for run in (forward, backward, double):
         ways = {"fused": function, "reference": function}
         if compares(compiles, run.__name__):
+            torch.compiler.reset()  # after eight variants of a function it would run as it is
             ways["compiled"] = torch.compile(function, dynamic=False)
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         once = max(timed(functools.partial(run, function), 1, device), 1e-6)

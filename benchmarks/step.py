@@ -9,7 +9,8 @@ Uses random images, so no data set is needed. All ways take turns, so that other
 
     reference   operators in plain PyTorch
     compile     the same, with compiled networks (docs/performance.md)
-    fused       native operators and closed convolutions (docs/ops.md)
+    closed      operators in plain PyTorch, but closed convolutions (docs/ops.md)
+    fused       native operators and closed convolutions
     graphs      the same, with phases recorded as CUDA graphs
     all         native operators, compiled networks, recorded phases
 
@@ -51,8 +52,9 @@ from stylegan_dist.training.rules import Resolved, resolve  # noqa: E402
 from stylegan_dist.training.state import TrainState  # noqa: E402
 from stylegan_dist.training.step import micro_batches, run_phase  # noqa: E402
 
-WAYS = {"reference": ("reference", ""), "compile": ("reference", "compile"), "fused": ("fused", ""),
-        "graphs": ("fused", "graphs"), "all": ("fused", "compile graphs")}  # operators, and what else is on
+WAYS = {"reference": ("reference", ""), "compile": ("reference", "compile"), "closed": ("closed", ""),
+        "fused": ("fused", ""), "graphs": ("fused", "graphs"),
+        "all": ("fused", "compile graphs")}  # operators, and what else is on
 
 
 @dataclass
@@ -88,7 +90,7 @@ def main() -> int:
     parser.add_argument("--resolution", type=int, help="of the images (default: the number in the preset's name, or 32)")
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--classes", type=int, default=0)
-    parser.add_argument("--ways", help="comma-separated (default: all five on a GPU, reference and fused on a CPU)")
+    parser.add_argument("--ways", help="comma-separated (default: all on a GPU, reference and fused on a CPU)")
     parser.add_argument("--rounds", type=int, default=5, help="timed executions of each phase (default: %(default)s)")
     args = parser.parse_intermixed_args()
     try:

@@ -92,8 +92,9 @@ class PrecisionConfig:
 
 @dataclass
 class OpsConfig:
-    path: Literal["auto", "fused", "reference"] = knob(
-        "auto", "fused: native operators; reference: plain PyTorch; changes rounding; auto: fused where that is known to help")
+    path: Literal["auto", "fused", "closed", "reference"] = knob(
+        "auto", "fused: native operators; closed: PyTorch's, with convolutions that are fast on GPUs in penalties, too; "
+                "reference: plain PyTorch; changes rounding; auto: fused where that is known to help, else closed on GPUs")
     require_fused: bool = knob(False, "stop at the start where ops.path does not come to fused")
 
 

@@ -81,7 +81,7 @@ def _closed(x: Tensor, weight: Tensor, stride: int, groups: int) -> bool:
     selected = native.selected()
     if selected == "reference":
         return False
-    return selected == "everywhere" or native.device_type(x) in AUTO or winograd.serves(x, weight, stride, groups)
+    return selected in ("closed", "everywhere") or native.device_type(x) in AUTO or winograd.serves(x, weight, stride, groups)
 
 
 def _has_autocast(kind: str) -> bool:

@@ -1,4 +1,5 @@
-"""Which path the operators take: the native library ("fused") or plain PyTorch ("reference"), and why.
+"""Which path the operators take, and why: the native library ("fused"), plain PyTorch ("reference"), or that with the
+convolutions of `convolution.py` ("closed"), which are PyTorch's too, but ordered as GPUs like it.
 
 The library is looked for in this folder (put there by `pip install`), then in the cache folder, where the first
 use compiles it. `STYLEGAN_DIST_BUILD` says whether: `auto` (the default) goes on without it if it cannot be had, `require`
@@ -23,7 +24,7 @@ DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
-PATHS = ("auto", "fused", "reference", "everywhere")
+PATHS = ("auto", "fused", "closed", "reference", "everywhere")
 AUTO = ("cpu",)  # device types on which "auto" takes the native operators: where they have been seen to work, and faster
 
 
@@ -40,7 +41,7 @@ class Native:
 class OpsPath:
     """What the operators do on a device."""
 
-    name: str      # "fused" or "reference"
+    name: str      # "fused", "closed" or "reference"
     reason: str    # one line for people
 
     def __str__(self) -> str:
@@ -64,8 +65,8 @@ def native() -> Native:
 
 
 def prepare() -> None:
-    """Search now unless the reference is selected: a forward pass would wait for it, and torch.compile cannot trace it."""
-    if _selected != "reference":
+    """Search now if it may be used: a forward pass would wait for it, and torch.compile cannot trace it."""
+    if _selected not in ("closed", "reference"):
         native()
 
 
@@ -95,19 +96,20 @@ def _search() -> Native:
 
 
 def path(device_type: str, wanted: str = "auto") -> OpsPath:
-    """What "auto", "fused" or "reference" come to on "cpu" or "cuda", and why. Builds the library if need be."""
+    """What "auto", "fused", "closed" or "reference" come to on "cpu" or "cuda", and why. Builds the library if need be."""
     kind = device_type
-    if wanted == "reference":
-        return OpsPath("reference", "selected")
+    if wanted in ("closed", "reference"):
+        return OpsPath(wanted, "selected")
+    otherwise = "closed" if kind == "cuda" else "reference"
     if kind not in DTYPES:
-        return OpsPath("reference", f"there are none for {kind}")
+        return OpsPath(otherwise, f"there are no native ones for {kind}")
     if wanted == "auto" and kind not in AUTO:
-        return OpsPath("reference", f"the native ones are not on by themselves for {kind} yet: ops.path=fused")
+        return OpsPath(otherwise, f"the native ones are not on by themselves for {kind} yet: ops.path=fused")
     found = native()
     if not found.devices:
-        return OpsPath("reference", found.reason)
+        return OpsPath(otherwise, found.reason)
     if kind not in found.devices:
-        return OpsPath("reference", found.reason_no_cuda)
+        return OpsPath(otherwise, found.reason_no_cuda)
     return OpsPath("fused", found.reason)
 
 
@@ -128,7 +130,7 @@ def serves(x: torch.Tensor, faster_on_cpu: bool) -> bool:
         faster_on_cpu: whether it beats the reference there (benchmarks/ops.py); else only "everywhere" takes it.
     """
     kind = device_type(x)
-    if _selected == "reference" or x.dtype not in DTYPES.get(kind, ()):
+    if _selected in ("closed", "reference") or x.dtype not in DTYPES.get(kind, ()):
         return False
     if _selected != "everywhere" and kind == "cpu" and not faster_on_cpu:
         return False
@@ -140,8 +142,9 @@ def select(name: str) -> None:
     """Take a path in this process from now on.
 
     Args:
-        name: "reference"; "fused": native operators, on a CPU where they are the faster ones; "auto": "fused" on the device
-            types of `AUTO`, the default; "everywhere": native operators even where they are slower, for tests.
+        name: "reference"; "closed": only its convolutions are others; "fused": these and native operators, on a CPU where
+            they are the faster ones; "auto": "fused" on the device types of `AUTO`, the default; "everywhere": native
+            operators even where they are slower, for tests.
     Raises: InputError: there are no native operators.
     """
     global _selected

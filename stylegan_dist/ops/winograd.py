@@ -32,7 +32,7 @@ def serves(x: Tensor, weight: Tensor, stride: int, groups: int) -> bool:
     """Whether a convolution of x, or the transposed one, is faster this way. Depends on no batch size."""
     return (x.device.type == "cpu" and x.dtype == torch.float32 and weight.shape[2:] == (3, 3) and stride == 1 and groups == 1
             and min(weight.shape[:2]) >= MIN_CHANNELS and min(x.shape[2:]) >= MIN_SIZE and _is_channels_last(x)
-            and "cpu" in native.native().devices)
+            and native.selected() != "closed" and "cpu" in native.native().devices)
 
 
 def _is_channels_last(x: Tensor) -> bool:

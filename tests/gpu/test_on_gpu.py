@@ -34,7 +34,7 @@ def train(shards: Path, run_dir: Path, *overrides: str) -> dict[str, torch.Tenso
     return {f"{name}.{key}": value for name, tensors in files.items() for key, value in tensors.items()}
 
 
-@pytest.mark.parametrize("path", ["reference", "fused"])
+@pytest.mark.parametrize("path", ["reference", "closed", "fused"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_a_continued_run_equals_a_straight_one(dtype: str, path: str, labelled_shards: Path, tmp_path: Path):
     settings = ("run.device=cuda", f"precision.dtype={dtype}", f"ops.path={path}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylegan_dist.ops import build
+from stylegan_dist.ops import build, native
 
 HERE = Path(torch.__file__).parent
 ONCE = f"""import sys; from pathlib import Path; sys.path.append({str(build.SOURCES.parent)!r}); import build
@@ -99,6 +99,12 @@ def test_sources_and_processor_are_part_of_the_name(monkeypatch, tmp_path):
     other = build.library_name("cpu")
     monkeypatch.setattr(build, "cpu_flags", lambda: ("-mother",))
     assert len({before, other, build.library_name("cpu")}) == 3
+
+
+def test_what_gpus_get_unasked():
+    assert native.path("cuda").name == "closed"
+    assert "ops.path=fused" in native.path("cuda").reason
+    assert native.path("cuda", "reference").name == "reference"
 
 
 def test_many_processes_compile_once(compiler, tmp_path):

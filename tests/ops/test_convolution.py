@@ -162,10 +162,11 @@ def penalty_gradients(network: str) -> list[torch.Tensor]:
     return [torch.zeros_like(p) if f is None else f for f, p in zip(found, parameters, strict=True)]
 
 
+@pytest.mark.parametrize("path", ["auto", "closed"])
 @pytest.mark.parametrize("network", ["d", "g"])
-def test_no_penalty_convolves_with_feature_maps(network):
+def test_no_penalty_convolves_with_feature_maps(network, path):
     """The point of it all; and the gradients are those of the reference."""
-    with Seen() as seen:
+    with native.using(path), Seen() as seen:
         actual = penalty_gradients(network)
     assert seen.kernels() <= {1, 3, len(resample.TAPS)}
     assert all(shape[1] == 1 for _, shape, _ in seen.convolutions if shape[2] == len(resample.TAPS))
