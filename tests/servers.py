@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -78,6 +79,27 @@ def _head(handler: BaseHTTPRequestHandler, length: int) -> None:
     handler.end_headers()
 
 
+class _Server(ThreadingHTTPServer):
+    """Its connections end when it closes them, although readers are forked from this process and would hold them open."""
+
+    daemon_threads = True
+
+    def __init__(self, *args):
+        self._connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        super().__init__(*args)
+        os.register_at_fork(after_in_child=self._forget)
+
+    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+        connection, address = super().get_request()
+        self._connections.add(connection)
+        return connection, address
+
+    def _forget(self) -> None:
+        for connection in list(self._connections):
+            if connection.fileno() >= 0:
+                os.close(connection.detach())
+
+
 class FaultyServer:
     """A server on loopback.
 
@@ -91,8 +113,7 @@ class FaultyServer:
         self.requests: Counter[str] = Counter()
         self.fault: Callable[[str, int], Fault | None] = lambda name, number: None
         self._counting = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), functools.partial(handler, self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
