@@ -25,6 +25,7 @@ DTYPES = {
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
 PATHS = ("auto", "fused", "closed", "reference", "everywhere")
+OF_PYTORCH = ("closed", "reference")  # those of the paths that need no library
 AUTO = ("cpu",)  # device types on which "auto" takes the native operators: where they have been seen to work, and faster
 
 
@@ -66,7 +67,7 @@ def native() -> Native:
 
 def prepare() -> None:
     """Search now if it may be used: a forward pass would wait for it, and torch.compile cannot trace it."""
-    if _selected not in ("closed", "reference"):
+    if _selected not in OF_PYTORCH:
         native()
 
 
@@ -98,7 +99,7 @@ def _search() -> Native:
 def path(device_type: str, wanted: str = "auto") -> OpsPath:
     """What "auto", "fused", "closed" or "reference" come to on "cpu" or "cuda", and why. Builds the library if need be."""
     kind = device_type
-    if wanted in ("closed", "reference"):
+    if wanted in OF_PYTORCH:
         return OpsPath(wanted, "selected")
     otherwise = "closed" if kind == "cuda" else "reference"
     if kind not in DTYPES:
@@ -130,7 +131,7 @@ def serves(x: torch.Tensor, faster_on_cpu: bool) -> bool:
         faster_on_cpu: whether it beats the reference there (benchmarks/ops.py); else only "everywhere" takes it.
     """
     kind = device_type(x)
-    if _selected in ("closed", "reference") or x.dtype not in DTYPES.get(kind, ()):
+    if _selected in OF_PYTORCH or x.dtype not in DTYPES.get(kind, ()):
         return False
     if _selected != "everywhere" and kind == "cpu" and not faster_on_cpu:
         return False
