@@ -1,4 +1,4 @@
-"""Whole phases against the reference, with the same random draws; optimizers, averages and running means."""
+"""Whole phases against the reference, with the same random draws; and running means."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from torch import Tensor, nn
 
 from stylegan_dist import randomness
 from stylegan_dist.config import load_config
-from stylegan_dist.config.schema import OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex, Shard
-from stylegan_dist.errors import InputError
-from stylegan_dist.training.build import build_discriminator, build_generator, build_optimizer
-from stylegan_dist.training.ema import AveragedGenerator
+from stylegan_dist.training.build import build_discriminator, build_generator
 from stylegan_dist.training.phases import MicroBatch, Objective, Phase
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
@@ -388,109 +385,3 @@ def test_a_joined_regulariser_is_not_multiplied():
     for main, regulariser in (("g_main", "g_path"), ("d_main", "d_penalty")):
         loss, _ = learn(case, case.phase(main), case.parts(2))
         assert reference.difference(loss, EXPECTED[main](case) + EXPECTED[regulariser](case)) < 1e-10
-
-
-# Optimizers
-
-KNOBS = {  # optimizer -> what lazy regularisation with k = 16 makes of its knobs; m = 16 / 17
-    "Adam": ({"betas": [0.5, 0.9]}, {"betas": (0.5 ** (16 / 17), 0.9 ** (16 / 17))}),
-    "AdamW": ({"betas": [0.0, 0.9], "weight_decay": 0.1}, {"betas": (0.0, 0.9 ** (16 / 17)), "weight_decay": 0.1}),
-    "SGD": ({"momentum": 0.8, "nesterov": True}, {"momentum": 0.8, "nesterov": True}),
-    "RMSprop": ({"alpha": 0.95, "momentum": 0.3}, {"alpha": 0.95 ** (16 / 17), "momentum": 0.3}),
-    "Adagrad": ({"eps": 1e-6}, {"eps": 1e-6, "lr_decay": 0}),
-    "Adadelta": ({"rho": 0.8, "eps": 1e-5}, {"rho": 0.8 ** (16 / 17), "eps": 1e-5}),
-}
-
-
-@pytest.mark.parametrize("name", KNOBS)
-def test_lazy_correction_by_optimizer(name):
-    options, expected = KNOBS[name]
-    network = nn.Linear(3, 2)
-    settings = OptimizerConfig(name=name, lr=0.02, **options)
-    corrected = build_optimizer(network, settings, "optim.g", lazy_interval=16)
-    assert type(corrected) is getattr(torch.optim, name)
-    group, = corrected.param_groups
-    assert group["lr"] == pytest.approx(0.02 * 16 / 17, rel=1e-12)
-    for key, value in expected.items():
-        assert group[key] == pytest.approx(value, rel=1e-12), key
-    plain, = build_optimizer(network, settings, "optim.g", lazy_interval=1).param_groups
-    assert plain["lr"] == 0.02
-    for key, value in options.items():
-        assert plain[key] == (tuple(value) if key == "betas" else value), key
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("SGD", {"betas": [0.5, 0.9]}), ("SGD", {"rho": 0.5}), ("SGD", {"eps": 1e-6}), ("Adam", {"momentum": 0.9}),
-     ("Adam", {"alpha": 0.9}), ("RMSprop", {"betas": [0.0, 0.9]}), ("RMSprop", {"nesterov": True}),
-     ("Adagrad", {"momentum": 0.1}), ("Adagrad", {"rho": 0.5}), ("Adadelta", {"alpha": 0.5})],
-)
-def test_a_knob_that_the_optimizer_does_not_have(name, options):
-    with pytest.raises(InputError, match=rf"optim\.d\.{next(iter(options))}.*{name}"):
-        build_optimizer(nn.Linear(2, 2), OptimizerConfig(name=name, lr=0.1, **options), "optim.d", 1)
-
-
-def test_unknown_optimizer():
-    for name in ("Adamm", "Optimizer", "lr_scheduler"):
-        with pytest.raises(InputError, match=r"optim\.g\.name"):
-            build_optimizer(nn.Linear(2, 2), OptimizerConfig(name=name, lr=0.1), "optim.g", 1)
-
-
-@pytest.mark.parametrize("interval", [1, 4, 16])
-@pytest.mark.parametrize("betas", [(0.0, 0.99), (0.5, 0.9)])
-def test_adam_takes_textbook_steps(interval, betas):
-    network = nn.Linear(4, 3).double()
-    optimizer = build_optimizer(network, OptimizerConfig(lr=0.01, betas=list(betas)), "optim.g", interval)
-    start = network.weight.detach().clone()
-    gradients = [reference.normals(i, 3, 4) * 10.0 ** (1 - i) for i in range(5)]
-    for gradient in gradients:
-        network.weight.grad = gradient.clone()
-        optimizer.step()
-    lr, lazy_betas = reference.lazy_adam(0.01, betas, interval)
-    expected = reference.adam(start, gradients, lr, lazy_betas, eps=1e-8)
-    assert reference.difference(network.weight - start, expected - start) < 1e-11
-
-
-def test_lazy_adam_forgets_as_much_and_moves_as_far_in_k_steps():
-    """k steps without the regulariser, and k + 1 with it, decay the moments alike and have the same total rate."""
-    for k in (2, 4, 16):
-        lr, betas = reference.lazy_adam(0.002, (0.5, 0.99), k)
-        assert betas[0] ** (k + 1) == pytest.approx(0.5**k)
-        assert betas[1] ** (k + 1) == pytest.approx(0.99**k)
-        assert lr * (k + 1) == pytest.approx(0.002 * k)
-
-
-# The averaged generator
-
-
-@pytest.mark.parametrize("rampup", [0.0, 0.05, 0.5])
-@pytest.mark.parametrize("nimg", [0, 32, 1000, 10**6])
-def test_weight_of_the_average(rampup, nimg):
-    average = AveragedGenerator(nn.Linear(1, 1), half_life=10_000, rampup=rampup)
-    expected = reference.ema_weight(nimg, 32, 10_000, rampup)
-    assert average.decay(nimg, 32) == pytest.approx(expected, rel=1e-12)
-    if nimg == 10**6 or not rampup:
-        steps = 10_000 / 32
-        assert average.decay(nimg, 32) ** steps == pytest.approx(0.5), "an old value counts half after a half-life"
-    assert AveragedGenerator(nn.Linear(1, 1), half_life=0, rampup=rampup).decay(nimg, 32) == 0
-
-
-def test_average_of_a_changing_generator():
-    index = make_index(1, False)
-    g = build_generator(make_config(index).config, RESOLUTION, 1, 0, torch.device("cpu"))
-    reference.randomize(g, 0).double()
-    average = AveragedGenerator(g, half_life=100, rampup=0.25)
-    expected = {name: value.clone() for name, value in g.state_dict().items()}
-    for step in range(6):
-        reference.randomize(g, step + 1)
-        average.update(g, nimg=32 * step, batch=32)
-        weight = reference.ema_weight(32 * step, 32, 100, 0.25)
-        for name, value in g.named_parameters():
-            expected[name] = weight * expected[name] + (1 - weight) * value.detach()
-        expected.update({name: value.clone() for name, value in g.named_buffers()})
-        for name, value in average.network.state_dict().items():
-            assert reference.difference(value, expected[name]) < 1e-12, name
-        if step == 0:
-            assert all(torch.equal(a, b) for a, b in zip(average.network.parameters(), g.parameters(), strict=True))
-    assert not any(p.requires_grad for p in average.network.parameters())
-    assert all(p.requires_grad for p in g.parameters()), "the average is a copy"

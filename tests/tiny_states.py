@@ -1,0 +1,49 @@
+"""The state of a run with tiny networks, without a run: made, changed by a step, saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from stylegan_dist.config import load_config
+from stylegan_dist.data.index import DatasetIndex, Shard
+from stylegan_dist.training.checkpoint import save_checkpoint
+from stylegan_dist.training.rules import resolve
+from stylegan_dist.training.state import TrainState
+
+INDEX = DatasetIndex(8, 3, "png", ["a", "b"], [3, 5], [Shard("a.tar", 8, 1, "x", "a.npy", "y")])
+TINY = ["data.shards=somewhere", "run.batch=4", "generator.z_dim=8", "generator.w_dim=8", "generator.channel_base=64",
+        "generator.channel_max=8", "discriminator.channel_max=8", "discriminator.mapping_layers=1"]
+
+
+def config_with(*overrides: str):
+    return resolve(load_config(None, [*TINY, *overrides]), INDEX, 1, "cpu", False)
+
+
+def new_state(*overrides: str) -> TrainState:
+    return TrainState(config_with(*overrides), INDEX, torch.device("cpu"))
+
+
+def step(state: TrainState, seed: int) -> None:
+    """One optimizer step of both networks on random gradients, and what the loop does after it."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, network in state.networks.items():
+        for parameter in network.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        state.optimizers[name].step()
+    state.generator.w_avg.normal_(generator=generator)
+    state.objective.path_mean.uniform_(generator=generator)
+    state.ema.update(state.generator, state.nimg, 4)
+    state.nimg += 4
+
+
+def contents(state: TrainState) -> dict[str, bytes]:
+    """Every bit of the state by name."""
+    flat = {f"{file}/{key}": value.numpy().tobytes() for file, tensors in state.tensors().items()
+            for key, value in tensors.items()}
+    return flat | {"path_mean": state.objective.path_mean.numpy().tobytes(), "nimg": str(state.nimg).encode()}
+
+
+def save(state: TrainState, run_dir: Path) -> Path:
+    return save_checkpoint(run_dir, state.nimg, state.tensors(), state.facts())
