@@ -11,4 +11,6 @@ python=${PYTHON:-python3}
   echo "error: $python is missing or older than 3.10; set PYTHON=/path/to/python3" >&2; exit 2; }
 "$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$python" -m venv --clear "$venv"  # also repairs half a one
 echo "installing into $venv: a minute or two, and longer the first time for a PyTorch with CUDA"
-"$venv/bin/python" -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"
+"$venv/bin/python" -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[$extras]"
+# Compiled to bytecode on all cores: pip takes one. Some packages carry templates that are no Python.
+"$venv/bin/python" -m compileall -qq -j 0 "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from nursery import Forked
+
 ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / "launch/train.py"
 TIMEOUT = 150
 
 # A network so small that a step takes milliseconds, with everything switched on that has a state or a draw.
@@ -28,31 +34,41 @@ TINY = (
 
 
 def train_command(shards: Path, run_dir: Path, *overrides: str, processes: int = 1, config: str = "cpu.yaml",
-                  launch_flags: Sequence[str] = (), entry: Path = ROOT / "launch/train.py") -> list[str]:
+                  launch_flags: Sequence[str] = (), entry: Path = TRAIN) -> list[str]:
     """`accelerate launch` for several processes, plain Python for one."""
     script = [str(entry), *TINY, f"data.shards={shards}", f"run.dir={run_dir}", *overrides]
     if processes == 1 and config == "cpu.yaml":
         return [sys.executable, *script]
+    return [*launcher_command(config, processes), *launch_flags, *script]
+
+
+def launcher_command(config: str, processes: int) -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch/accelerate" / config),
-            "--num_processes", str(processes), *launch_flags, *script]
+            "--num_processes", str(processes)]
 
 
 def late_entry(folder: Path, rank: int, seconds: float) -> Path:
     """launch/train.py, but one rank sleeps before it begins."""
     script = folder / "train.py"
     script.write_text(f"import os, runpy, time\nif os.environ['RANK'] == '{rank}':\n    time.sleep({seconds})\n"
-                      f"runpy.run_path({str(ROOT / 'launch/train.py')!r}, run_name='__main__')\n")
+                      f"runpy.run_path({str(TRAIN)!r}, run_name='__main__')\n")
     return script
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], **environment: str) -> Iterator[subprocess.Popen]:
-    """The process; it and all that it has started are killed at the end."""
+def started(command: Sequence[str], forked: bool = False, **environment: str) -> Iterator[subprocess.Popen | Forked]:
+    """The process; it and all that it has started are killed at the end.
+
+    Args:
+        forked: from one that has imported everything. `environment` must not say what to import, or how.
+    """
     env = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "WANDB_"))}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        env=env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
-    )
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
+    process: subprocess.Popen | Forked
+    if forked:
+        process = Forked(command, env, str(ROOT))
+    else:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
     try:
         yield process
     finally:
@@ -60,7 +76,7 @@ def started(command: Sequence[str], **environment: str) -> Iterator[subprocess.P
         process.communicate()
 
 
-def kill_all(process: subprocess.Popen) -> None:
+def kill_all(process: subprocess.Popen | Forked) -> None:
     """kill -9 the process and everything that it has started; workers are in sessions of their own."""
     for pid in [process.pid, *descendants(process.pid)]:
         with contextlib.suppress(ProcessLookupError):
@@ -97,14 +113,50 @@ def finished(command: Sequence[str], timeout: float = TIMEOUT, **environment: st
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def trained(*args: object, **kwargs: object) -> subprocess.CompletedProcess:
-    """`finished` for a training that must succeed."""
-    result = finished(train_command(*args, **kwargs))
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result
+def trained(shards: Path, run_dir: Path, *overrides: str, processes: int = 1, config: str = "cpu.yaml",
+            launcher: bool = False) -> subprocess.CompletedProcess:
+    """A training that must succeed, to its end; output as text.
+
+    Args:
+        launcher: start it with `accelerate launch`; otherwise its ranks get what the launcher would tell them.
+    """
+    command = train_command(shards, run_dir, *overrides, processes=processes, config=config)
+    if launcher:
+        results = [finished(command)]
+    else:
+        command = [sys.executable, *command[command.index(str(TRAIN)):]]
+        told = {} if config == "cpu.yaml" else told_by_launcher(config)
+        world = direct_environment(processes) if told or processes > 1 else [{}]
+        with contextlib.ExitStack() as stack:
+            ranks = [stack.enter_context(started(command, forked=True, **told, **environment)) for environment in world]
+            results = [subprocess.CompletedProcess(command, rank.returncode, *said)
+                       for rank, said in [(rank, rank.communicate(timeout=TIMEOUT)) for rank in ranks]]
+    out, err = ("".join(getattr(result, name) for result in results) for name in ("stdout", "stderr"))
+    assert not any(result.returncode for result in results), out + err
+    return subprocess.CompletedProcess(command, 0, out, err)
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
+def direct_environment(world_size: int) -> list[dict[str, str]]:
+    """What each rank must know to find the others; on machines of one rank each, as far as they can tell."""
+    port = free_port()
+    return [{"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": str(port), "SLURMD_NODENAME": f"n{rank}"} for rank in range(world_size)]
+
+
+@functools.cache
+def told_by_launcher(config: str) -> dict[str, str]:
+    """What `accelerate launch` makes of a configuration file for its ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "print.py")
+        script.write_text("import json, os\nprint(json.dumps({name: value for name, value in os.environ.items()\n"
+                          "                  if name.startswith('ACCELERATE_')}))")
+        command = [*launcher_command(config, 1), str(script)]
+        result = finished(command)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])  # DeepSpeed has said something before
+
+
+def wait_for(path: Path, process: subprocess.Popen | Forked) -> None:
     """Until the path exists."""
     deadline = time.monotonic() + TIMEOUT
     while not path.exists():

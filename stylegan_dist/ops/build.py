@@ -29,6 +29,7 @@ LIMIT = 900                     # seconds for one compiler
 
 # Floating-point errors and traps are not looked at; without this the compiler vectorises less.
 CXX_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 
 
 class CannotBuild(Exception):
@@ -99,7 +100,7 @@ def library_name(part: str) -> str:
     digest = hashlib.sha256()
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    digest.update(repr((TORCH_TARGET, CUDA_TARGETS, platform.machine(), *CXX_FLAGS, *cpu_flags())).encode())
+    digest.update(repr((TORCH_TARGET, CUDA_TARGETS, platform.machine(), *CXX_FLAGS, *NVCC_FLAGS, *cpu_flags())).encode())
     return f"native-{digest.hexdigest()[:16]}-{part}.so"
 
 
@@ -114,7 +115,8 @@ def to_build(torch: Torch, emulate: bool = False) -> str:
 
 
 def find(torch: Torch, folders: Sequence[Path], emulate: bool = False, compiles: bool = True) -> Path | None:
-    """The best library that is there: one with a GPU part may have been compiled where there is an nvcc.
+    """The best library that is there: one with a GPU part may have been compiled where there is an nvcc, and serves a PyTorch
+    without CUDA as well.
 
     Args:
         compiles: leave out one without a GPU part where a better one can be compiled.
@@ -122,7 +124,9 @@ def find(torch: Torch, folders: Sequence[Path], emulate: bool = False, compiles:
     names = [library_name("emulated" if emulate else gpu_part(torch) or "cpu"), to_build(torch, emulate)]
     if not compiles and not emulate:
         names.append(library_name("cpu"))
-    return next((folder / name for name in names for folder in folders if (folder / name).exists()), None)
+    if gpu_part(torch) is None and not emulate:
+        names.append(library_name("cuda*"))
+    return next((library for name in names for folder in folders for library in sorted(folder.glob(name))), None)
 
 
 def has_gpu_part(library: Path) -> bool:
@@ -199,10 +203,10 @@ def compile_library(torch: Torch, library: Path, emulate: bool = False) -> None:
         os.replace(result, library)
 
 
-def cuda_command(source: Path, target: Path, targets: Sequence[str] = CUDA_TARGETS) -> list[str]:
-    architectures = [part for one in targets for part in ("-gencode", one)]
-    return [nvcc() or "nvcc", "-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-ccbin", compiler() or "g++",
-            "-DSTYLEGAN_DIST_CUDA", *architectures, "-c", str(source), "-o", str(target)]
+def cuda_command(source: Path, target: Path) -> list[str]:
+    architectures = [part for one in CUDA_TARGETS for part in ("-gencode", one)]
+    return [nvcc() or "nvcc", *NVCC_FLAGS, "-ccbin", compiler() or "g++", "-DSTYLEGAN_DIST_CUDA", *architectures,
+            "-c", str(source), "-o", str(target)]
 
 
 def run_all(commands: Sequence[Sequence[str]]) -> None:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from launching import TINY, finished, train_command
+from launching import TINY, trained
 
 from stylegan_dist.cli import main
 from stylegan_dist.data.index import load_index, load_offsets
@@ -41,7 +41,7 @@ def test_counted_and_named_on_any_number_of_ranks_and_after_a_restart(shards, tm
     assert train(folder, tmp_path / "whole", 0.128, few) == 0
     for kimg in (0.064, 0.128):
         assert train(folder, tmp_path / "parts", kimg, few) == 0
-    finished(train_command(folder, tmp_path / "ranks", "run.kimg=0.128", few, "data.workers=1", processes=2))
+    trained(folder, tmp_path / "ranks", "run.kimg=0.128", few, "data.workers=1", processes=2)
     whole = [record["data/replaced"] for record in records(tmp_path / "whole")]
     assert whole[-1] in (2, 3), "two epochs of 60, and 8 images more"
     assert whole == sorted(whole)

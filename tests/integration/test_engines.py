@@ -20,12 +20,12 @@ CALM = ("optim.g.eps=1e-2", "optim.d.eps=1e-2", "optim.g.lr=1e-4", "optim.d.lr=1
 BATCH = 16
 STEPS = 20
 SAVED_AT = 16  # steps, where others continue: what is left has every phase twice
-SHORT = 8      # steps of what is compared with a run of the same engine, and of variants
+SHORT = 8      # steps of what is compared with a run of the same engine, of micro-batches and of variants
 # Rounding is magnified by 1 / sigma.
 APPROXIMATE = ("loss.penalty=approximate", "loss.penalty_sigma=0.3")
 ENGINES = {1: ("flat", "zero1", "zero2", "zero3"), 2: ("flat", "ddp", "zero1", "zero2", "zero3"),
            4: ("flat", "ddp", "zero1", "zero2", "zero3")}
-MICRO_BATCHES = {1: (1,), 2: (1, 2, 4), 4: (1,)}  # the flat engine divides them on one process, too
+MICRO_BATCHES = (2, 4)  # on two ranks, and of the flat engine on one process
 # Some more on two ranks: parameters of every size spread, ZeRO-3 for both networks, one network each way, offload.
 VARIANTS = ("zero2-buckets", "zero3-groups", "zero3-all-cut", "zero3-both", "zero2-g", "zero1-offload", "zero2-offload",
             "zero3-offload")
@@ -45,6 +45,8 @@ CONTINUED = [
     *(("flat-1", f"{engine}-4") for engine in ENGINES[4]),
     *((f"{engine}-4", f"{other}-4") for engine, other in RING.items()),
 ]
+DIVIDED = [*((engine, 2, parts) for engine in ENGINES[2] for parts in MICRO_BATCHES),
+           *(("flat", 1, parts) for parts in MICRO_BATCHES)]
 NETWORKS = ("g", "d", "g_ema")
 OPTIMIZERS = ("optimizer_g", "optimizer_d")
 
@@ -84,14 +86,13 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     launches = []
     for world, engines in ENGINES.items():
         whole = f"run.batch_gpu={BATCH // world}"
-        cases = [runs.case(f"{engine}-{world}-{parts}", engine, f"run.batch_gpu={BATCH // world // parts}")
-                 for engine in engines for parts in MICRO_BATCHES[world]]
-        for case, engine in zip(cases[::len(MICRO_BATCHES[world])], engines, strict=True):
+        cases = [runs.case(f"{engine}-{world}-1", engine, whole) for engine in engines]
+        for case, engine in zip(cases, engines, strict=True):
             at = {"half": SAVED_AT, "short": SHORT}
             case["on_the_way"] = {str(runs.folder / f"{engine}-{world}-{name}"): steps for name, steps in at.items()}
+        cases += divided(runs, world, SHORT)
         if world == 1:
-            cases += [runs.case(f"flat-1-{parts}", "flat", f"run.batch_gpu={BATCH // parts}") for parts in (2, 4)]
-            cases.append(runs.case("flat-1-variants", "flat", steps=SHORT))
+            cases.append(runs.case("flat-1-eight", "flat", steps=SHORT))
             cases.append(runs.case("flat-1-approximate", "flat", *APPROXIMATE))
             cases.append(runs.case("flat-1-poison", "flat", steps=6, poison=3 * BATCH + 1))
             cases += [runs.case(f"flat-1-{name}", "flat", *optimizers(name), steps=6) for name in OPTIMIZED]
@@ -116,6 +117,12 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         ]))
     runs.train(launches)
     return runs
+
+
+def divided(runs: Runs, ranks: int, steps: int) -> list[dict]:
+    """Micro-batches under every engine."""
+    return [runs.case(f"{engine}-{world}-{parts}", engine, f"run.batch_gpu={BATCH // world // parts}", steps=steps)
+            for engine, world, parts in DIVIDED if world == ranks]
 
 
 def optimizers(name: str) -> list[str]:
@@ -160,18 +167,32 @@ def assert_same_run(runs: Runs, one: str, other: str) -> None:
     assert statistics.median(norms) < 1e-6
 
 
+def assert_same_draws(runs: Runs, one: str, other: str) -> None:
+    """The same images for the same numbers; and latents, labels, noise, mixing."""
+    a, b = runs.facts(one), runs.facts(other)
+    assert a["samples"] == b["samples"]
+    assert a["draws"] == b["draws"]
+    assert len(a["draws"]) > len(a["samples"]) * 10
+
+
 @pytest.mark.parametrize(("one", "other"), [
-    *(("flat-1-1", f"{engine}-{world}-{parts}")
-      for world, engines in ENGINES.items() for engine in engines for parts in MICRO_BATCHES[world]),
-    *(("flat-1-1", f"flat-1-{parts}") for parts in (2, 4)),
-    *(("flat-1-variants", f"{engine}-2-2") for engine in VARIANTS),
+    *(("flat-1-1", f"{engine}-{world}-1") for world, engines in ENGINES.items() for engine in engines),
+    *(("flat-1-eight", f"{engine}-{world}-{parts}") for engine, world, parts in DIVIDED),
+    *(("flat-1-eight", f"{engine}-2-2") for engine in VARIANTS),
 ])
 def test_every_engine_equals_one_process(one: str, other: str, runs: Runs):
     assert_same_run(runs, one, other)
-    a, b = runs.facts(one), runs.facts(other)
-    assert a["samples"] == b["samples"]
-    assert a["draws"] == b["draws"]  # latents, labels, noise, mixing
-    assert len(a["draws"]) > len(a["samples"]) * 10
+    assert_same_draws(runs, one, other)
+
+
+@pytest.mark.exhaustive
+def test_micro_batches_for_all_steps(small_shards: Path, tmp_path: Path):
+    runs = Runs(tmp_path, small_shards)
+    runs.train([(1, [runs.case("flat-1-1", "flat", f"run.batch_gpu={BATCH}"), *divided(runs, 1, STEPS)]),
+                (2, divided(runs, 2, STEPS))])
+    for engine, world, parts in DIVIDED:
+        assert_same_run(runs, "flat-1-1", f"{engine}-{world}-{parts}")
+        assert_same_draws(runs, "flat-1-1", f"{engine}-{world}-{parts}")
 
 
 @pytest.mark.parametrize("engine", ENGINES[2])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, TINY, finished, free_port, late_entry, started, train_command
+from launching import ROOT, TINY, TRAIN, direct_environment, finished, free_port, late_entry, started, train_command
 
 from stylegan_dist.cli import main
 
@@ -24,15 +24,13 @@ SOON = 40  # seconds; the wrong launches below end in less than ten on a free ma
 @contextlib.contextmanager
 def direct(shards: Path, run_dir: Path, *ranks: dict, world_size: int | None = None) -> Iterator[list[subprocess.Popen]]:
     """Ranks as srun starts them, one by one on machines n0, n1, ...: each with "overrides", "env" and "script" of its own."""
-    port = free_port()
     with contextlib.ExitStack() as stack:
         processes = []
-        for number, rank in enumerate(ranks):
-            env = {"RANK": str(number), "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size or len(ranks)),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SLURMD_NODENAME": f"n{number}", **rank.get("env", {})}
-            command = [sys.executable, str(rank.get("script", ROOT / "launch/train.py")), *TINY, f"data.shards={shards}",
+        for rank, known in zip(ranks, direct_environment(world_size or len(ranks)), strict=False):
+            env = known | rank.get("env", {})
+            command = [sys.executable, str(rank.get("script", TRAIN)), *TINY, f"data.shards={shards}",
                        f"run.dir={run_dir}", "run.kimg=0.016", *rank.get("overrides", ())]
-            processes.append(stack.enter_context(started(command, **env)))
+            processes.append(stack.enter_context(started(command, forked="PYTHONPATH" not in env, **env)))
         yield processes
 
 

@@ -68,7 +68,7 @@ def test_killed_and_continued_equals_straight(config, processes, small_shards: P
     for later in (run_dir / "checkpoints").iterdir():  # it may have got further before it died
         if later.name > Path(HALF).name:
             shutil.rmtree(later)
-    trained(small_shards, run_dir, STEPS_20, processes=processes, config=config)
+    trained(small_shards, run_dir, STEPS_20, processes=processes, config=config, launcher=True)
     assert_bit_equal(reference, run_dir)
     assert losses(run_dir) == losses(reference)
     assert {record["segment"] for record in read(run_dir / "metrics.jsonl")} == {0, 1}
@@ -78,7 +78,7 @@ def test_terminated_run_saves_and_continues(small_shards: Path, tmp_path: Path):
     run_dir = tmp_path / "terminated"
     ticks = "monitor.tick_kimg=0.056"  # the stop falls between two ticks, and must not show in their records
     command = train_command(small_shards, run_dir, "run.kimg=1000", "checkpoint.every_kimg=1000", ticks)
-    with started(command) as process:
+    with started(command, forked=True) as process:
         wait_for(run_dir / "samples/nimg-00000000.png", process)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=TIMEOUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,16 @@ from stylegan_dist.ops import build, native
 HERE = Path(torch.__file__).parent
 ONCE = f"""import sys; from pathlib import Path; sys.path.append({str(build.SOURCES.parent)!r}); import build
 print(build.build_once(build.Torch(Path(sys.argv[1]), '2.11.0', None), Path(sys.argv[2])))"""
+
+LOADED = """import sys, torch
+torch.ops.load_library(sys.argv[1])
+x, bias = torch.randn(2, 3, 4, 4), torch.randn(3)
+y = torch.ops.stylegan_dist.bias_act(x, bias, 0, 0.2, 2.0, -1.0)
+torch.testing.assert_close(y, 2 * torch.nn.functional.leaky_relu(x + bias[:, None, None], 0.2))
+for name in ("bias_act", "resample2d", "discriminator_epilogue", "generator_epilogue", "fromrgb"):
+    torch.library.get_kernel(f"stylegan_dist::{name}", "CUDA")  # raises where there is none
+print("good")
+"""
 
 
 def some_torch(version: str, cuda: str | None) -> build.Torch:
@@ -90,6 +101,27 @@ def test_a_library_for_gpus_is_found_where_none_can_be_compiled(nvcc, tmp_path):
     nvcc(None)
     assert build.has_gpu_part(build.find(gpu, [tmp_path, tmp_path / "elsewhere"]))
     assert build.find(gpu, [tmp_path], emulate=True) is None
+    assert build.find(cpu, [tmp_path / "elsewhere", tmp_path]) == tmp_path / build.library_name("cpu")
+    assert build.has_gpu_part(build.find(cpu, [tmp_path / "elsewhere"]))  # it serves a PyTorch without CUDA, too
+
+
+@pytest.mark.timeout(900)
+def test_the_library_for_gpus(tmp_path, monkeypatch):
+    """Compiled and linked by the nvcc of this machine for every target; the same file serves a PyTorch without CUDA."""
+    said = build.nvcc() and subprocess.run([build.nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    if not said:
+        pytest.skip("no nvcc")
+    release = re.search(r"release ([\d.]+)", said)[1]
+    quick = ("-Ofc", "max") if int(release.partition(".")[0]) >= 13 else ("-O0",)  # in half the time
+    monkeypatch.setattr(build, "NVCC_FLAGS", (*(flag for flag in build.NVCC_FLAGS if flag != "-O3"), *quick))
+    monkeypatch.setattr(build, "CXX_FLAGS", (*build.CXX_FLAGS, "-O0"))
+    torch_ = some_torch(torch.__version__, release)
+    library = tmp_path / build.to_build(torch_)
+    assert build.has_gpu_part(library)
+    build.compile_library(torch_, library)
+    done = subprocess.run([sys.executable, "-c", LOADED, str(library)], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "good\n"
 
 
 def test_sources_and_processor_are_part_of_the_name(monkeypatch, tmp_path):
