@@ -119,7 +119,8 @@ def test_the_library_for_gpus(tmp_path, monkeypatch):
     library = tmp_path / build.to_build(torch_)
     assert build.has_gpu_part(library)
     build.compile_library(torch_, library)
-    done = subprocess.run([sys.executable, "-c", LOADED, str(library)], capture_output=True, text=True, timeout=100, check=False)
+    command = [sys.executable, "-c", LOADED, str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "good\n"
 
