@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from stylegan_dist.data import storage
@@ -30,7 +31,6 @@ from stylegan_dist.errors import InputError
 
 POLL_SECONDS = 0.05
 PATIENCE_SECONDS = 120.0  # that a reader waits for room
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class NodeCache:
                     part.unlink()
                     return
                 self._make_room(blob)
-                storage.download(blob.location, part, lambda: _check(part, blob))
+                storage.download(blob.location, part, partial(storage.check_file, part, blob.bytes, blob.sha256))
                 with self._lock():  # who adds up what is there must not miss a file between its two names
                     part.rename(whole)
             except BaseException:
@@ -222,15 +222,3 @@ def _is_at(file: int, path: Path) -> bool:
     except FileNotFoundError:
         return False
 
-
-def _check(path: Path, blob: Blob) -> None:
-    size = path.stat().st_size
-    if size != blob.bytes:
-        raise ValueError(f"{size} bytes arrived, the index promises {blob.bytes}: it is truncated or altered")
-    if blob.sha256:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-        if digest.hexdigest() != blob.sha256:
-            raise ValueError(f"all {size} bytes arrived, but their SHA-256 differs from the index: it is altered")

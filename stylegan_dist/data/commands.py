@@ -154,8 +154,9 @@ def add_index(subparsers) -> None:
                                                          "of tar files with braces and wildcards")
     parser.add_argument("out", metavar="FOLDER", nargs="?", help="the folder for the index; default: that of the shards")
     parser.add_argument("--checksums", action="store_true",
-                        help="read local shards whole and store their SHA-256, which verify and caches check (those of URLs "
-                             "are read whole anyway)")
+                        help="store the SHA-256 of local shards, too, which are read whole for it: verify compares with it. That "
+                             "of shards at URLs is stored anyway, and compared whenever one is fetched; with --checksums it "
+                             "counts only once two readings agree on it, or the storage confirms the first (MD5 of S3)")
     parser.add_argument("--overwrite", action="store_true", help="replace an index that is already there")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     _add_normalisation(parser.add_argument_group("arrays", "[C, H, W] or [H, W]; training sees (x - offset) / scale"))
@@ -165,7 +166,8 @@ def add_verify(subparsers) -> None:
     """Add the verb `verify` to the result of `ArgumentParser.add_subparsers`."""
     parser = subparsers.add_parser(
         "verify", help="check a shard set: files, checksums, samples, labels", epilog=_VERIFY_EXAMPLES,
-        description="Check every file of a shard set against its index and decode every sample.",
+        description="Check every file of a shard set against its index (sizes, SHA-256 where the index has it, headers, "
+                    "offsets, labels) and decode every sample.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_verify)
@@ -227,4 +229,7 @@ def _run_verify(args: argparse.Namespace) -> int:
         return EXIT_BAD_INPUT
     index = read_index(args.folder)
     print(f"{args.folder}: {index.num_samples} samples in {len(index.shards)} shards, all sound")
+    if unknown := sum(not shard.sha256 for shard in index.shards):
+        print(f"{unknown} of {len(index.shards)} shards have no SHA-256 in the index, so bytes that differ but decode were not "
+              "found; stylegan-dist index --checksums stores it")
     return EXIT_OK

@@ -11,7 +11,7 @@ import numpy as np
 
 from stylegan_dist.data import storage
 from stylegan_dist.data.cache import Blob, CacheFull, NodeCache
-from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, load_offsets
+from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, parse_offsets
 from stylegan_dist.errors import InputError
 
 OPEN_SHARDS = 256
@@ -103,10 +103,15 @@ class ShardReader:
             return storage.retrying(lambda: os.open(path, os.O_RDONLY), f"open {info.location}")
 
     def _load_offsets(self, info: Shard) -> np.ndarray:
-        if not storage.is_remote(info.offsets_location):
-            return load_offsets(info)
-        with os.fdopen(self._cache().open(_offsets_blob(info)), "rb") as file:
-            return load_offsets(info, file)
+        def read() -> np.ndarray:
+            if not storage.is_remote(info.offsets_location):
+                return parse_offsets(info, storage.local_path(info.offsets_location).read_bytes())
+            with os.fdopen(self._cache().open(_offsets_blob(info)), "rb") as file:
+                return parse_offsets(info, file.read())
+        try:
+            return read()
+        except (OSError, ValueError):
+            return storage.retrying(read, f"read {info.offsets_location}")
 
     def _cache(self) -> NodeCache:
         if self.cache is None:
