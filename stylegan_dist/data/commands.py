@@ -154,9 +154,9 @@ def add_index(subparsers) -> None:
                                                          "of tar files with braces and wildcards")
     parser.add_argument("out", metavar="FOLDER", nargs="?", help="the folder for the index; default: that of the shards")
     parser.add_argument("--checksums", action="store_true",
-                        help="store the SHA-256 of local shards, too, which are read whole for it: verify compares with it. That "
-                             "of shards at URLs is stored anyway, and compared whenever one is fetched; with --checksums it "
-                             "counts only once two readings agree on it, or the storage confirms the first (MD5 of S3)")
+                        help="store the SHA-256 of local shards, too, which are read whole for it: verify compares with it. "
+                             "That of shards at URLs is stored anyway, and compared whenever one is fetched; with --checksums "
+                             "it counts only once two readings agree on it, or the storage confirms the first (MD5 of S3)")
     parser.add_argument("--overwrite", action="store_true", help="replace an index that is already there")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     _add_normalisation(parser.add_argument_group("arrays", "[C, H, W] or [H, W]; training sees (x - offset) / scale"))

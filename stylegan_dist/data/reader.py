@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable
 
 import numpy as np
@@ -16,6 +16,7 @@ from stylegan_dist.errors import InputError
 
 OPEN_SHARDS = 256
 FULL_PAUSE_SECONDS = 5.0
+REFRESH_SECONDS = 30.0
 _OFFSETS_HEADER, _OFFSETS_ROW = 128, 24  # bytes of NumPy's header and of three int64
 
 
@@ -135,17 +136,22 @@ def _offsets_blob(shard: Shard) -> Blob:
 
 
 class _Prefetcher:
-    """A thread that fetches what will be needed. What it cannot fetch, the reader that needs it will ask for."""
+    """A thread that fetches what will be needed. What it cannot fetch, the reader that needs it will ask for.
+
+    It looks through the list again and again: other runs, whose own files change faster, may have removed some.
+    """
 
     def __init__(self, cache: NodeCache):
         self._cache = cache
-        self._wanted: deque[Blob] | None = deque()  # None: the thread ends
+        self._wanted: list[Blob] | None = []  # None: the thread ends
+        self._next_one = 0
         self._changed = threading.Condition()
         threading.Thread(target=self._work, daemon=True, name="prefetch").start()
 
     def want(self, wanted: Iterable[Blob] | None) -> None:
         with self._changed:
-            self._wanted = None if wanted is None else deque(wanted)
+            self._wanted = None if wanted is None else list(wanted)
+            self._next_one = 0
             self._changed.notify()
 
     def _work(self) -> None:
@@ -160,6 +166,10 @@ class _Prefetcher:
 
     def _next(self) -> Blob | None:
         with self._changed:
-            while self._wanted is not None and not self._wanted:
-                self._changed.wait()
-            return None if self._wanted is None else self._wanted.popleft()
+            while self._wanted is not None and self._next_one == len(self._wanted):
+                if not self._changed.wait(REFRESH_SECONDS):
+                    self._next_one = 0
+            if self._wanted is None:
+                return None
+            self._next_one += 1
+            return self._wanted[self._next_one - 1]

@@ -159,6 +159,27 @@ def test_a_cache_of_just_the_demand(server, shards, tmp_path):
     assert max(server.requests.values()) > 1
 
 
+def test_prefetch_precedes_need(server, tmp_path):
+    """Before a batch is asked for, all its shards are there, through four ends of epochs; the reader fetches nothing itself."""
+    index = load_index(server.url)
+    order = order_of(index, ORDER["seed"], 4, 4)
+    cache = NodeCache(tmp_path, max(node_demand(index, order, 8 * step, 8, 1, [0], 1) for step in range(48)))
+    assert cache.limit < 0.9 * sum(blob.bytes for shard in index.shards for blob in blobs(shard))
+    stream = BatchStream(index, **{**ORDER, "lanes": 4, "block": 4, "batch": 8}, cache=cache)
+    next(stream)
+    at_first = cache.seconds_fetching
+    for step in range(1, 48):
+        needed = {blob.key for shard, _ in order.locate(8 * step, 8) for blob in blobs(index.shards[shard])}
+        deadline = time.monotonic() + 20
+        while not all((tmp_path / key).exists() for key in needed):
+            assert time.monotonic() < deadline, f"what step {step} needs was not fetched ahead"
+            time.sleep(0.005)
+        next(stream)
+        assert cache.seconds_fetching == at_first, f"the reader had to fetch for step {step}"
+    stream.close()
+    assert max(server.requests.values()) > 1
+
+
 def held(folder: Path) -> int:
     total = 0
     for path in folder.iterdir():
@@ -265,6 +286,7 @@ def test_the_trainer_of_remote_data(server, tmp_path, shards):
     weights = [next((tmp_path / name / "checkpoints").glob("nimg-*/*.safetensors")).read_bytes()
                for name in ("remote", "local")]
     assert weights[0] == weights[1]
+    assert not list((tmp_path / "cache").glob("*.run")), "other runs may count on its room again"
     refused = train("small", f"data.shards={server.url}", f"data.cache={tmp_path / 'cache'}", "data.cache_gb=0.00001")
     assert refused.returncode == 2
     assert "data.cache_gb=1e-05 is too small: this node reads from" in refused.stderr

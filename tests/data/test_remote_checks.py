@@ -76,15 +76,16 @@ def test_checksums_are_those_that_two_readings_agree_on(server, foreign, tmp_pat
         server.fault = lambda name, number, spoilt=spoilt: altered if name == BAD and number in spoilt else None
         assert index(server, tmp_path, checksums=True, overwrite=True).shards == read_index(foreign).shards
         assert server.requests == {"part-000.tar": 2, BAD: readings}
-    server.fault = lambda name, number: altered_at(lambda content: content.index(b"IDAT") + 8 + number) if name == BAD else None
+    another_bit = lambda number: altered_at(lambda content: content.index(b"IDAT") + 8 + number)  # noqa: E731
+    server.fault = lambda name, number: another_bit(number) if name == BAD else None
     with pytest.raises(InputError, match=rf"cannot fetch {server.url}/{BAD} at byte \d+: no two readings have the same SHA-256"):
         index(server, tmp_path, checksums=True, overwrite=True)
 
 
 def test_verifying_in_spite_of_faults(server, foreign):
     """Of shards, tables and index, each file meets every fault, first one that only a checksum betrays."""
-    faults = [altered_at(lambda content: content.index(b"name") if content[:1] == b"{" else 600), shortened, error_500, truncated,
-              reset]
+    altered_anywhere = altered_at(lambda content: content.index(b"name") if content[:1] == b"{" else 600)
+    faults = [altered_anywhere, shortened, error_500, truncated, reset]
     server.fault = lambda name, number: faults[number] if number < len(faults) else None
     assert verify(server.url, workers=1) == []
     names = {path.name for path in foreign.iterdir()}
