@@ -152,6 +152,8 @@ def test_a_cluster_fetches_what_the_formulas_say(tmp_path):
     sys.modules["order_benchmark"] = order  # dataclasses look their module up
     spec.loader.exec_module(order)
     cluster = order.Cluster(nodes=6, ranks=2, batch=24, lanes=24, block=40, shards=100, per_shard=16)
-    fetched, most = order.simulate(cluster, tmp_path, nodes=6)
-    assert cluster.shards / 6 <= fetched <= cluster.fetches()
-    assert most <= cluster.demand()
+    found = order.simulate(cluster, tmp_path, nodes=6)
+    assert cluster.shards / 6 <= found.fetched <= cluster.fetches()
+    assert found.held <= cluster.demand()
+    assert found.held_at_end <= cluster.demand_at_end()
+    assert found.late == 0, "all was there before the slot that reads it, at the beginning of the next epoch as well"

@@ -1,4 +1,4 @@
-"""Two runs, real processes, in one cache: refused where both do not fit, and nothing in use goes where they try all the same."""
+"""Two runs, real processes, in one cache: refused where both do not fit, and nothing in use goes where they try."""
 
 from __future__ import annotations
 
