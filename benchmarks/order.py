@@ -38,7 +38,7 @@ def speed() -> list[str]:
         orders = [GlobalOrder(layout[part::sets], seed, LANES, BLOCK) for part in range(sets)]
         return orders[0] if sets == 1 else MixedOrder(orders, range(1, sets + 1), seed)
 
-    rows = [f"| {SHARDS:,} shards | seek to image 10^9, ms: median | largest of 15 | a sample after, us: 256 at once | 8 at once |",
+    rows = [f"| {SHARDS:,} shards | seek to image 10^9, ms: median | largest of 15 | a sample after, us: 256 at once | 8 |",
             "|---|---|---|---|---|"]
     for sets in (1, 2, 8):
         seeks = []

@@ -13,7 +13,7 @@ from stylegan_dist.data.images import ENCODINGS, FILTERS, FITS, ImageOptions
 from stylegan_dist.data.index import RESOLUTIONS, read_index
 from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.sources import LABEL_MODES, kind_of
+from stylegan_dist.data.sources import LABEL_MODES, Listing, kind_of, list_source
 from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 
@@ -177,17 +177,18 @@ def add_verify(subparsers) -> None:
 
 
 def _run_pack(args: argparse.Namespace) -> int:
+    listing = list_source(args.source)
     pack(args.source, args.out, PackOptions(
-        form=_form(args), labels=args.labels, shuffle=args.shuffle, seed=args.seed,
+        form=_form(args, listing), labels=args.labels, shuffle=args.shuffle, seed=args.seed,
         samples_per_shard=args.samples_per_shard, max_skipped=args.max_skipped, workers=args.workers,
         overwrite=args.overwrite,
-    ))
+    ), listing)
     return EXIT_OK
 
 
-def _form(args: argparse.Namespace) -> Form:
+def _form(args: argparse.Namespace, listing: Listing) -> Form:
     """The options of the kind of samples that was asked for, or that the source holds."""
-    kind = args.kind or kind_of(args.source)
+    kind = args.kind or kind_of(listing)
     if kind == "sounds" and args.kind is None:
         raise InputError(f"{args.source} holds sound files: --log-mel makes spectrograms of them")
     given = {name: getattr(args, name) for name in _FORM_OPTIONS if hasattr(args, name)}

@@ -50,7 +50,7 @@ class MixedOrder:
             _, number = self.part_of(first + int(at[0]))
             places[at] = self.orders[part].places(number, len(at))
             places[at, 0] += self._first_shard[part]
-        return list(map(tuple, places.tolist()))
+        return [(shard, sample) for shard, sample in places.tolist()]
 
     def part_of(self, image: int) -> tuple[int, int]:
         """(set, number of the image on the line of that set)."""

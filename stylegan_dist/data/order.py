@@ -57,7 +57,7 @@ class GlobalOrder:
 
     def locate(self, first: int, count: int) -> list[tuple[int, int]]:
         """(shard, sample within the shard) of images first, ..., first + count - 1."""
-        return list(map(tuple, self.places(first, count).tolist()))
+        return [(shard, sample) for shard, sample in self.places(first, count).tolist()]
 
     def places(self, first: int, count: int) -> np.ndarray:
         """As `locate`: int64 [count, 2]."""
