@@ -274,7 +274,7 @@ def _readable(place: str | os.PathLike) -> Iterator[Files]:
 
 def _is_hidden(part: str) -> bool:
     """Files that systems leave behind: .DS_Store, ._photo.jpg, __MACOSX."""
-    return part.startswith(".") or part == "__MACOSX"
+    return (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX"
 
 
 def _labels_from_folders(names: list[str], path: Path) -> tuple[dict[str, int], list[str]]:

@@ -209,11 +209,21 @@ def _glob(location: str) -> list[str]:
     """What a location with wildcards matches, as full locations."""
     files, path = _open(location)
     if location.startswith(("http://", "https://")):
-        folder, _, pattern = location.rpartition("/")  # a server's listing is links, whose places in the path vary
-        names = {name.rstrip("/").rpartition("/")[2] for name in files.ls(folder + "/", detail=False)}
-        return [f"{folder}/{name}" for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
+        scheme, _, steps = location.partition("://")
+        found, listed = [scheme + ":/"], True
+        for step in steps.split("/"):
+            if listed := any(character in step for character in "*?["):
+                found = [f"{folder}/{name}" for folder in found for name in fnmatch.filter(_links(files, folder), step)]
+            else:
+                found = [f"{folder}/{step}" for folder in found]
+        return [one for one in found if listed or files.exists(one)]
     matches = sorted(str(match) for match in files.glob(path))
     return [files.unstrip_protocol(match) for match in matches] if is_remote(location) else matches
+
+
+def _links(files: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    """The names that a web server lists in a folder; their places in the path vary."""
+    return sorted({name.rstrip("/").rpartition("/")[2] for name in files.ls(folder + "/", detail=False)})
 
 
 def _open(location: str) -> tuple[fsspec.AbstractFileSystem, str]:

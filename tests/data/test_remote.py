@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from batches import joined, same
@@ -28,6 +29,7 @@ from stylegan_dist.data.index import load_index, read_index
 from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.reader import blobs
+from stylegan_dist.data.scan import index_shards
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError, LocalInputError
 
@@ -135,6 +137,36 @@ def test_the_same_batches_from_cold_and_warm_cache(remote, local, tmp_path, worl
         assert set(fetched.values()) == {1}, "each content once, for all ranks and readers"
     assert_same(take(index, cache, world=world, workers=workers), local)
     assert server.requests == cold, "the second time everything is there"
+
+
+def test_patterns_in_a_bucket(bucket, local, shards, tmp_path):
+    """Of sets, for training, and of tar files, for an index of ours."""
+    bucket.fault = lambda name, number: None
+    for pattern in ("s3://bucket/fac*", "s3://bucket/f?ce[rst]"):
+        index = load_index(pattern)
+        assert [shard.location for shard in index.shards] == [f"s3://bucket/faces/{shard.name}" for shard in index.shards]
+        assert index == load_index("s3://bucket/faces")
+    assert_same(take(index, NodeCache(tmp_path / "cache", 10**9)), local)
+    for number, pattern in enumerate(("shard-*.tar", "shard-0000?.tar", "shard-{00000..00009}.tar", "")):
+        bucket.requests.clear()
+        found = index_shards(f"s3://bucket/faces/{pattern}", str(tmp_path / str(number)), workers=1, checksums=True)
+        expected = [shard for shard in read_index(shards).shards if len(found.shards) > 10 or shard.name < "shard-00010"]
+        assert [(one.name, one.samples, one.bytes, one.sha256) for one in found.shards] == [
+            (one.name, one.samples, one.bytes, one.sha256) for one in expected]
+        assert {count for name, count in bucket.requests.items() if name.endswith(".tar")} == {1}, "S3 confirms the first"
+    with pytest.raises(InputError, match=r"nothing matches s3://bucket/nothing"):
+        load_index("s3://bucket/nothing*")
+
+
+def test_data_in_memory(local, shards, tmp_path):
+    """A driver that knows no other process."""
+    files = fsspec.filesystem("memory")
+    files.put(str(shards), "/faces", recursive=True)
+    try:
+        for place in ("memory://faces", "memory://fac*"):
+            assert_same(take(load_index(place), NodeCache(tmp_path / "cache", 10**9)), local)
+    finally:
+        files.rm("/faces", recursive=True)
 
 
 def test_a_bucket_without_shards(bucket):
