@@ -52,7 +52,7 @@ class ShardReader:
         offset, size, label = table[sample].tolist()
         data = os.pread(file, size, offset)
         if len(data) < size:
-            raise ValueError(f"the file is damaged, it ends at byte {offset + len(data)}")
+            raise ValueError(f"the file is damaged, it ends at byte {min(offset + len(data), os.fstat(file).st_size)}")
         return data, label
 
     def place(self, shard: int, sample: int) -> str:
