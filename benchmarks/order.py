@@ -2,9 +2,10 @@
 
     python benchmarks/order.py [--nodes 64] [--out FILE]
 
-Three tables: the time of a seek and of a sample; correlations between neighbours in the order, for several
-blocks and lanes, beside those of a true permutation; and the shards that the nodes of a cluster fetch in an
-epoch, counted with real node caches and real (tiny) files, beside the formulas of docs/streaming.md.
+Three tables: the time of a seek and of a sample, of one set and of mixtures; correlations between neighbours in
+the order, for several blocks and lanes, beside those of a true permutation; and the shards that the nodes of a
+cluster fetch in an epoch and hold, also around its end, counted with real node caches and real (tiny) files,
+beside the formulas of docs/streaming.md.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import fsspec
 import numpy as np
 from tqdm import tqdm
 
 from stylegan_dist.data.cache import Blob, NodeCache
+from stylegan_dist.data.mixture import MixedOrder
 from stylegan_dist.data.order import GlobalOrder
 
 SHARDS, LANES, BLOCK = 100_000, 64, 4096
@@ -30,19 +33,31 @@ SHARDS, LANES, BLOCK = 100_000, 64, 4096
 def speed() -> list[str]:
     """CPU time of a seek to image 10^9 of 100,000 shards, and of each sample after: other work on the machine counts little."""
     layout = np.random.default_rng(0).integers(9_000, 11_000, SHARDS)
-    seeks = []
-    for seed in range(9):
-        began = time.process_time()
-        GlobalOrder(layout, seed, LANES, BLOCK).locate(10**9, 256)
-        seeks.append(time.process_time() - began)
-    order, count = GlobalOrder(layout, 0, LANES, BLOCK), 400_000
-    order.locate(10**9, 256)
-    began = time.process_time()
-    for first in range(10**9, 10**9 + count, 256):
-        order.locate(first, 256)
-    each = (time.process_time() - began) / count
-    return [f"seek to image 10^9 of {SHARDS:,} shards: {1e3 * np.median(seeks):.1f} ms (largest of 9: {1e3 * max(seeks):.1f})",
-            f"a sample after that, permutations of new blocks included: {1e6 * each:.2f} us"]
+
+    def order(sets: int, seed: int) -> GlobalOrder | MixedOrder:
+        orders = [GlobalOrder(layout[part::sets], seed, LANES, BLOCK) for part in range(sets)]
+        return orders[0] if sets == 1 else MixedOrder(orders, range(1, sets + 1), seed)
+
+    rows = [f"| {SHARDS:,} shards | seek to image 10^9, ms: median | largest of 15 | a sample after, us: 256 at once | 8 |",
+            "|---|---|---|---|---|"]
+    for sets in (1, 2, 8):
+        seeks = []
+        for seed in range(15):
+            began = time.process_time()
+            order(sets, seed).locate(10**9, 256)
+            seeks.append(time.process_time() - began)
+        each = []
+        for count in (256, 8):
+            walked, calls = order(sets, 0), 1600
+            walked.locate(10**9, 256)
+            began = time.process_time()
+            for call in range(calls):
+                walked.locate(10**9 + 256 * call, count)
+            each.append((time.process_time() - began) / calls / count)
+        name = "one set" if sets == 1 else f"{sets} sets, mixed"
+        rows.append(f"| {name} | {1e3 * np.median(seeks):.1f} | {1e3 * max(seeks):.1f} | "
+                    f"{1e6 * each[0]:.2f} | {1e6 * each[1]:.2f} |")
+    return [*rows, "", "Permutations of new blocks are included: 409,600 images are one or two blocks of every lane."]
 
 
 def mixing() -> list[str]:
@@ -97,15 +112,28 @@ class Cluster:
         """Shards that a node's cache holds at once: two blocks of each of its lanes, begun anywhere inside a shard."""
         return self.lanes_of_node() * (2 * self.block / self.per_shard + 1)
 
+    def demand_at_end(self) -> float:
+        """Around the end of an epoch: the next one begins in other shards, and a short last block brings in a third one."""
+        short = self.shards * self.per_shard // self.lanes % self.block > 0
+        return self.lanes_of_node() * ((2 + short) * self.block / self.per_shard + 2)
 
-def simulate(cluster: Cluster, folder: Path, nodes: int, limit: float = 1.0) -> tuple[float, float]:
-    """One epoch of some of a cluster's nodes with real caches on real files of one byte a sample.
+
+class Traffic(NamedTuple):
+    """What nodes fetch and hold, in shards."""
+
+    fetched: float     # per node, in the first epoch
+    held: int          # at most, while nothing of the next epoch is fetched
+    held_at_end: int   # at most, from then on, into the next epoch
+    late: int          # read from in a slot and not there when it began, but for the first slot
+
+
+def simulate(cluster: Cluster, folder: Path, nodes: int, limit: float = 1.0) -> Traffic:
+    """One epoch and the beginning of the next of some of a cluster's nodes, with real caches on real files of a byte a sample.
 
     Args:
         folder: for the caches.
         nodes: how many of the nodes are simulated.
-        limit: size of the caches, in units of what the formula demands.
-    Returns: shards fetched per node, and the most that a node held.
+        limit: size of the caches, in units of what the formulas demand.
     """
     files = fsspec.filesystem("memory")
     blobs = []
@@ -115,47 +143,55 @@ def simulate(cluster: Cluster, folder: Path, nodes: int, limit: float = 1.0) -> 
         blobs.append(Blob(f"memory://order/{shard}", len(content), ""))
     order = GlobalOrder([cluster.per_shard] * cluster.shards, 0, cluster.lanes, cluster.block)
     count = cluster.batch // (cluster.nodes * cluster.ranks)
-    slot_images = cluster.block * cluster.lanes
-    fetched, most = 0, 0
+    slot_images, epoch = cluster.block * cluster.lanes, order.num_samples
+    begins = [-(-nimg // cluster.batch) * cluster.batch for nimg in range(0, epoch, slot_images)]
+    begins = [begin for begin in begins if begin < epoch]
+    begins.append(-(-epoch // cluster.batch) * cluster.batch)
+    fetched = late = 0
+    most = [0, 0]
     chosen = np.linspace(0, cluster.nodes - 1, nodes).astype(int).tolist()
     for node in tqdm(chosen, desc="nodes", disable=None):
-        cache = NodeCache(folder / str(node), int(limit * cluster.demand() * cluster.per_shard))
+        cache = NodeCache(folder / str(node), 0)
         ranks = range(node * cluster.ranks, (node + 1) * cluster.ranks)
         held: dict[int, int] = {}
-        for nimg in range(0, order.num_samples, slot_images):
-            begin = -(-nimg // cluster.batch) * cluster.batch
-            if begin >= order.num_samples:
-                break
-            now, then = (dict.fromkeys(shard for rank in ranks
-                                       for shard in order.working_set(begin, cluster.batch, rank * count, count, ahead))
-                         for ahead in (0, 1))
+        reads = [_shards(order, begin, cluster.batch, ranks, count, 0) for begin in begins]
+        for number, begin in enumerate(begins):
+            at_end = order.slots_from(begin, cluster.batch, 1)[1] >= order.slot(epoch)
+            cache.limit = int(limit * (cluster.demand_at_end() if at_end else cluster.demand()) * cluster.per_shard)
+            now, in_epoch = reads[number], set().union(*reads[number:-1])
             for shard in set(held) - set(now):
                 os.close(held.pop(shard))
-            last = begin + slot_images >= order.num_samples  # the next epoch is not counted
-            for shard in now if last else then:
+            for shard in _shards(order, begin, cluster.batch, ranks, count, 1):
                 present = (cache.folder / blobs[shard].key).exists()
-                fetched += not present
+                fetched += not present and shard in in_epoch
+                late += not present and shard in now and begin > 0
                 if shard in now and shard not in held:
                     held[shard] = cache.open(blobs[shard])
-                elif not present:
+                else:
                     cache.fetch(blobs[shard])
-            most = max(most, sum(entry.name != "lock" for entry in os.scandir(cache.folder)))
+            most[at_end] = max(most[at_end], sum(entry.name != "lock" for entry in os.scandir(cache.folder)))
         for file in held.values():
             os.close(file)
     files.rm("/order", recursive=True)
-    return fetched / nodes, most
+    return Traffic(fetched / nodes, *most, late)
+
+
+def _shards(order: GlobalOrder, nimg: int, batch: int, ranks: range, count: int, ahead: int) -> dict[int, None]:
+    """What the ranks of a node read from."""
+    return dict.fromkeys(shard for rank in ranks for shard in order.working_set(nimg, batch, rank * count, count, ahead))
 
 
 def traffic(nodes: int) -> list[str]:
     """What nodes fetch in an epoch, for lanes that keep nodes apart and for lanes that do not."""
-    rows = ["| nodes | lanes | cache / demand | fetched per node | formula | share of the set | held | formula |",
-            "|---|---|---|---|---|---|---|---|"]
-    for lanes, limit in ((8 * nodes, 1.0), (8 * nodes, 1.5), (64, 1.0)):
-        cluster = Cluster(nodes=nodes, ranks=8, batch=8 * nodes, lanes=lanes, block=128, shards=4096, per_shard=64)
+    rows = ["| nodes | lanes | block | cache / demand | fetched per node | formula | share of the set | held | formula "
+            "| at the end | formula | late |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    for lanes, block, limit in ((8 * nodes, 128, 1.0), (8 * nodes, 128, 1.5), (8 * nodes, 96, 1.0), (64, 128, 1.0)):
+        cluster = Cluster(nodes=nodes, ranks=8, batch=8 * nodes, lanes=lanes, block=block, shards=4096, per_shard=64)
         with tempfile.TemporaryDirectory() as folder:
-            fetched, held = simulate(cluster, Path(folder), min(nodes, 4 if lanes == 64 else nodes), limit)
-        rows.append(f"| {nodes} | {lanes} | {limit:g} | {fetched:.1f} | {cluster.fetches():.1f} | "
-                    f"{fetched / cluster.shards:.1%} | {held} | {cluster.demand():.0f} |")
+            found = simulate(cluster, Path(folder), min(nodes, 4 if lanes == 64 else nodes), limit)
+        rows.append(f"| {nodes} | {lanes} | {block} | {limit:g} | {found.fetched:.1f} | {cluster.fetches():.1f} | "
+                    f"{found.fetched / cluster.shards:.1%} | {found.held} | {cluster.demand():.0f} | {found.held_at_end} | "
+                    f"{cluster.demand_at_end():.0f} | {found.late} |")
     return rows
 
 

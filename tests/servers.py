@@ -42,11 +42,16 @@ def shortened(handler: BaseHTTPRequestHandler, content: bytes) -> None:
     handler.wfile.write(content[: len(content) // 2])
 
 
-def altered(handler: BaseHTTPRequestHandler, content: bytes) -> None:
-    """One bit in the middle is another."""
-    middle = len(content) // 2
-    _head(handler, len(content))
-    handler.wfile.write(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:])
+def altered_at(place: Callable[[bytes], int]) -> Fault:
+    """One bit of the byte that `place` finds is another."""
+    def fault(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+        byte = place(content)
+        _head(handler, len(content))
+        handler.wfile.write(content[:byte] + bytes([content[byte] ^ 1]) + content[byte + 1:])
+    return fault
+
+
+altered = altered_at(lambda content: len(content) // 2)
 
 
 def reset(handler: BaseHTTPRequestHandler, content: bytes) -> None:

@@ -247,7 +247,7 @@ def test_permutations_differ_and_are_fair():
 # Names
 
 PACKAGE = Path(stylegan_dist.__file__).parent
-DRAWING = {"words", "uniform", "integers", "normal", "permutation", "coins", "draw", "purpose_id"}
+DRAWING = {"words", "uniform", "integers", "normal", "permutation", "permutations", "coins", "draw", "purpose_id"}
 PHASES = ("g_main", "g_path", "d_main", "d_penalty")
 
 

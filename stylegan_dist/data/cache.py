@@ -6,10 +6,13 @@ a file with its final name is whole. There is no server process and no table: th
 
     KEY                 a whole file. Readers hold a shared lock while they have it open.
     KEY.BYTES.part      a file on its way. Its fetcher holds an exclusive lock; without one it is left over.
+    NAME.run            what a run needs at a time. It holds an exclusive lock; without one the run has ended.
     lock                taken to make room, so that the limit holds over all processes
 
 Room is made by removing the least recently opened file that nobody has open. A file that is open is never
-removed: that its space is free only after the last reader would break the limit silently.
+removed: that its space is free only after the last reader would break the limit silently. So runs that
+together had more open than there is room for would wait for each other; a run says what it needs before it
+begins, and is refused if that does not fit beside the others.
 """
 
 from __future__ import annotations
@@ -18,19 +21,22 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import os
+import random
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from stylegan_dist.data import storage
 from stylegan_dist.errors import InputError
 
 POLL_SECONDS = 0.05
-PATIENCE_SECONDS = 120.0  # that a reader waits for room
-_CHUNK = 1 << 22
+PATIENCE_SECONDS = 120.0  # that a reader waits for room, or up to twice that: then not all give up who wait for each other
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class NodeCache:
         self.folder = Path(folder)
         self.limit = limit
         self.seconds_fetching = 0.0  # spent in `open` on files that were not there
+        self._claim: BinaryIO | None = None  # open as long as this process lives
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._lock():
@@ -73,6 +80,45 @@ class NodeCache:
         except OSError as error:
             raise InputError(f"cannot use the cache folder {folder}: {error.strerror}; set data.cache to a folder on a local "
                              "disk") from None
+
+    def claim(self, data: str, demand: int, whole: int) -> None:
+        """Say what a run needs at a time, for as long as this process lives; one process of a run does.
+
+        Args:
+            data: what it reads from. Runs on the same data share its files, and need no more than all of them.
+            demand: bytes that it needs at a time.
+            whole: bytes of all the data.
+
+        Raises:
+            InputError: it does not fit beside what other runs need.
+        """
+        with self._lock():
+            runs = [run for entry in os.scandir(self.folder)
+                    if entry.name.endswith(".run") and not self._remove_unused(entry.path)
+                    for run in [json.loads(Path(entry.path).read_bytes())]]
+            needed: dict[str, int] = {}
+            for run in [*runs, {"data": data, "demand": demand, "whole": whole}]:
+                needed[run["data"]] = min(needed.get(run["data"], 0) + run["demand"], run["whole"])
+            total, limit = sum(needed.values()), min([self.limit, *(run["limit"] for run in runs)])
+            if total > limit:
+                raise InputError(
+                    f"the cache {self.folder} is too small for this run beside the {len(runs)} that use it: together they read "
+                    f"from {total / 1e9:.3g} GB of shards at a time, with the next ones, and the smallest data.cache_gb of "
+                    f"them is {limit / 1e9:g}; set data.cache to a folder of this run alone, start all with "
+                    f"data.cache_gb={total / 1e9 * 1.1:.2g} or more, or wait until others have ended"
+                )
+            file = open(self.folder / f"{os.getpid()}-{time.time_ns()}.run", "xb")  # noqa: SIM115 (kept open)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(json.dumps({"data": data, "demand": demand, "whole": whole, "limit": self.limit}).encode())
+            file.flush()
+            self._claim = file
+
+    def release(self) -> None:
+        """Take the claim back, if this process has made it."""
+        if self._claim is not None:
+            os.unlink(self._claim.name)
+            self._claim.close()
+            self._claim = None
 
     def open(self, blob: Blob) -> int:
         """A file descriptor of a file, fetched if it is not there; closing it releases the file.
@@ -83,12 +129,13 @@ class NodeCache:
         if (file := self._opened(blob)) is not None:
             return file
         began = time.monotonic()
+        patience = PATIENCE_SECONDS * random.uniform(1, 2)
         try:
             while True:
                 try:
                     self._fetch(blob, wait=True)
                 except CacheFull as error:
-                    if time.monotonic() - began > PATIENCE_SECONDS:
+                    if time.monotonic() - began > patience:
                         raise InputError(f"{error}: raise data.cache_gb, or lower data.lanes or data.block") from None
                     time.sleep(4 * POLL_SECONDS)
                 if (file := self._opened(blob)) is not None:
@@ -97,12 +144,14 @@ class NodeCache:
             self.seconds_fetching += time.monotonic() - began
 
     def fetch(self, blob: Blob) -> None:
-        """See that a file is there, unless another process is fetching it just now.
+        """See that a file is there and not the next to go, unless another process is fetching it just now.
 
         Raises:
             CacheFull, InputError: as their names say; nothing is left behind.
         """
-        if not (self.folder / blob.key).exists():
+        try:
+            os.utime(self.folder / blob.key)
+        except FileNotFoundError:
             self._fetch(blob, wait=False)
 
     def _opened(self, blob: Blob) -> int | None:
@@ -139,7 +188,7 @@ class NodeCache:
                     part.unlink()
                     return
                 self._make_room(blob)
-                storage.download(blob.location, part, lambda: _check(part, blob))
+                storage.download(blob.location, part, partial(storage.check_file, part, blob.bytes, blob.sha256))
                 with self._lock():  # who adds up what is there must not miss a file between its two names
                     part.rename(whole)
             except BaseException:
@@ -162,7 +211,7 @@ class NodeCache:
                         if entry.name != f"{blob.key}.{blob.bytes}.part" and self._remove_unused(entry.path):
                             continue
                         total += int(entry.name.split(".")[-2])
-                    elif entry.name != "lock":
+                    elif entry.name != "lock" and not entry.name.endswith(".run"):
                         status = entry.stat()
                         entries.append((status.st_mtime_ns, entry.path, status.st_size))
                         total += status.st_size
@@ -222,15 +271,3 @@ def _is_at(file: int, path: Path) -> bool:
     except FileNotFoundError:
         return False
 
-
-def _check(path: Path, blob: Blob) -> None:
-    size = path.stat().st_size
-    if size != blob.bytes:
-        raise ValueError(f"{size} bytes arrived, the index promises {blob.bytes}: it is truncated or altered")
-    if blob.sha256:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-        if digest.hexdigest() != blob.sha256:
-            raise ValueError(f"all {size} bytes arrived, but their SHA-256 differs from the index: it is altered")

@@ -13,7 +13,7 @@ from stylegan_dist.data.images import ENCODINGS, FILTERS, FITS, ImageOptions
 from stylegan_dist.data.index import RESOLUTIONS, read_index
 from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.sources import LABEL_MODES, kind_of
+from stylegan_dist.data.sources import LABEL_MODES, Listing, kind_of, list_source
 from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 
@@ -154,8 +154,9 @@ def add_index(subparsers) -> None:
                                                          "of tar files with braces and wildcards")
     parser.add_argument("out", metavar="FOLDER", nargs="?", help="the folder for the index; default: that of the shards")
     parser.add_argument("--checksums", action="store_true",
-                        help="read local shards whole and store their SHA-256, which verify and caches check (those of URLs "
-                             "are read whole anyway)")
+                        help="store the SHA-256 of local shards, too, which are read whole for it: verify compares with it. "
+                             "That of shards at URLs is stored anyway, and compared whenever one is fetched; with --checksums "
+                             "it counts only once two readings agree on it, or the storage confirms the first (MD5 of S3)")
     parser.add_argument("--overwrite", action="store_true", help="replace an index that is already there")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     _add_normalisation(parser.add_argument_group("arrays", "[C, H, W] or [H, W]; training sees (x - offset) / scale"))
@@ -165,7 +166,8 @@ def add_verify(subparsers) -> None:
     """Add the verb `verify` to the result of `ArgumentParser.add_subparsers`."""
     parser = subparsers.add_parser(
         "verify", help="check a shard set: files, checksums, samples, labels", epilog=_VERIFY_EXAMPLES,
-        description="Check every file of a shard set against its index and decode every sample.",
+        description="Check every file of a shard set against its index (sizes, SHA-256 where the index has it, headers, "
+                    "offsets, labels) and decode every sample.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_verify)
@@ -175,17 +177,18 @@ def add_verify(subparsers) -> None:
 
 
 def _run_pack(args: argparse.Namespace) -> int:
+    listing = list_source(args.source)
     pack(args.source, args.out, PackOptions(
-        form=_form(args), labels=args.labels, shuffle=args.shuffle, seed=args.seed,
+        form=_form(args, listing), labels=args.labels, shuffle=args.shuffle, seed=args.seed,
         samples_per_shard=args.samples_per_shard, max_skipped=args.max_skipped, workers=args.workers,
         overwrite=args.overwrite,
-    ))
+    ), listing)
     return EXIT_OK
 
 
-def _form(args: argparse.Namespace) -> Form:
+def _form(args: argparse.Namespace, listing: Listing) -> Form:
     """The options of the kind of samples that was asked for, or that the source holds."""
-    kind = args.kind or kind_of(args.source)
+    kind = args.kind or kind_of(listing)
     if kind == "sounds" and args.kind is None:
         raise InputError(f"{args.source} holds sound files: --log-mel makes spectrograms of them")
     given = {name: getattr(args, name) for name in _FORM_OPTIONS if hasattr(args, name)}
@@ -227,4 +230,7 @@ def _run_verify(args: argparse.Namespace) -> int:
         return EXIT_BAD_INPUT
     index = read_index(args.folder)
     print(f"{args.folder}: {index.num_samples} samples in {len(index.shards)} shards, all sound")
+    if unknown := sum(not shard.sha256 for shard in index.shards):
+        print(f"{unknown} of {len(index.shards)} shards have no SHA-256 in the index, so bytes that differ but decode were not "
+              "found; stylegan-dist index --checksums stores it")
     return EXIT_OK

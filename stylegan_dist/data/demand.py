@@ -27,16 +27,18 @@ def node_demand(index: DatasetIndex, order: GlobalOrder | MixedOrder, nimg: int,
     return order.most_held(sizes, nimg, batch, [(rank * count, count) for rank in ranks], steps)
 
 
-def open_cache(folder: str | os.PathLike, gigabytes: float, index: DatasetIndex, demand: int) -> NodeCache | None:
+def open_cache(folder: str | os.PathLike, gigabytes: float, index: DatasetIndex, demand: int,
+               claim: bool = False) -> NodeCache | None:
     """The node's cache, or None where all data is local.
 
     Args:
         folder: "auto" for one on the node's local disk.
         gigabytes: its limit, 10^9 bytes.
         demand: bytes that it must hold at once.
+        claim: tell other runs so, on behalf of all processes of this run on the node.
 
     Raises:
-        InputError: the folder cannot be used, or is too small.
+        InputError: the folder cannot be used, or is too small, for this run or beside the others that use it.
     """
     if not any(storage.is_remote(place) for shard in index.shards for place in (shard.location, shard.offsets_location)):
         return None
@@ -45,4 +47,7 @@ def open_cache(folder: str | os.PathLike, gigabytes: float, index: DatasetIndex,
             f"data.cache_gb={gigabytes:g} is too small: this node reads from {demand / 1e9:.3g} GB of shards at a time, with "
             f"the next ones; set data.cache_gb={demand / 1e9 * 1.1:.2g} or more, or lower data.lanes or data.block"
         )
-    return NodeCache(default_folder() if folder == "auto" else folder, gigabytes * 1e9)
+    cache = NodeCache(default_folder() if folder == "auto" else folder, gigabytes * 1e9)
+    if claim:
+        cache.claim(index.fingerprint, demand, sum(blob.bytes for shard in index.shards for blob in blobs(shard)))
+    return cache

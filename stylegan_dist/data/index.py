@@ -12,8 +12,8 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -213,7 +213,15 @@ def read_index(folder: str | os.PathLike) -> DatasetIndex:
             f"no {INDEX_NAME} in {home}: pack the images first (stylegan-dist pack SOURCE {home}), index shards that other "
             f"tools made (stylegan-dist index {home}), or correct data.shards"
         )
-    text = storage.read_bytes(path)
+    parse = partial(_parse_index, home, path)
+    try:
+        return parse(storage.read_bytes(path, parse))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); pack the data again or restore the file") from None
+
+
+def _parse_index(home: str, path: str, text: bytes) -> DatasetIndex:
+    """The index in a file's content. Raises: ValueError: it is damaged; InputError: it is of another kind, or not trusted."""
     try:
         content = json.loads(text)
         if content.pop("format") != FORMAT:
@@ -229,12 +237,12 @@ def read_index(folder: str | os.PathLike) -> DatasetIndex:
         held = index.num_samples
         if index.array:
             index.array.check(index.channels)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}); pack the data again or restore the file") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from None
     if (index.array is None and index.channels not in CHANNELS) or index.resolution not in RESOLUTIONS:
-        raise InputError(f"{path} is damaged: no images of {index.resolution} pixels with {index.channels} channels exist here")
+        raise ValueError(f"no images of {index.resolution} pixels with {index.channels} channels exist here")
     if promised != held or held < 1:
-        raise InputError(f"{path} is damaged: it promises {promised} samples, its shards hold {held}")
+        raise ValueError(f"it promises {promised} samples, its shards hold {held}")
     for shard in index.shards:
         check_name(shard.name, path, folders=index.shards_at is not None)
         check_name(shard.offsets, path)
@@ -264,24 +272,30 @@ def check_shard_size(shard: Shard) -> None:
         )
 
 
-def load_offsets(shard: Shard, file: BinaryIO | None = None) -> np.ndarray:
+def parse_offsets(shard: Shard, content: bytes) -> np.ndarray:
     """Where the samples of a shard lie: int64 [samples, 3] = payload offset, payload bytes, class.
 
     Args:
-        file: the offsets file, open, whose SHA-256 somebody else compares; None: it is local.
+        content: of the offsets file.
 
     Raises:
-        InputError: the file is unreadable, does not fit the shard, or is not the one that the index describes.
+        ValueError: it is not what the index describes, or does not fit the shard.
     """
+    if hashlib.sha256(content).hexdigest() != shard.offsets_sha256:
+        raise ValueError(f"the SHA-256 differs from the index ({len(content)} bytes): truncated or altered")
     try:
-        content = file.read() if file else storage.local_path(shard.offsets_location).read_bytes()
-        table = np.load(io.BytesIO(content), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{shard.offsets_location} is damaged ({error}); restore it or pack the data again") from None
+        table = np.lib.format.read_array(io.BytesIO(content))
+    except EOFError as error:
+        raise ValueError(str(error)) from None
     fits = table.dtype == np.int64 and table.shape == (shard.samples, 3)
     if not fits or (table[:, :2] < 0).any() or (table[:, 0] + table[:, 1] > shard.bytes).any():
-        raise InputError(f"{shard.offsets_location} does not fit {shard.name}; restore it or pack the data again")
-    if file is None and hashlib.sha256(content).hexdigest() != shard.offsets_sha256:
-        raise InputError(f"{shard.offsets_location} was altered: its SHA-256 differs from the index; restore it or pack the "
-                         "data again")
+        raise ValueError(f"the offsets do not fit {shard.name}")
     return table
+
+
+def load_offsets(shard: Shard) -> np.ndarray:
+    """The parsed offsets of a local shard. Raises InputError when they are damaged."""
+    try:
+        return parse_offsets(shard, storage.local_path(shard.offsets_location).read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{shard.offsets_location} is damaged ({error}); restore it or pack the data again") from None

@@ -40,14 +40,17 @@ class MixedOrder:
 
     def locate(self, first: int, count: int) -> list[tuple[int, int]]:
         """(shard, sample within the shard) of images first, ..., first + count - 1; shards count through all sets."""
-        parts, numbers = zip(*(self.part_of(image) for image in range(first, first + count)), strict=True)
-        # What a set gives to these images is a piece of its line.
-        pieces = {part: iter(self.orders[part].locate(numbers[parts.index(part)], parts.count(part))) for part in set(parts)}
-        places = []
-        for part in parts:
-            shard, sample = next(pieces[part])
-            places.append((self._first_shard[part] + shard, sample))
-        return places
+        places, parts = np.empty((count, 2), np.int64), np.empty(count, np.int64)
+        for begin in range(first - first % GROUP, first + count, GROUP):
+            group = self._group(begin // GROUP)[0][max(0, first - begin):first + count - begin]
+            done = max(0, begin - first)
+            parts[done:done + len(group)] = group
+        for part in np.unique(parts).tolist():  # what a set gives to these images is a piece of its line
+            at = np.flatnonzero(parts == part)
+            _, number = self.part_of(first + int(at[0]))
+            places[at] = self.orders[part].places(number, len(at))
+            places[at, 0] += self._first_shard[part]
+        return [(shard, sample) for shard, sample in places.tolist()]
 
     def part_of(self, image: int) -> tuple[int, int]:
         """(set, number of the image on the line of that set)."""

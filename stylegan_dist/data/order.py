@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from stylegan_dist.randomness import permutation
+from stylegan_dist.randomness import permutation, permutations
 
 
 class GlobalOrder:
@@ -44,22 +44,35 @@ class GlobalOrder:
         self._lane_length = self.num_samples // self.lanes  # the first `_longer` lanes have one more
         self._longer = self.num_samples % self.lanes
         longest = self._lane_length + (self._longer > 0)
+        lane = np.arange(self.lanes)
+        self._starts = lane * self._lane_length + np.minimum(lane, self._longer)
         self._blocks_per_lane = -(-longest // block)
         self._slot_images = self.lanes * min(block, longest)
         self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-        self._blocks: OrderedDict[int, np.ndarray] = OrderedDict()
+        # The permutations inside one block, and in which lanes they are at hand: the line is walked forwards, so older ones
+        # are not needed again. Memory of lanes that are not asked for is never touched.
+        self._orders = np.empty((self.lanes, min(block, longest)), np.min_scalar_type(min(block, longest) - 1))
+        self._is_ordered = np.zeros(self.lanes, bool)
+        self._ordered = (0, 0)  # epoch and block
 
     def locate(self, first: int, count: int) -> list[tuple[int, int]]:
         """(shard, sample within the shard) of images first, ..., first + count - 1."""
-        places: list[tuple[int, int]] = []
-        while len(places) < count:
-            epoch, position = divmod(first + len(places), self.num_samples)
-            end = min(position + count - len(places), self.num_samples)
-            on_line = np.array([self._on_line(epoch, p) for p in range(position, end)])
-            shards, ends = self._shard_line(epoch)
-            at = ends.searchsorted(on_line, side="right")
-            samples = on_line - ends[at] + self.shard_samples[shards[at]]
-            places += zip(shards[at].tolist(), samples.tolist(), strict=True)
+        return [(shard, sample) for shard, sample in self.places(first, count).tolist()]
+
+    def places(self, first: int, count: int) -> np.ndarray:
+        """As `locate`: int64 [count, 2]."""
+        places, done = np.empty((count, 2), np.int64), 0
+        while done < count:
+            epoch, position = divmod(first + done, self.num_samples)
+            slot_end = (position // self._slot_images + 1) * self._slot_images
+            end = min(position + count - done, slot_end, self.num_samples)
+            on_line = self._on_line(epoch, np.arange(position, end))
+            shards, line = self._shard_line(epoch)
+            at = line.searchsorted(on_line, side="right") - 1
+            part = places[done:done + len(at)]
+            part[:, 0] = shards[at]
+            part[:, 1] = on_line - line[at]
+            done += len(at)
         return places
 
     def slot(self, image: int) -> int:
@@ -128,41 +141,41 @@ class GlobalOrder:
 
     def _shards_under(self, epoch: int, lane: int, block: int) -> list[int]:
         """The shards that hold one block of a lane; none for a block beyond the end of the lane."""
-        start = lane * self._lane_length + min(lane, self._longer)
-        length = self._lane_length + (lane < self._longer)
+        start, length = int(self._starts[lane]), self._lane_length + (lane < self._longer)
         first, last = start + block * self.block, start + min(length, (block + 1) * self.block) - 1
         if first > last:
             return []
-        shards, ends = self._shard_line(epoch)
-        begin, end = ends.searchsorted([first, last], side="right")
+        shards, line = self._shard_line(epoch)
+        begin, end = line.searchsorted([first, last], side="right") - 1
         return [shard for shard in shards[begin:end + 1].tolist() if self.shard_samples[shard]]
 
-    def _on_line(self, epoch: int, position: int) -> int:
-        """Where on the line of an epoch's shards the sample at a position of the epoch lies."""
-        step, lane = divmod(position, self.lanes)
-        block, within = divmod(step, self.block)
-        start = lane * self._lane_length + min(lane, self._longer)
-        return start + block * self.block + self._block_order(epoch, lane, block).item(within)
+    def _on_line(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Where on the line of an epoch's shards the samples at some positions, all of one slot, lie: int64."""
+        step = positions // self.lanes
+        lane = positions - step * self.lanes
+        block = int(step[0]) // self.block
+        if self._ordered != (epoch, block):
+            self._ordered = epoch, block
+            self._is_ordered[:] = False
+        if not self._is_ordered[lane].all():
+            self._order_blocks(epoch, np.unique(lane), block)
+        return self._starts[lane] + block * self.block + self._orders[lane, step - block * self.block]
 
-    def _block_order(self, epoch: int, lane: int, block: int) -> np.ndarray:
-        """The permutation inside one block; the last block of a lane is shorter."""
-        number = (epoch * self.lanes + lane) * self._blocks_per_lane + block
-        if number not in self._blocks:
-            length = self._lane_length + (lane < self._longer)
-            size = min(self.block, length - block * self.block)
-            _remember(self._blocks, number, permutation(self.seed, "data.block", number, size), 2 * self.lanes)
-        return self._blocks[number]
+    def _order_blocks(self, epoch: int, lanes: np.ndarray, block: int) -> None:
+        """See that the permutations inside the same block of some lanes are at hand; the last block of a lane is shorter."""
+        for extra in (0, 1):  # the first lanes have one sample more
+            missing = lanes[~self._is_ordered[lanes] & ((lanes < self._longer) == extra)]
+            if len(missing):
+                numbers = (epoch * self.lanes + missing) * self._blocks_per_lane + block
+                size = min(self.block, self._lane_length + extra - block * self.block)
+                self._orders[missing, :size] = permutations(self.seed, "data.block", numbers, size)
+        self._is_ordered[lanes] = True
 
     def _shard_line(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards of an epoch in their order, and where on the line each of them ends."""
+        """The shards of an epoch in their order, and where on the line each of them begins, and the last one ends."""
         if epoch not in self._epochs:
             shards = permutation(self.seed, "data.shards", epoch, len(self.shard_samples))
-            _remember(self._epochs, epoch, (shards, np.cumsum(self.shard_samples[shards])), 2)
+            self._epochs[epoch] = shards, np.cumsum(np.append(0, self.shard_samples[shards]))
+            while len(self._epochs) > 2:  # the line is walked forwards, so older ones are not needed again
+                self._epochs.popitem(last=False)
         return self._epochs[epoch]
-
-
-def _remember(cache: OrderedDict, key: int, value: object, limit: int) -> None:
-    """Store, and drop the oldest entries: the line is walked forwards, so they are not needed again."""
-    cache[key] = value
-    while len(cache) > limit:
-        cache.popitem(last=False)

@@ -29,7 +29,7 @@ from stylegan_dist.data import pool, storage
 from stylegan_dist.data.forms import Form, merged, present
 from stylegan_dist.data.index import INDEX_NAME, DatasetIndex, Shard, load_index, load_offsets
 from stylegan_dist.data.shard_writer import WORK_FOLDER, Job, Task, cannot_write, write_shard
-from stylegan_dist.data.sources import LABEL_MODES, Source, open_source
+from stylegan_dist.data.sources import LABEL_MODES, Listing, Source, open_source
 from stylegan_dist.errors import InputError, Interrupted
 from stylegan_dist.files import write_whole
 from stylegan_dist.machine import available_cores
@@ -69,12 +69,14 @@ class PackOptions:
                 raise InputError(f"{name} must be at least {least}, not {value}")
 
 
-def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions) -> DatasetIndex:
+def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions,
+         listing: Listing | None = None) -> DatasetIndex:
     """Pack the samples of a folder, a zip or a tar into a shard set, or continue to.
 
     Args:
         source: a folder, a zip or a tar of images, arrays or sound files.
         out: the folder of the shard set; made if it is not there.
+        listing: of the source, where it is known already.
 
     Raises:
         InputError: a wrong option, source or `out`; too many unreadable files; the disk is full.
@@ -85,7 +87,7 @@ def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions
     out = Path(out)
     if os.path.realpath(source) == os.path.realpath(out):
         raise InputError(f"{out} is the source itself: choose another folder for the shards")
-    opened = open_source(source, options.labels, options.form.endings, options.form.noun)
+    opened = open_source(source, options.labels, options.form.endings, options.form.noun, listing)
     options = replace(options, form=options.form.completed(opened))
     tasks, record = _plan(opened, Path(source), options)
     try:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable
 
 import numpy as np
 
 from stylegan_dist.data import storage
 from stylegan_dist.data.cache import Blob, CacheFull, NodeCache
-from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, load_offsets
+from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, parse_offsets
 from stylegan_dist.errors import InputError
 
 OPEN_SHARDS = 256
 FULL_PAUSE_SECONDS = 5.0
+REFRESH_SECONDS = 30.0
 _OFFSETS_HEADER, _OFFSETS_ROW = 128, 24  # bytes of NumPy's header and of three int64
 
 
@@ -51,7 +52,7 @@ class ShardReader:
         offset, size, label = table[sample].tolist()
         data = os.pread(file, size, offset)
         if len(data) < size:
-            raise ValueError(f"the file is damaged, it ends at byte {offset + len(data)}")
+            raise ValueError(f"the file is damaged, it ends at byte {min(offset + len(data), os.fstat(file).st_size)}")
         return data, label
 
     def place(self, shard: int, sample: int) -> str:
@@ -103,10 +104,15 @@ class ShardReader:
             return storage.retrying(lambda: os.open(path, os.O_RDONLY), f"open {info.location}")
 
     def _load_offsets(self, info: Shard) -> np.ndarray:
-        if not storage.is_remote(info.offsets_location):
-            return load_offsets(info)
-        with os.fdopen(self._cache().open(_offsets_blob(info)), "rb") as file:
-            return load_offsets(info, file)
+        def read() -> np.ndarray:
+            if not storage.is_remote(info.offsets_location):
+                return parse_offsets(info, storage.local_path(info.offsets_location).read_bytes())
+            with os.fdopen(self._cache().open(_offsets_blob(info)), "rb") as file:
+                return parse_offsets(info, file.read())
+        try:
+            return read()
+        except (OSError, ValueError):
+            return storage.retrying(read, f"read {info.offsets_location}")
 
     def _cache(self) -> NodeCache:
         if self.cache is None:
@@ -130,17 +136,22 @@ def _offsets_blob(shard: Shard) -> Blob:
 
 
 class _Prefetcher:
-    """A thread that fetches what will be needed. What it cannot fetch, the reader that needs it will ask for."""
+    """A thread that fetches what will be needed. What it cannot fetch, the reader that needs it will ask for.
+
+    It looks through the list again and again: other runs, whose own files change faster, may have removed some.
+    """
 
     def __init__(self, cache: NodeCache):
         self._cache = cache
-        self._wanted: deque[Blob] | None = deque()  # None: the thread ends
+        self._wanted: list[Blob] | None = []  # None: the thread ends
+        self._next_one = 0
         self._changed = threading.Condition()
         threading.Thread(target=self._work, daemon=True, name="prefetch").start()
 
     def want(self, wanted: Iterable[Blob] | None) -> None:
         with self._changed:
-            self._wanted = None if wanted is None else deque(wanted)
+            self._wanted = None if wanted is None else list(wanted)
+            self._next_one = 0
             self._changed.notify()
 
     def _work(self) -> None:
@@ -155,6 +166,10 @@ class _Prefetcher:
 
     def _next(self) -> Blob | None:
         with self._changed:
-            while self._wanted is not None and not self._wanted:
-                self._changed.wait()
-            return None if self._wanted is None else self._wanted.popleft()
+            while self._wanted is not None and self._next_one == len(self._wanted):
+                if not self._changed.wait(REFRESH_SECONDS):
+                    self._next_one = 0
+            if self._wanted is None:
+                return None
+            self._next_one += 1
+            return self._wanted[self._next_one - 1]

@@ -7,6 +7,7 @@ import hashlib
 import io
 import mmap
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -54,7 +55,8 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
     Args:
         source: a folder or URL with tar files, or a pattern of tar files with braces and wildcards.
         out: the folder for the index; None: the one that the shards are in, which must be local.
-        checksums: read local shards whole for their SHA-256; those of a URL are always read whole.
+        checksums: store the SHA-256 of local shards, which are read whole for it. Shards of a URL are always read whole
+            and have theirs stored; with this, it is one that the storage confirms or that two readings agree on.
         overwrite: replace an index that is there.
         workers: processes; None: one a core.
         normalisation: of arrays; None: their range becomes [-1, 1]. Arrays are read whole for their values.
@@ -118,21 +120,56 @@ def _common_folder(locations: list[str]) -> str:
 
 def _scan(checksums: bool, array_key: str | None, slot: int, location: str, progress: pool.Progress) -> _Found:
     """In a worker: one shard."""
-    if not storage.is_remote(location):
-        found = _scan_file(Path(location), location, checksums, array_key)
+    if storage.is_remote(location):
+        found = _scan_remote(location, checksums, array_key)
     else:
         try:
-            with tempfile.NamedTemporaryFile(prefix="stylegan-dist-index-") as file:
-                storage.download(location, file.name, lambda: None)
-                found = _scan_file(Path(file.name), location, True, array_key)
-        except OSError as error:
-            raise InputError(f"cannot write {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder with room for a "
-                             "shard a process, or use fewer --workers") from None
+            found = _scan_file(Path(location), location, checksums, array_key)
+        except TarError as error:
+            where = f", member {error.name!r}" if error.name else ""
+            raise InputError(f"{location}{where}, byte {error.offset}: {error}; restore the file, or leave it out") from None
     progress.done[slot] = 1
     return found
 
 
+def _scan_remote(location: str, checksums: bool, array_key: str | None) -> _Found:
+    """A shard of a URL. What arrives damaged is fetched again, as what does not arrive."""
+    size, tag = storage.announced(location)
+    found: list[_Found] = []
+    seen: set[str] = set()
+
+    def scan() -> None:
+        storage.check_file(file.name, size)
+        found[:] = [_scan_file(Path(file.name), location, True, array_key)]
+
+    def scan_again() -> None:
+        scan()
+        if found[0].sha256 not in seen:
+            seen.add(found[0].sha256)
+            raise ValueError("no two readings have the same SHA-256: altered on the way")
+
+    try:
+        with tempfile.NamedTemporaryFile(prefix="stylegan-dist-index-") as file:
+            storage.download(location, file.name, scan)
+            if checksums and not _is_md5_of(tag, file.name):
+                seen.add(found[0].sha256)
+                storage.download(location, file.name, scan_again)
+    except OSError as error:
+        raise InputError(f"cannot write {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder with room for a "
+                         "shard a process, or use fewer --workers") from None
+    return found[0]
+
+
+def _is_md5_of(tag: str, path: str) -> bool:
+    """Whether an entity tag is the MD5 of a file, as that of an S3 object which was uploaded in one piece and not encrypted."""
+    if not re.fullmatch("[0-9a-f]{32}", tag):
+        return False
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() == tag
+
+
 def _scan_file(path: Path, location: str, checksums: bool, array_key: str | None) -> _Found:
+    """What a local file holds. Raises: TarError: it is damaged; InputError: it is not what can be indexed."""
     try:
         with open(path, "rb") as file:
             if not os.fstat(file.fileno()).st_size:
@@ -147,22 +184,18 @@ def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     keys, endings = set(), set()
-    try:
-        for name, offset, size in members(content):
-            folder, _, base = name.rpartition("/")
-            stem, _, ending = base.partition(".")  # WebDataset: the key ends at the first dot of the file name
-            key, ending = f"{folder}/{stem}", ending.lower()
-            keys.add(key)
-            if ending in _ENDINGS:
-                if key in images:
-                    raise TarError(f"a second image of the sample {key.lstrip('/')!r}", offset, name)
-                images[key] = offset, size
-                endings.add(ending)
-            elif ending == "cls":
-                labels[key] = _class(content[offset:offset + size], offset, name)
-    except TarError as error:
-        where = f", member {error.name!r}" if error.name else ""
-        raise InputError(f"{location}{where}, byte {error.offset}: {error}; restore the file, or leave it out") from None
+    for name, offset, size in members(content):
+        folder, _, base = name.rpartition("/")
+        stem, _, ending = base.partition(".")  # WebDataset: the key ends at the first dot of the file name
+        key, ending = f"{folder}/{stem}", ending.lower()
+        keys.add(key)
+        if ending in _ENDINGS:
+            if key in images:
+                raise TarError(f"a second image of the sample {key.lstrip('/')!r}", offset, name)
+            images[key] = offset, size
+            endings.add(ending)
+        elif ending == "cls":
+            labels[key] = _class(content[offset:offset + size], offset, name)
     if not images:
         raise InputError(f"{location} holds no image or array ({', '.join(_ENDINGS)}): is it the right file?")
     if len(endings) > 1:
@@ -176,7 +209,7 @@ def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key:
         measure = measure_image if ending not in ARRAY_ENCODINGS else partial(_measure_array, key=array_key)
         form = measure(content[offset:offset + size])
     except ValueError as error:
-        raise InputError(f"{location}, byte {offset}: {error}; restore the file, or leave it out") from None
+        raise TarError(str(error), offset) from None
     values = _values(content, images.values(), form) if ending in ARRAY_ENCODINGS else None
     table = np.array([(*place, labels.get(key, NO_LABEL)) for key, place in images.items()], dtype=np.int64)
     return _Found(table, ending, form, values, len(content), hashlib.sha256(content).hexdigest() if checksums else "",

@@ -57,10 +57,6 @@ class Folder:
         """Every file: name -> what tells one version of it from another (its size)."""
         return dict(self._walk(self.path, "", set()))
 
-    def names(self) -> Iterator[str]:
-        """Every file, without waiting for the last one."""
-        return (name for name, _ in self._walk(self.path, "", set()))
-
     def _walk(self, folder: Path, prefix: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
         status = os.stat(folder)
         identity = (status.st_dev, status.st_ino)
@@ -113,9 +109,6 @@ class Archive:
             }
         return {name: f"{info.file_size}:{info.CRC}" for name, info in self._members.items()}
 
-    def names(self) -> Iterator[str]:
-        return iter(self.list())
-
     def read(self, name: str) -> bytes:
         """The bytes of a member. Raises ValueError with the reason when they cannot be had."""
         info = self._members[name]
@@ -159,9 +152,6 @@ class Tape:
         return {name: str(member.bytes) for name, member in self._members.items()
                 if not any(map(_is_hidden, name.split("/")))}
 
-    def names(self) -> Iterator[str]:
-        return iter(self.list())
-
     def read(self, name: str) -> bytes:
         """The bytes of a member. Raises ValueError with the reason when they cannot be had."""
         member = self._members[name]
@@ -184,6 +174,13 @@ class Tape:
 Files: TypeAlias = Folder | Archive | Tape
 
 
+class Listing(NamedTuple):
+    """All files of a folder, a zip or a tar."""
+
+    files: Files
+    names: dict[str, str]        # and what tells one version of a file from another
+
+
 class Source(NamedTuple):
     """The samples of a folder, a zip or a tar, in the order of their names."""
 
@@ -198,11 +195,12 @@ class Source(NamedTuple):
 
 
 def open_source(path: str | os.PathLike, labels: str = "auto", endings: Sequence[str] = IMAGE_ENDINGS,
-                noun: str = "images") -> Source:
+                noun: str = "images", listing: Listing | None = None) -> Source:
     """List the files of a folder, a zip or a tar that become samples.
 
     Args:
         path: a folder (searched with its sub-folders), a zip or a tar. Hidden files are left out.
+        listing: of it, where it is known already.
         endings: of the files that are taken, lower case.
         noun: what these are, for messages.
         labels: where the classes come from: "json" (`dataset.json` at the top of the source), "folders"
@@ -215,10 +213,9 @@ def open_source(path: str | os.PathLike, labels: str = "auto", endings: Sequence
     """
     if labels not in LABEL_MODES:
         raise InputError(f"labels must be one of {', '.join(LABEL_MODES)}, not {labels!r}")
-    with _readable(path) as files:
-        listing = files.list()
+    files, listed = listing or list_source(path)
     path = Path(path)
-    names = sorted(name for name in listing if name.lower().endswith(tuple(endings)))
+    names = sorted(name for name in listed if name.lower().endswith(tuple(endings)))
     if not names:
         raise InputError(f"{path} holds no {noun} ({', '.join(endings)}): is it the right place?")
 
@@ -229,29 +226,29 @@ def open_source(path: str | os.PathLike, labels: str = "auto", endings: Sequence
     elif labels == "none":
         numbers, classes = None, None
     else:
-        numbers, classes = _labels_from_json(files, listing, names, path)
+        numbers, classes = _labels_from_json(files, listed, names, path)
         if labels == "json" and numbers is None:
             raise InputError(f"{path} has no {LABEL_FILE} with labels at its top: choose --labels folders or none")
     items = [Item(name, None if numbers is None else numbers[name]) for name in names]
-    rows = [[item.name, listing[item.name], item.label] for item in items]
+    rows = [[item.name, listed[item.name], item.label] for item in items]
     digest = hashlib.sha256(json.dumps([classes, rows]).encode()).hexdigest()
     return Source(items, classes, digest, files)
 
 
-def kind_of(path: str | os.PathLike) -> str:
-    """What a source holds: "images" if there is any, else "arrays" or "sounds"; "images" if there is nothing of these.
+def list_source(path: str | os.PathLike) -> Listing:
+    """List a folder, a zip or a tar.
 
     Raises:
         InputError: nothing there, or it cannot be read.
     """
-    found = set()
     with _readable(path) as files:
-        for name in files.names():
-            ending = os.path.splitext(name)[1].lower()
-            if ending in IMAGE_ENDINGS:
-                return "images"
-            found.add(ending)
-    kinds = {"arrays": ARRAY_ENDINGS, "sounds": SOUND_ENDINGS}
+        return Listing(files, files.list())
+
+
+def kind_of(listing: Listing) -> str:
+    """What a source holds: "images" if there is any, else "arrays" or "sounds"; "images" if there is nothing of these."""
+    found = {os.path.splitext(name)[1].lower() for name in listing.names}
+    kinds = {"images": IMAGE_ENDINGS, "arrays": ARRAY_ENDINGS, "sounds": SOUND_ENDINGS}
     return next((kind for kind, endings in kinds.items() if found.intersection(endings)), "images")
 
 
@@ -277,7 +274,7 @@ def _readable(place: str | os.PathLike) -> Iterator[Files]:
 
 def _is_hidden(part: str) -> bool:
     """Files that systems leave behind: .DS_Store, ._photo.jpg, __MACOSX."""
-    return part.startswith(".") or part == "__MACOSX"
+    return (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX"
 
 
 def _labels_from_folders(names: list[str], path: Path) -> tuple[dict[str, int], list[str]]:

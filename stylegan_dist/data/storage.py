@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fnmatch
+import hashlib
 import os
 import random
 import re
@@ -96,15 +97,24 @@ def expand(pattern: str) -> list[str]:
     return found
 
 
-def read_bytes(location: str) -> bytes:
-    """The content of a small file. Raises InputError when it cannot be had, at once if it is not there."""
+def read_bytes(location: str, check: Callable[[bytes], object] = lambda content: None) -> bytes:
+    """The content of a small file.
+
+    Args:
+        check: raises ValueError with the reason when what a URL gave is not what was promised.
+
+    Raises:
+        InputError: it cannot be had; at once if it is not there.
+    """
     def read() -> bytes:
         files, path = _open(location)
         try:
-            return files.cat_file(path)
+            content = files.cat_file(path)
         except FileNotFoundError:  # the user's mistake much more often than the network's
             raise InputError(f"cannot read {location}: there is no such file; correct the place, or make it first "
                              "(stylegan-dist pack, stylegan-dist index)") from None
+        check(content)
+        return content
     if not is_remote(location):
         try:
             return local_path(location).read_bytes()
@@ -121,11 +131,25 @@ def write_bytes(location: str, content: bytes) -> None:
     retrying(write, f"write {location}")
 
 
+def announced(location: str) -> tuple[int | None, str]:
+    """What the storage of a URL says of a file before it is read: its bytes (None: nothing), and its entity tag ("": none).
+
+    Raises:
+        InputError: the file is not there, or the storage does not answer.
+    """
+    def ask() -> tuple[int | None, str]:
+        files, path = _open(location)
+        record = files.info(path)
+        return record.get("size"), (record.get("ETag") or "").strip('"')
+    return retrying(ask, f"find {location}")
+
+
 def download(location: str, path: str | os.PathLike, check: Callable[[], None]) -> None:
     """Fetch a file whole into a local file that is there already, until `check` is content.
 
     Args:
-        check: raises ValueError with the reason when what has arrived is not what was promised.
+        check: raises ValueError with the reason when what has arrived is not what was promised; its `offset`, where it has
+            one, is the byte that the message names.
 
     Raises:
         InputError: it cannot be had; the message names the location, the byte that was reached, and the cause.
@@ -135,14 +159,25 @@ def download(location: str, path: str | os.PathLike, check: Callable[[], None]) 
         files, remote = _open(location)
         files.get_file(remote, str(path))
         check()
-    retrying(fetch, f"fetch {location}", lambda: f" at byte {os.path.getsize(path)}")
+    retrying(fetch, f"fetch {location}", lambda error: f" at byte {getattr(error, 'offset', os.path.getsize(path))}")
 
 
-def retrying(action: Callable[[], _RESULT], what: str, where: Callable[[], str] = lambda: "") -> _RESULT:
+def check_file(path: str | os.PathLike, size: int | None, sha256: str = "") -> None:
+    """Raises ValueError with the reason unless a local file has this size and SHA-256 (None, "": nobody knows)."""
+    found = os.path.getsize(path)
+    if size is not None and found != size:
+        raise ValueError(f"{found} bytes instead of {size}: truncated or altered")
+    if sha256:
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise ValueError(f"the SHA-256 differs from the index, although all {found} bytes are there: altered")
+
+
+def retrying(action: Callable[[], _RESULT], what: str, where: Callable[[Exception], str] = lambda error: "") -> _RESULT:
     """The result of an action on storage, tried up to ATTEMPTS times.
 
     Raises:
-        InputError: all attempts failed, or trying again cannot help: "cannot <what><where()>: <cause>".
+        InputError: all attempts failed, or trying again cannot help: "cannot <what><where(error)>: <cause>".
         OSError: the local disk is full.
     """
     began = time.monotonic()
@@ -152,7 +187,7 @@ def retrying(action: Callable[[], _RESULT], what: str, where: Callable[[], str] 
         except InputError:
             raise
         except Exception as error:  # every driver has exceptions of its own, and few of them are OSErrors
-            cause = f"{what}{where()}: {_cause(error)}"
+            cause = f"{what}{where(error)}: {_cause(error)}"
             if isinstance(error, OSError) and error.errno in _FULL:  # the local disk: the caller knows what to do
                 raise
             if isinstance(error, OSError) and error.errno in _REFUSED:
@@ -174,11 +209,21 @@ def _glob(location: str) -> list[str]:
     """What a location with wildcards matches, as full locations."""
     files, path = _open(location)
     if location.startswith(("http://", "https://")):
-        folder, _, pattern = location.rpartition("/")  # a server's listing is links, whose places in the path vary
-        names = {name.rstrip("/").rpartition("/")[2] for name in files.ls(folder + "/", detail=False)}
-        return [f"{folder}/{name}" for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
+        scheme, _, steps = location.partition("://")
+        found, listed = [scheme + ":/"], True
+        for step in steps.split("/"):
+            if listed := any(character in step for character in "*?["):
+                found = [f"{folder}/{name}" for folder in found for name in fnmatch.filter(_links(files, folder), step)]
+            else:
+                found = [f"{folder}/{step}" for folder in found]
+        return [one for one in found if listed or files.exists(one)]
     matches = sorted(str(match) for match in files.glob(path))
     return [files.unstrip_protocol(match) for match in matches] if is_remote(location) else matches
+
+
+def _links(files: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    """The names that a web server lists in a folder; their places in the path vary."""
+    return sorted({name.rstrip("/").rpartition("/")[2] for name in files.ls(folder + "/", detail=False)})
 
 
 def _open(location: str) -> tuple[fsspec.AbstractFileSystem, str]:

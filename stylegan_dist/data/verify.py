@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import mmap
 import os
 import sys
@@ -20,7 +18,7 @@ from tqdm import tqdm
 
 from stylegan_dist.data import pool, storage
 from stylegan_dist.data.decoding import decoder
-from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, load_offsets, read_index
+from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, parse_offsets, read_index
 from stylegan_dist.data.tar import TarError, members
 from stylegan_dist.errors import InputError
 from stylegan_dist.machine import available_cores
@@ -94,14 +92,16 @@ def _check_shard(
     problems: list[Problem] = []
     table = _check_offsets(index, shard, problems)
     try:
-        with _local_copy(shard.location) as path, open(path, "rb") as file:
+        with _local_copy(shard, problems) as path, open(path, "rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 raise ValueError("the file is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 _check_content(content, index, shard, table, deep, problems, slot, progress)
     except FileNotFoundError:
         problems.append(Problem(shard.name, "the shard is missing"))
-    except (OSError, ValueError, InputError) as error:
+    except InputError as error:
+        problems.append(Problem(shard.name, str(error), remedy=""))  # the error has its own
+    except (OSError, ValueError) as error:
         problems.append(Problem(shard.name, f"the shard cannot be read ({error})"))
     progress.done[slot] = shard.samples
     counts = None
@@ -119,24 +119,18 @@ def _check_offsets(index: DatasetIndex, shard: Shard, problems: list[Problem]) -
         problems.append(Problem(shard.offsets, "the offsets file is missing"))
         return None
     try:
-        content = storage.read_bytes(place)
-        table = load_offsets(shard, io.BytesIO(content))
+        return parse_offsets(shard, storage.read_bytes(place, partial(parse_offsets, shard)))
     except InputError as error:
+        problems.append(Problem(shard.offsets, str(error), remedy=""))
+    except ValueError as error:
         problems.append(Problem(shard.offsets, str(error)))
-        return None
-    if hashlib.sha256(content).hexdigest() != shard.offsets_sha256:
-        problems.append(Problem(shard.offsets, "the SHA-256 differs from the index"))
-    return table
+    return None
 
 
 def _check_content(
     content: mmap.mmap, index: DatasetIndex, shard: Shard, table: np.ndarray | None, deep: bool,
     problems: list[Problem], slot: int, progress: pool.Progress,
 ) -> None:
-    if len(content) != shard.bytes:
-        problems.append(Problem(shard.name, f"{len(content)} bytes, the index promises {shard.bytes}"))
-    elif shard.sha256 and hashlib.sha256(content).hexdigest() != shard.sha256:
-        problems.append(Problem(shard.name, "the SHA-256 differs from the index: some bytes have changed"))
     images, labels = _scan(content, index.encoding, shard, problems)
     if len(images) != shard.samples:
         problems.append(Problem(shard.name, f"{len(images)} {index.noun} are found, the index promises {shard.samples}"))
@@ -208,11 +202,25 @@ def _split(name: str) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _local_copy(location: str) -> Iterator[Path]:
-    """A file of a set as a local path, fetched for as long as it is looked at if it is remote."""
-    if not storage.is_remote(location):
-        yield storage.local_path(location)
+def _local_copy(shard: Shard, problems: list[Problem]) -> Iterator[Path]:
+    """A shard as a local file, after a look at its size and SHA-256; fetched for as long as it is needed if it is remote.
+
+    Raises:
+        OSError, InputError: it is not there, or did not arrive whole.
+    """
+    if not storage.is_remote(shard.location):
+        path = storage.local_path(shard.location)
+        try:
+            storage.check_file(path, shard.bytes, shard.sha256)
+        except ValueError as error:
+            problems.append(Problem(shard.name, str(error)))
+        yield path
         return
     with tempfile.NamedTemporaryFile(prefix="stylegan-dist-verify-") as file:
-        storage.download(location, file.name, lambda: None)
+        try:
+            storage.download(shard.location, file.name, partial(storage.check_file, file.name, shard.bytes, shard.sha256))
+        except InputError as error:
+            if os.path.getsize(file.name) != shard.bytes:
+                raise
+            problems.append(Problem(shard.name, str(error), remedy=""))  # what has changed is found in what arrived
         yield Path(file.name)

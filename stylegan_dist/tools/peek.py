@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
+from stylegan_dist.config.schema import DataConfig
 from stylegan_dist.data.arrays import as_pictures
 from stylegan_dist.data.demand import open_cache
 from stylegan_dist.data.index import load_index
@@ -32,7 +32,8 @@ def peek(folder: str | os.PathLike, out: str | os.PathLike, columns: int = 16, r
         raise InputError(f"columns and rows must be at least 1, not {columns} and {rows}")
     index = load_index(folder)
     count = min(columns * rows, index.num_samples)
-    stream = BatchStream(index, seed=seed, lanes=count, block=4096, batch=count, cache=open_cache("auto", math.inf, index, 0))
+    cache = open_cache("auto", DataConfig().cache_gb, index, 0)  # which runs use, too
+    stream = BatchStream(index, seed=seed, lanes=count, block=4096, batch=count, cache=cache)
     try:
         images = as_pictures(next(stream).images, index.array)
         replaced = stream.take_replaced()

@@ -124,6 +124,8 @@ class Trainer:
             self.monitor.close(exit_code)
             if self.folder is not None:
                 self.folder.close()
+            if self.cache is not None:
+                self.cache.release()
 
     def _train(self, stream: BatchStream) -> None:
         state, c = self.state, self.config
@@ -355,7 +357,7 @@ class Trainer:
         here = [rank for rank, host in enumerate(self.engine.hosts) if host == self.engine.hosts[self.engine.rank]]
         order = order_of(self.index, self.config.run.seed, d.lanes, d.block)
         demand = node_demand(self.index, order, nimg, batch, world_size, here, steps=1 + d.workers * d.prefetch)
-        return open_cache(d.cache, d.cache_gb, self.index, demand)
+        return open_cache(d.cache, d.cache_gb, self.index, demand, claim=self.engine.rank == here[0])
 
     def _open_stream(self) -> BatchStream:
         d = self.config.data

@@ -57,6 +57,17 @@ def test_what_was_opened_longest_ago_goes_first(tmp_path, blobs):
     assert held(cache, blobs) == [0, 3, 4]
 
 
+def test_what_will_be_needed_does_not_go_first(tmp_path, blobs):
+    """Although it was opened longest ago: who fetches ahead finds it there, and says so."""
+    cache = NodeCache(tmp_path, 3 * SIZE)
+    for number in (0, 1, 2):
+        touch(cache, blobs[number])
+    time.sleep(0.02)
+    cache.fetch(blobs[0])
+    touch(cache, blobs[3])
+    assert held(cache, blobs) == [0, 2, 3]
+
+
 def test_nothing_in_use_goes(tmp_path, blobs, monkeypatch):
     """Not for another process either, and not for any need."""
     monkeypatch.setattr(cache_module, "PATIENCE_SECONDS", 0.3)
@@ -141,6 +152,8 @@ def test_a_cluster_fetches_what_the_formulas_say(tmp_path):
     sys.modules["order_benchmark"] = order  # dataclasses look their module up
     spec.loader.exec_module(order)
     cluster = order.Cluster(nodes=6, ranks=2, batch=24, lanes=24, block=40, shards=100, per_shard=16)
-    fetched, most = order.simulate(cluster, tmp_path, nodes=6)
-    assert cluster.shards / 6 <= fetched <= cluster.fetches()
-    assert most <= cluster.demand()
+    found = order.simulate(cluster, tmp_path, nodes=6)
+    assert cluster.shards / 6 <= found.fetched <= cluster.fetches()
+    assert found.held <= cluster.demand()
+    assert found.held_at_end <= cluster.demand_at_end()
+    assert found.late == 0, "all was there before the slot that reads it, at the beginning of the next epoch as well"

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from servers import http_server
 
+from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.mixture import GROUP, MixedOrder, apportion, order_of
@@ -160,6 +162,18 @@ def test_a_mixture_of_folders(sets):
     assert [part.weight for part in by_size.parts] == [20, 30]
     assert load_index(f"{sets}/*s").num_samples == 50
     assert isinstance(order_of(load_index(sets / "dogs"), 0, 4, 4), GlobalOrder)
+
+
+def test_a_mixture_from_a_server(sets, tmp_path):
+    """Braces and weights in a URL, and wildcards where the server lists its folders: the images of the local mixture."""
+    with http_server(sets) as server:
+        cache = NodeCache(tmp_path, 10**9)
+        for pattern in ("{dogs,cats}", "{dogs,cats}@1", "{d,c}*s"):
+            expected = load_index(f"{sets}/{pattern}")
+            index = load_index(f"{server.url}/{pattern}")
+            assert index == expected
+            assert all(shard.location.startswith(f"{server.url}/") for shard in index.shards)
+            assert colours(index, 200, cache=cache) == colours(expected, 200)
 
 
 def test_mixtures_that_are_refused(sets, tmp_path):

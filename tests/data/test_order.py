@@ -146,8 +146,11 @@ def test_seek_to_image_1e9_of_100_000_shards():
 def test_memory_stays_bounded():
     order = GlobalOrder((500,) * 10, 0, 16, 10)
     order.locate(0, 12_000)
-    assert len(order._blocks) <= 2 * 16
+    assert order._orders.nbytes == 16 * 10
     assert len(order._epochs) <= 2
+    many = GlobalOrder((10**6,) * 20, 0, 4096, 4096)
+    many.locate(0, 8 * 4096)
+    assert many._orders.nbytes == 2 * 4096 * 4096, "32 MiB where 4,096 lanes have blocks of 4,096"
 
 
 def test_walking_forwards_makes_each_permutation_once(monkeypatch):
@@ -155,8 +158,9 @@ def test_walking_forwards_makes_each_permutation_once(monkeypatch):
     from stylegan_dist.data import order as module
 
     made = []
-    original = module.permutation
-    monkeypatch.setattr(module, "permutation", lambda *args: made.append(args[1:3]) or original(*args))
+    one, several = module.permutation, module.permutations
+    monkeypatch.setattr(module, "permutation", lambda *args: made.append(args[2]) or one(*args))
+    monkeypatch.setattr(module, "permutations", lambda *args: made.extend(f"block {n}" for n in args[2]) or several(*args))
     order = GlobalOrder((37, 41, 53), 0, 16, 3)
     for first in range(0, 800, 5):
         order.locate(first, 5)

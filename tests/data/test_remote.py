@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from batches import joined, same
@@ -28,6 +29,7 @@ from stylegan_dist.data.index import load_index, read_index
 from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.reader import blobs
+from stylegan_dist.data.scan import index_shards
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError, LocalInputError
 
@@ -137,6 +139,36 @@ def test_the_same_batches_from_cold_and_warm_cache(remote, local, tmp_path, worl
     assert server.requests == cold, "the second time everything is there"
 
 
+def test_patterns_in_a_bucket(bucket, local, shards, tmp_path):
+    """Of sets, for training, and of tar files, for an index of ours."""
+    bucket.fault = lambda name, number: None
+    for pattern in ("s3://bucket/fac*", "s3://bucket/f?ce[rst]"):
+        index = load_index(pattern)
+        assert [shard.location for shard in index.shards] == [f"s3://bucket/faces/{shard.name}" for shard in index.shards]
+        assert index == load_index("s3://bucket/faces")
+    assert_same(take(index, NodeCache(tmp_path / "cache", 10**9)), local)
+    for number, pattern in enumerate(("shard-*.tar", "shard-0000?.tar", "shard-{00000..00009}.tar", "")):
+        bucket.requests.clear()
+        found = index_shards(f"s3://bucket/faces/{pattern}", str(tmp_path / str(number)), workers=1, checksums=True)
+        expected = [shard for shard in read_index(shards).shards if len(found.shards) > 10 or shard.name < "shard-00010"]
+        assert [(one.name, one.samples, one.bytes, one.sha256) for one in found.shards] == [
+            (one.name, one.samples, one.bytes, one.sha256) for one in expected]
+        assert {count for name, count in bucket.requests.items() if name.endswith(".tar")} == {1}, "S3 confirms the first"
+    with pytest.raises(InputError, match=r"nothing matches s3://bucket/nothing"):
+        load_index("s3://bucket/nothing*")
+
+
+def test_data_in_memory(local, shards, tmp_path):
+    """A driver that knows no other process."""
+    files = fsspec.filesystem("memory")
+    files.put(str(shards), "/faces", recursive=True)
+    try:
+        for place in ("memory://faces", "memory://fac*"):
+            assert_same(take(load_index(place), NodeCache(tmp_path / "cache", 10**9)), local)
+    finally:
+        files.rm("/faces", recursive=True)
+
+
 def test_a_bucket_without_shards(bucket):
     with pytest.raises(InputError, match=r"no such|cannot read s3://bucket/nothing/index.json"):
         load_index("s3://bucket/nothing")
@@ -156,6 +188,27 @@ def test_a_cache_of_just_the_demand(server, shards, tmp_path):
             assert held(tmp_path / "cache") <= cache.limit
     for stream in (*ours, *theirs):
         stream.close()
+    assert max(server.requests.values()) > 1
+
+
+def test_prefetch_precedes_need(server, tmp_path):
+    """Before a batch is asked for, all its shards are there, through four ends of epochs; the reader fetches nothing itself."""
+    index = load_index(server.url)
+    order = order_of(index, ORDER["seed"], 4, 4)
+    cache = NodeCache(tmp_path, max(node_demand(index, order, 8 * step, 8, 1, [0], 1) for step in range(48)))
+    assert cache.limit < 0.9 * sum(blob.bytes for shard in index.shards for blob in blobs(shard))
+    stream = BatchStream(index, **{**ORDER, "lanes": 4, "block": 4, "batch": 8}, cache=cache)
+    next(stream)
+    at_first = cache.seconds_fetching
+    for step in range(1, 48):
+        needed = {blob.key for shard, _ in order.locate(8 * step, 8) for blob in blobs(index.shards[shard])}
+        deadline = time.monotonic() + 20
+        while not all((tmp_path / key).exists() for key in needed):
+            assert time.monotonic() < deadline, f"what step {step} needs was not fetched ahead"
+            time.sleep(0.005)
+        next(stream)
+        assert cache.seconds_fetching == at_first, f"the reader had to fetch for step {step}"
+    stream.close()
     assert max(server.requests.values()) > 1
 
 
@@ -214,8 +267,8 @@ def test_resume_from_a_cold_cache(server, local, tmp_path):
 
 @pytest.mark.parametrize(("fault", "cause"), [
     (error_500, r"at byte 0: .*(500|Internal Server Error)"),
-    (shortened, r"at byte \d+: \d+ bytes arrived, the index promises \d+: it is truncated or altered"),
-    (altered, r"at byte \d+: all \d+ bytes arrived, but their SHA-256 differs from the index"),
+    (shortened, r"at byte \d+: \d+ bytes instead of \d+: truncated or altered"),
+    (altered, r"at byte \d+: the SHA-256 differs from the index, although all \d+ bytes are there: altered"),
 ])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shard_that_never_comes(server, tmp_path, fault, cause, workers):
@@ -265,6 +318,7 @@ def test_the_trainer_of_remote_data(server, tmp_path, shards):
     weights = [next((tmp_path / name / "checkpoints").glob("nimg-*/*.safetensors")).read_bytes()
                for name in ("remote", "local")]
     assert weights[0] == weights[1]
+    assert not list((tmp_path / "cache").glob("*.run")), "other runs may count on its room again"
     refused = train("small", f"data.shards={server.url}", f"data.cache={tmp_path / 'cache'}", "data.cache_gb=0.00001")
     assert refused.returncode == 2
     assert "data.cache_gb=1e-05 is too small: this node reads from" in refused.stderr

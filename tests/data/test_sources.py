@@ -192,7 +192,7 @@ def test_what_a_source_holds(kind, tmp_path):
         ({"a.npy": b"", "b/c.PNG": b""}, "images"), ({"a.NPZ": b"", "b.wav": b""}, "arrays"), ({"a.wav": b""}, "sounds"),
         ({"a.txt": b""}, "images"),
     ]):
-        assert sources.kind_of(make(kind, tmp_path / str(number), files)) == expected
+        assert sources.kind_of(sources.list_source(make(kind, tmp_path / str(number), files))) == expected
 
 
 def test_damaged_and_compressed_tar(tmp_path):

@@ -24,7 +24,7 @@ from stylegan_dist.data.index import load_index, load_offsets
 from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.errors import STOP_SIGNALS, InputError
+from stylegan_dist.errors import STOP_SIGNALS, InputError, LocalInputError
 
 ORDER = {"seed": 5, "lanes": 4, "block": 3}
 SAMPLES = 44
@@ -227,6 +227,30 @@ def test_only_the_rank_that_reads_it_fails(own_shards, workers):
         take(own_shards, 1, rank=1, world_size=2, workers=workers)
 
 
+@pytest.mark.parametrize(("damage", "cause"), [
+    (lambda path: path.unlink(), "cannot open {path}: there is no such file (6 attempts"),
+    (lambda path: os.truncate(path, 600), ": the file is damaged, it ends at byte 600 (6 attempts"),
+    (lambda path: path.with_suffix(".offsets.npy").write_bytes(b""), ".npy: the SHA-256 differs from the index (0 bytes)"),
+], ids=["missing", "truncated", "altered table"])
+def test_local_faults_on_two_ranks(own_shards, reference, damage, cause):
+    """With reader processes: the rank that reads the shard says what is wrong, the other has its part as ever."""
+    index = load_index(own_shards)
+    path = own_shards / first_place(own_shards, image=6)[0].name
+    damage(path)
+    streams = [BatchStream(index, **ORDER, batch=8, mirror=True, rank=rank, world_size=2, workers=1) for rank in range(2)]
+    try:
+        whole = next(streams[0])
+        assert torch.equal(whole.images, reference[0].images[:4])
+        with pytest.raises(LocalInputError) as caught:
+            next(streams[1])
+    finally:
+        for stream in streams:
+            stream.close()
+    assert cause.format(path=path) in str(caught.value)
+    assert path.stem in str(caught.value)
+    assert_one_line(str(caught.value))
+
+
 def test_a_shard_cut_short_while_training(own_shards):
     index = load_index(own_shards)
     for shard in index.shards:
@@ -256,14 +280,13 @@ def test_missing_and_foreign_offsets(own_shards):
     index = load_index(own_shards)
     shard = first_place(own_shards)[0]
     table = np.load(own_shards / shard.offsets)
-    np.save(own_shards / shard.offsets, table[:-1])
-    with pytest.raises(InputError, match="does not fit"):
-        next(BatchStream(index, **ORDER, batch=8))
-    np.save(own_shards / shard.offsets, table[::-1])  # other images and classes, which all decode
-    with pytest.raises(InputError, match="was altered: its SHA-256 differs from the index"):
-        next(BatchStream(index, **ORDER, batch=8))
+    altered = rf"cannot read {own_shards / shard.offsets}: the SHA-256 differs .*: truncated or altered \(6 attempts"
+    for other in (table[:-1], table[::-1]):  # the second: other images and classes, which all decode
+        np.save(own_shards / shard.offsets, other)
+        with pytest.raises(InputError, match=altered):
+            next(BatchStream(index, **ORDER, batch=8))
     (own_shards / shard.offsets).unlink()
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match=rf"cannot read {own_shards / shard.offsets}: there is no such file \(6 attempts"):
         next(BatchStream(index, **ORDER, batch=8))
     assert open_shards_of(own_shards) == 0
 

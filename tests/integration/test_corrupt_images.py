@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from launching import TINY, trained
+from servers import http_server
+from servers import slow as slowly
 
 from stylegan_dist.cli import main
+from stylegan_dist.data import decoding
 from stylegan_dist.data.index import load_index, load_offsets
 
 
@@ -30,7 +36,7 @@ def records(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def train(folder: Path, run_dir: Path, kimg: float, *overrides: str) -> int:
+def train(folder: Path | str, run_dir: Path, kimg: float, *overrides: str) -> int:
     return main(["train", *TINY, f"data.shards={folder}", f"run.dir={run_dir}", f"run.kimg={kimg}", *overrides])
 
 
@@ -61,12 +67,31 @@ def test_too_many_stop_the_run_and_a_larger_share_continues_it(shards, tmp_path,
     assert train(folder, run_dir, 0.064, "data.max_bad_fraction=0.5") == 0
 
 
-def test_waiting_for_data_is_told_with_its_cause(labelled_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("stylegan_dist.training.loop.WAIT_ALLOWED", 0.0)
-    assert train(labelled_shards, tmp_path / "run", 0.032) == 0
+@pytest.mark.parametrize("cause", ["decode", "disk", "network"])
+def test_waiting_for_data_is_told_with_its_cause(labelled_shards, tmp_path, monkeypatch, cause):
+    """A decoder, a disk and a server that are slow, one at a time."""
+    slow = lambda function: lambda *args: time.sleep(0.005) or function(*args)  # noqa: E731
+    with contextlib.ExitStack() as stack:
+        place, cache = str(labelled_shards), f"data.cache={tmp_path / 'cache'}"
+        if cause == "network":
+            server = stack.enter_context(http_server(labelled_shards))
+            place = server.url
+            assert train(place, tmp_path / "run", 0.008, cache) == 0  # it begins with a look at all shards
+            shutil.rmtree(tmp_path / "cache")
+            server.fault = lambda name, number: slowly
+        elif cause == "disk":
+            monkeypatch.setattr(os, "pread", slow(os.pread))
+        else:
+            monkeypatch.setattr("stylegan_dist.data.decoding.decode", slow(decoding.decode))
+        monkeypatch.setattr("stylegan_dist.training.loop.WAIT_ALLOWED", 0.0)
+        assert train(place, tmp_path / "run", 0.016, cache) == 0
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert log.count("waiting for data took") == 1
-    assert "on rank 0; the cause is " in log
+    told = [line for line in log.splitlines() if "waiting for data took" in line]
+    assert f"on rank 0; the cause is {cause} (" in told[-1]
+    assert len(told) <= 2, "once a start"
+
+
+def test_little_waiting_for_data_is_not_told(labelled_shards, tmp_path, monkeypatch):
     monkeypatch.setattr("stylegan_dist.training.loop.WAIT_ALLOWED", 1.0)
     assert train(labelled_shards, tmp_path / "quiet", 0.032) == 0
     assert "waiting for data" not in (tmp_path / "quiet" / "log.txt").read_text()
