@@ -8,10 +8,9 @@ In one run, over the same images: our stream; plain `webdataset` over the same s
 own decoding into uint8 (its cheapest) or float (what the examples of its documentation train on); a reader of
 an uncompressed zip in the layout of NVIDIA's dataset tool that decodes with Pillow; and, as the floor, our decoders
 alone, from memory into one image. None of them flips images, as is the default; a row of its own shows what flips cost
-our stream. Every measurement is a process of its own without reader processes, so that its CPU
-time is that of one core; samples a second are per second of CPU time, which other work on the machine disturbs least. The
-readers take turns, and a row is the median of its turns; ratios are medians of those of each turn. The files are in the
-page cache.
+our stream. Each is a process of its own without reader processes, so that its CPU time is that of one core; samples a second
+are per second of CPU time, which other work on the machine disturbs least. The readers take turns, and a row is the median of
+its turns; ratios are medians of those of each turn. The files are in the page cache.
 Then the decoders alone, which take turns as well, and the memory of our stream over 200,000 samples.
 """
 
@@ -31,6 +30,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,14 +58,14 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="pixels (default: %(default)s)")
     parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS, help="(default: all)")
     parser.add_argument("--images", type=Path, help="a folder or zip to pack (default: made images, about as hard as photos)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="CPU time of one measurement (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each reader (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="CPU time of each reader (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=12, help="turns of each reader (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="(default: all)")
-    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        reader, folder, size, seconds, least = args.one
-        print(json.dumps(measure(reader, Path(folder), int(size), float(seconds), int(least))))
+    if args.serve:
+        reader, folder, size = args.serve
+        serve(reader, Path(folder), int(size))
         return
     names = ("torch", "numpy", "pillow", "simplejpeg", "imagecodecs", "webdataset", *PACKAGES)
     print(platform.processor() or platform.machine(), f"{os.cpu_count()} cores, Python {platform.python_version()},",
@@ -80,15 +80,19 @@ def main() -> None:
         if "decoders" in args.only:
             print("\n| pixels | format | decoder | images/s | MPix/s | ours is |\n|---|---|---|---|---|---|")
             for size, encoding in sets:
-                decoders(make(root, size, encoding, args.images), size, args.seconds / 10, 3 * args.rounds)
+                decoders(make(root, size, encoding, args.images), size, args.seconds / args.rounds, args.rounds)
         if "memory" in args.only:
-            _, peak, growth = run("ours", make(root, 32, "jpg", None), 32, args.seconds, GROWTH_SAMPLES)
-            print(f"\nmemory over {GROWTH_SAMPLES} samples: {growth:+.2f} MiB from the 20,000th on, peak {peak:.0f} MiB")
+            with Reader("ours", make(root, 32, "jpg", None), 32) as reader:
+                _, _, early = reader.turn(0, least=GROWTH_SAMPLES // 10)
+                _, peak, late = reader.turn(0, least=GROWTH_SAMPLES * 9 // 10)
+            print(f"\nmemory over {GROWTH_SAMPLES} samples: {late - early:+.2f} MiB from the 20,000th on, peak {peak:.0f} MiB")
 
 
 def compare(folder: Path, size: int, seconds: float, rounds: int) -> None:
     """The rows of one set."""
-    turns = [{reader: run(reader, folder, size, seconds) for reader in READERS} for _ in range(rounds)]
+    with ExitStack() as stack:
+        readers = {name: stack.enter_context(Reader(name, folder, size)) for name in READERS}
+        turns = [{name: reader.turn(seconds / rounds) for name, reader in readers.items()} for _ in range(rounds)]
     index = load_index(folder)
     kilobytes = sum(int(load_offsets(shard)[:, 1].sum()) for shard in index.shards) / index.num_samples / 1e3
     for reader in READERS:
@@ -153,26 +157,39 @@ def shards_of(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.glob("*.tar"))
 
 
-def run(reader: str, folder: Path, size: int, seconds: float, least: int = 0) -> list[float]:
-    command = [sys.executable, __file__, "--one", reader, str(folder), str(size), str(seconds), str(least)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+class Reader:
+    """A process with one of the readers, which waits for its turns."""
+
+    def __init__(self, name: str, folder: Path, size: int):
+        command = [sys.executable, __file__, "--serve", name, str(folder), str(size)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.turn(0, least=1)  # it has started, and read for a while, before the next one starts
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()
+
+    def turn(self, seconds: float, least: int = 0) -> list[float]:
+        """Samples per second of CPU time, peak memory and present memory in MiB."""
+        print(seconds, least, file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
 
 
-def measure(reader: str, folder: Path, size: int, seconds: float, least: int) -> list[float]:
-    """Samples per second of CPU time, peak memory in MiB, growth of the memory after 20,000 samples in MiB."""
+def serve(reader: str, folder: Path, size: int) -> None:
     torch.set_num_threads(1)
     batches = READERS[reader](folder)
     for _ in range(max(4, min(2000, images_of(size)) // BATCH)):
         assert len(next(batches)) == BATCH
-    count, early, began = 0, None, time.process_time()
-    while (taken := time.process_time() - began) < seconds or count < least:
-        next(batches)
-        count += BATCH
-        if early is None and count >= 20_000:
-            early = resident()
-    growth = resident() - early if early else 0.0
-    return [count / taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, growth]
+    for line in sys.stdin:
+        seconds, least = map(float, line.split())
+        count, began = 0, time.process_time()
+        while (taken := time.process_time() - began) < seconds or count < least:
+            next(batches)
+            count += BATCH
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps([count / taken, peak, resident()]), flush=True)
 
 
 def resident() -> float:
