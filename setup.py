@@ -55,6 +55,8 @@ setup(
         "wandb>=0.22,<1",
         "pillow>=11,<14",
         "simplejpeg>=1.8,<2",
+        # Dated versions; the last one for Python 3.10 is the least. Elsewhere Pillow decodes what it would.
+        "imagecodecs>=2025.3.30,<2027; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
         "numpy>=1.26,<3",
         "pyyaml>=6,<7",
         "safetensors>=0.5,<1",

@@ -1,21 +1,23 @@
 """How many samples a second does one core read, decode and batch, and in how much memory?
 
-    python benchmarks/data.py                     # all of it, about half an hour, most of it packing
+    python benchmarks/data.py                     # all of it, about half an hour
     python benchmarks/data.py --sizes 256 --formats jpg --images photos.zip
+    python benchmarks/data.py --only decoders     # where other decoders are installed, a few minutes
 
 In one run, over the same images: our stream; plain `webdataset` over the same shards, with a shuffle of 1000 and its
 own decoding into uint8 (its cheapest) or float (what the examples of its documentation train on); a reader of
 an uncompressed zip in the layout of NVIDIA's dataset tool that decodes with Pillow; and, as the floor, our decoders
-alone, from memory into one image. Every measurement is a process of its own without reader processes, so that its CPU
-time is that of one core; samples a second are per second of CPU time, which other work on the machine disturbs least. The
-readers take turns, and a row is the median of its turns; ratios are medians of those of each turn. The files are in the
-page cache.
-Then the decoders alone, and the memory of our stream over 200,000 samples.
+alone, from memory into one image. None of them flips images, as is the default; a row of its own shows what flips cost
+our stream. Each is a process of its own without reader processes, so that its CPU time is that of one core; samples a second
+are per second of CPU time, which other work on the machine disturbs least. The readers take turns, and a row is the median of
+its turns; ratios are medians of those of each turn. The files are in the page cache.
+Then the decoders alone, which take turns as well, and the memory of our stream over 200,000 samples.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import itertools
 import json
@@ -27,7 +29,8 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,6 +49,7 @@ from stylegan_dist.data.stream import BatchStream
 BATCH = 32
 SIZES = (32, 256, 1024)
 FORMATS = ("jpg", "png", "webp")
+PARTS = ("readers", "decoders", "memory")
 GROWTH_SAMPLES = 200_000
 
 
@@ -54,33 +58,41 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="pixels (default: %(default)s)")
     parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS, help="(default: all)")
     parser.add_argument("--images", type=Path, help="a folder or zip to pack (default: made images, about as hard as photos)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="CPU time of one measurement (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each reader (default: %(default)s)")
-    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=3.0, help="CPU time of each reader (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=12, help="turns of each reader (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="(default: all)")
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        reader, folder, size, seconds, least = args.one
-        print(json.dumps(measure(reader, Path(folder), int(size), float(seconds), int(least))))
+    if args.serve:
+        reader, folder, size = args.serve
+        serve(reader, Path(folder), int(size))
         return
-    names = ("torch", "numpy", "pillow", "simplejpeg", "webdataset", *sorted({package for _, package, _ in OTHERS}))
+    names = ("torch", "numpy", "pillow", "simplejpeg", "imagecodecs", "webdataset", *PACKAGES)
     print(platform.processor() or platform.machine(), f"{os.cpu_count()} cores, Python {platform.python_version()},",
           ", ".join(f"{name} {version_of(name)}" for name in names))
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        print("\n| pixels | format | kB | reader | samples/s | ours is | peak MiB |\n|---|---|---|---|---|---|---|")
-        for size, encoding in itertools.product(args.sizes, args.formats):
-            compare(make(root, size, encoding, args.images), size, args.seconds, args.rounds)
-        print("\n| pixels | format | decoder | images/s | MPix/s |\n|---|---|---|---|---|")
-        for size, encoding in itertools.product(args.sizes, args.formats):
-            decoders(make(root, size, encoding, args.images), size, args.seconds / 3)
-        folder = make(root, 32, "jpg", None)
-        _, peak, growth = run("ours", folder, 32, args.seconds, GROWTH_SAMPLES)
-        print(f"\nmemory over {GROWTH_SAMPLES} samples: {growth:+.2f} MiB from the 20,000th on, peak {peak:.0f} MiB")
+        sets = list(itertools.product(args.sizes, args.formats))
+        if "readers" in args.only:
+            print("\n| pixels | format | kB | reader | samples/s | ours is | peak MiB |\n|---|---|---|---|---|---|---|")
+            for size, encoding in sets:
+                compare(make(root, size, encoding, args.images), size, args.seconds, args.rounds)
+        if "decoders" in args.only:
+            print("\n| pixels | format | decoder | images/s | MPix/s | ours is |\n|---|---|---|---|---|---|")
+            for size, encoding in sets:
+                decoders(make(root, size, encoding, args.images), size, args.seconds / args.rounds, args.rounds)
+        if "memory" in args.only:
+            with Reader("ours", make(root, 32, "jpg", None), 32) as reader:
+                _, _, early = reader.turn(0, least=GROWTH_SAMPLES // 10)
+                _, peak, late = reader.turn(0, least=GROWTH_SAMPLES * 9 // 10)
+            print(f"\nmemory over {GROWTH_SAMPLES} samples: {late - early:+.2f} MiB from the 20,000th on, peak {peak:.0f} MiB")
 
 
 def compare(folder: Path, size: int, seconds: float, rounds: int) -> None:
     """The rows of one set."""
-    turns = [{reader: run(reader, folder, size, seconds) for reader in READERS} for _ in range(rounds)]
+    with ExitStack() as stack:
+        readers = {name: stack.enter_context(Reader(name, folder, size)) for name in READERS}
+        turns = [{name: reader.turn(seconds / rounds) for name, reader in readers.items()} for _ in range(rounds)]
     index = load_index(folder)
     kilobytes = sum(int(load_offsets(shard)[:, 1].sum()) for shard in index.shards) / index.num_samples / 1e3
     for reader in READERS:
@@ -104,12 +116,20 @@ def images_of(size: int) -> int:
 
 
 def photo(size: int, number: int) -> Image.Image:
-    """Smooth shapes, edges and a little noise: about as hard to compress as a photo."""
+    """A picture whose amplitudes fall with frequency as those of photos do, colours less than brightness; an edge; noise.
+
+    As hard to compress as photos (bytes a pixel): at 32, 64, 128, 256 and 1024 pixels 1.5, 0.8, 0.6, 0.4 and 0.3 as JPEG,
+    2.3, 2.0, 1.7, 1.5 and 1.2 as PNG; see the file of results.
+    """
     rng = np.random.default_rng(number)
-    coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(coarse).astype(np.int16)
-    pixels[size // 4:size // 2, size // 3:] //= 2
-    return Image.fromarray((pixels + rng.normal(0, 4, pixels.shape)).clip(0, 255).astype(np.uint8))
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)) * size
+    spectrum = np.fft.rfft2(rng.normal(size=(3, size, size))) * np.maximum(frequency, 1) ** -1.7
+    spectrum[:, 0, 0] = 0
+    planes = np.fft.irfft2(spectrum, (size, size))
+    light, red, blue = planes / planes.std((1, 2), keepdims=True) * np.array([50, 12.5, 12.5])[:, None, None]
+    pixels = 128 + np.stack([light + red, light - (red + blue) / 2, light + blue], -1)
+    pixels[size // 4:size // 2, size // 3:] *= 0.5
+    return Image.fromarray((pixels + rng.normal(0, 1, pixels.shape)).clip(0, 255).astype(np.uint8))
 
 
 def make(root: Path, size: int, encoding: str, images: Path | None) -> Path:
@@ -137,26 +157,39 @@ def shards_of(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.glob("*.tar"))
 
 
-def run(reader: str, folder: Path, size: int, seconds: float, least: int = 0) -> list[float]:
-    command = [sys.executable, __file__, "--one", reader, str(folder), str(size), str(seconds), str(least)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+class Reader:
+    """A process with one of the readers, which waits for its turns."""
+
+    def __init__(self, name: str, folder: Path, size: int):
+        command = [sys.executable, __file__, "--serve", name, str(folder), str(size)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.turn(0, least=1)  # it has started, and read for a while, before the next one starts
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()
+
+    def turn(self, seconds: float, least: int = 0) -> list[float]:
+        """Samples per second of CPU time, peak memory and present memory in MiB."""
+        print(seconds, least, file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
 
 
-def measure(reader: str, folder: Path, size: int, seconds: float, least: int) -> list[float]:
-    """Samples per second of CPU time, peak memory in MiB, growth of the memory after 20,000 samples in MiB."""
+def serve(reader: str, folder: Path, size: int) -> None:
     torch.set_num_threads(1)
     batches = READERS[reader](folder)
     for _ in range(max(4, min(2000, images_of(size)) // BATCH)):
         assert len(next(batches)) == BATCH
-    count, early, began = 0, None, time.process_time()
-    while (taken := time.process_time() - began) < seconds or count < least:
-        next(batches)
-        count += BATCH
-        if early is None and count >= 20_000:
-            early = resident()
-    growth = resident() - early if early else 0.0
-    return [count / taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, growth]
+    for line in sys.stdin:
+        seconds, least = map(float, line.split())
+        count, began = 0, time.process_time()
+        while (taken := time.process_time() - began) < seconds or count < least:
+            next(batches)
+            count += BATCH
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps([count / taken, peak, resident()]), flush=True)
 
 
 def resident() -> float:
@@ -164,8 +197,8 @@ def resident() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def our_batches(folder: Path) -> Iterator[torch.Tensor]:
-    for batch in BatchStream(load_index(folder), seed=0, lanes=64, block=4096, batch=BATCH, mirror=True):
+def our_batches(folder: Path, mirror: bool = False) -> Iterator[torch.Tensor]:
+    for batch in BatchStream(load_index(folder), seed=0, lanes=64, block=4096, batch=BATCH, mirror=mirror):
         yield batch.images
 
 
@@ -188,7 +221,7 @@ def zip_batches(folder: Path) -> Iterator[torch.Tensor]:
         for number in rng.permutation(len(names)):
             with archive.open(names[number]) as file:
                 pixels = np.array(Image.open(file)).transpose(2, 0, 1)
-            images.append(torch.from_numpy(pixels[:, :, ::-1].copy() if rng.random() < 0.5 else pixels.copy()))
+            images.append(torch.from_numpy(pixels))
             if len(images) == BATCH:
                 yield torch.stack(images)
                 images = []
@@ -207,6 +240,7 @@ def decoding_alone(folder: Path) -> Iterator[torch.Tensor]:
 
 READERS = {
     "ours": our_batches,
+    "ours, with flips": partial(our_batches, mirror=True),
     "webdataset, uint8": partial(webdataset_batches, decode="torchrgb8"),
     "webdataset, float": partial(webdataset_batches, decode="torchrgb"),
     "zip and Pillow": zip_batches,
@@ -220,53 +254,70 @@ def encoded(folder: Path, count: int) -> list[bytes]:
     return [reader.read(*place)[0] for place in itertools.islice(order, count)]
 
 
-def decoders(folder: Path, size: int, seconds: float) -> None:
+def decoders(folder: Path, size: int, seconds: float, rounds: int) -> None:
     """Each decoder on the same 16 images, into an array of ours if it can, else into one of its own."""
     data = encoded(folder, 16)
     format = folder.name.partition("-")[0]
     out = np.empty((size, size, 3), np.uint8)
     pillow = np.asarray(Image.open(io.BytesIO(data[0])))
-    for name, package, decode in [("ours", "", lambda package, data, out: decode_into(data, out)),
-                                  ("Pillow", "PIL.Image", lambda PIL, data, out: np.asarray(PIL.Image.open(io.BytesIO(data)))),
-                                  *((name, package, how[format]) for name, package, how in OTHERS if format in how)]:
+    running = {}
+    for name, module, how in DECODERS:
+        if format not in how:
+            continue
         try:
-            module = __import__(MODULES.get(package, package)) if package else None
-            result = decode(module, data[0], out)
+            decode = partial(how[format], importlib.import_module(module))
+            result = decode(data[0], out)
         except Exception as error:  # not installed, or its library is not
-            print(f"| {size} | {format} | {name} | does not run here: {str(error).splitlines()[0][:60]} | |")
+            print(f"| {size} | {format} | {name} | does not run here: {str(error).splitlines()[0][:60]} | | |")
             continue
         same = np.array_equal(out if result is None else result, pillow)
-        count, began = 0, time.process_time()
-        while (taken := time.process_time() - began) < seconds:
-            decode(module, data[count % 16], out)
-            count += 1
-        rate = count / taken
-        note = "" if same else " (other pixels)"
-        print(f"| {size} | {format} | {name}{note} | {rate:.0f} | {rate * size * size / 1e6:.1f} |", flush=True)
+        running[name + ("" if same else " (other pixels)")] = decode
+    turns = [{name: rate(decode, data, out, seconds) for name, decode in running.items()} for _ in range(rounds)]
+    for name in running:
+        images = np.median([turn[name] for turn in turns])
+        ratio = np.median([turn["ours"] / turn[name] for turn in turns])
+        print(f"| {size} | {format} | {name} | {images:.0f} | {images * size * size / 1e6:.1f} | {ratio:.2f}x |", flush=True)
+
+
+def rate(decode: Callable, data: list[bytes], out: np.ndarray, seconds: float) -> float:
+    """Images a second of CPU time."""
+    count, began = 0, time.process_time()
+    while (taken := time.process_time() - began) < seconds:
+        decode(data[count % len(data)], out)
+        count += 1
+    return count / taken
 
 
 def _tensor(data: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-# Decoders that we do not use, where they are installed: (name, package, {format: how}).
-MODULES = {"opencv-python-headless": "cv2", "PyTurboJPEG": "turbojpeg", "torchvision": "torchvision.io"}
-OTHERS = (
+def _array(image: torch.Tensor) -> np.ndarray:
+    return image.numpy().transpose(1, 2, 0)
+
+
+# (name, module, {format: how}); all but the first where they are installed.
+DECODERS = (
+    ("ours", "stylegan_dist.data.decoding", dict.fromkeys(FORMATS, lambda it, data, out: it.decode_into(data, out))),
+    ("Pillow", "PIL.Image", dict.fromkeys(FORMATS, lambda it, data, out: np.asarray(it.open(io.BytesIO(data))))),
+    ("torchvision", "torchvision.io", {
+        "jpg": lambda it, data, out: _array(it.decode_jpeg(_tensor(data))),
+        "png": lambda it, data, out: _array(it.decode_png(_tensor(data))),
+        "webp": lambda it, data, out: _array(it.decode_webp(_tensor(data)))}),
+    ("torchcodec", "torchcodec.decoders", {
+        "jpg": lambda it, data, out: _array(it.decode_jpeg(data)),
+        "png": lambda it, data, out: _array(it.decode_png(data)),
+        "webp": lambda it, data, out: _array(it.decode_webp(data))}),
+    ("OpenCV", "cv2", dict.fromkeys(
+        FORMATS, lambda it, data, out: it.imdecode(np.frombuffer(data, np.uint8), it.IMREAD_COLOR_RGB))),
     ("simplejpeg, fast DCT", "simplejpeg",
      {"jpg": lambda it, data, out: it.decode_jpeg(data, "RGB", buffer=out, fastdct=True, fastupsample=True)}),
-    ("PyTurboJPEG", "PyTurboJPEG", {"jpg": lambda it, data, out: it.TurboJPEG().decode(data, pixel_format=it.TJPF_RGB)}),
-    ("torchvision", "torchvision", {
-        "jpg": lambda it, data, out: it.io.decode_jpeg(_tensor(data)).numpy().transpose(1, 2, 0),
-        "png": lambda it, data, out: it.io.decode_png(_tensor(data)).numpy().transpose(1, 2, 0),
-        "webp": lambda it, data, out: it.io.decode_webp(_tensor(data)).numpy().transpose(1, 2, 0)}),
-    ("OpenCV", "opencv-python-headless", {
-        format: lambda it, data, out: it.imdecode(np.frombuffer(data, np.uint8), it.IMREAD_COLOR_RGB) for format in FORMATS}),
-    ("imagecodecs", "imagecodecs", {
-        "jpg": lambda it, data, out: it.jpeg8_decode(data, out=out),
-        "png": lambda it, data, out: it.png_decode(data, out=out),
-        "webp": lambda it, data, out: it.webp_decode(data, out=out)}),
-    ("pyspng", "pyspng", {"png": lambda it, data, out: it.load(data)}),
+    ("PyTurboJPEG", "turbojpeg", {"jpg": lambda it, data, out: it.TurboJPEG().decode(data, pixel_format=it.TJPF_RGB)}),
+    ("imagecodecs", "imagecodecs", {"jpg": lambda it, data, out: it.jpeg8_decode(data, out=out)}),
+    ("libspng (imagecodecs)", "imagecodecs", {"png": lambda it, data, out: it.spng_decode(data, out=out)}),
+    ("libspng (pyspng)", "pyspng", {"png": lambda it, data, out: it.load(data)}),
 )
+PACKAGES = ("opencv-python-headless", "pyspng", "PyTurboJPEG", "torchcodec", "torchvision")
 
 
 if __name__ == "__main__":

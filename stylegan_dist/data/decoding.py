@@ -1,14 +1,20 @@
 """From the encoded samples of a shard to values in a batch's buffer.
 
-Decoders may differ in the last bit of a pixel, and a run must not depend on what happens to be installed. So which
-decoder takes a sample is a function of its bytes alone: JPEG simplejpeg (libjpeg-turbo, accurate DCT, smooth
-upsampling); PNG, WebP and the JPEG that simplejpeg refuses Pillow. benchmarks/data.py compares them.
+A run must not depend on what happens to be installed. So a faster decoder takes only files that it gives the same pixels
+for as Pillow, bit for bit, and what it refuses goes to Pillow, which has the last word. JPEG: simplejpeg (libjpeg-turbo,
+accurate DCT, smooth upsampling). PNG and WebP of the plain form that `pack` writes: imagecodecs (libpng, libwebp), where
+it is installed. All else: Pillow. benchmarks/data.py compares them.
 """
 
 from __future__ import annotations
 
+import importlib
+import logging
+import struct
+import threading
 from collections.abc import Callable
-from functools import partial
+from functools import cache, lru_cache, partial
+from types import ModuleType
 
 import numpy as np
 import simplejpeg
@@ -18,6 +24,9 @@ from stylegan_dist.data.images import decode
 
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_KINDS = {1: ("Gray", "GRAY"), 3: ("YCbCr", "RGB")}  # channels: colour space of the file, and wanted
+_PNG_COLOURS = {1: 0, 3: 2, 4: 6}           # channels: colour type
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_WEBP_STARTS = (b"WEBPVP8 ", b"WEBPVP8L")   # of one still image, without metadata
 
 
 def decoder(array: ArrayForm | None) -> Callable[[bytes, np.ndarray], None]:
@@ -37,12 +46,55 @@ def decode_into(data: bytes, out: np.ndarray) -> None:
             taken from the header, before anything is decoded.
     """
     height, width, channels = out.shape
-    if data[:3] == _JPEG_START and channels in _JPEG_KINDS:
-        kind, wanted = _JPEG_KINDS[channels]
-        try:
+    try:
+        if data[:3] == _JPEG_START:
+            kind, wanted = _JPEG_KINDS[channels]
             if simplejpeg.decode_jpeg_header(data)[:3] == (height, width, kind):
                 simplejpeg.decode_jpeg(data, wanted, buffer=out)
                 return
-        except ValueError:  # damaged, or of a rare kind
-            pass
+        elif _is_plain_png(data, height, width, channels) and (library := _imagecodecs()):
+            _decode_png(library, data, out[..., 0] if channels == 1 else out)
+            return
+        elif data[8:16] in _WEBP_STARTS and (library := _imagecodecs()):
+            library.webp_decode(data, out=out)  # compares size and channels before it decodes
+            return
+    except Exception:  # damaged, or of a rare kind; each library has exceptions of its own
+        pass
     out[...] = decode(data, channels, width).transpose(1, 2, 0)
+
+
+def _is_plain_png(data: bytes, height: int, width: int, channels: int) -> bool:
+    """Of 8 bits, not interlaced, nothing but pixels between header and end: for other chunks the libraries differ."""
+    if data[:29] != _png_header(height, width, channels):
+        return False
+    at = 33
+    while data[at + 4:at + 8] == b"IDAT":
+        at += 12 + int.from_bytes(data[at:at + 4], "big")
+    return data[at:] == _PNG_END
+
+
+def _decode_png(library: ModuleType, data: bytes, out: np.ndarray) -> None:
+    """Into `out` through an array that stays: after an error png_decode (of 2025 and 2026) never lets go of its output."""
+    if getattr(_thread, "shape", None) != out.shape:
+        _thread.shape, _thread.pixels = out.shape, np.empty(out.shape, np.uint8)
+    out[...] = library.png_decode(data, out=_thread.pixels)
+
+
+_thread = threading.local()
+
+
+@lru_cache(maxsize=16)
+def _png_header(height: int, width: int, channels: int) -> bytes:
+    header = struct.pack(">I4sIIBBBBB", 13, b"IHDR", width, height, 8, _PNG_COLOURS[channels], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + header
+
+
+@cache
+def _imagecodecs() -> ModuleType | None:
+    """Loaded when the first image needs it; None where there is none for this platform."""
+    try:
+        library = importlib.import_module("imagecodecs")
+    except ImportError:
+        return None
+    logging.getLogger("imagecodecs").setLevel(logging.ERROR)  # libpng warns of what Pillow accepts without a word
+    return library
