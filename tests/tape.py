@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -68,3 +69,29 @@ class TapeRecorder:
             tape.replay()
 
         return replay, result
+
+
+class NobodyWaits(TorchDispatchMode):
+    """Fails where the host would wait for a GPU. The meta device stands in for it: there nobody can read a number."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: tuple = (), options: dict | None = None) -> Any:
+        options = options or {}
+        result = function(*arguments, **options)
+        touched = tree_leaves((arguments, options, result))
+        # A number of the host is an argument of the kernel, and costs nothing, unless it is copied.
+        moves = "copy" in str(function)
+        devices = {x.device.type for x in touched if isinstance(x, Tensor) and (x.ndim or x.is_meta or moves)}
+        if "meta" in devices:
+            assert not any(name in str(function) for name in FORBIDDEN), f"{function} waits for the device"
+            assert len(devices) == 1 or options.get("non_blocking"), f"{function} waits for {devices}"
+        return result
+
+
+class NothingIsSent(TorchFunctionMode):
+    """Fails where numbers of Python's are sent to the meta device as a tensor, which is no operation there."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: tuple = (), options: dict | None = None) -> Any:
+        result = function(*arguments, **(options or {}))
+        if function in (torch.tensor, torch.as_tensor, Tensor.new_tensor):
+            assert not result.is_meta, f"{function} waits for the device"
+        return result
