@@ -3,6 +3,7 @@
     python benchmarks/ops.py
     python benchmarks/ops.py --device cuda --batch 32 --dtypes bfloat16
     python benchmarks/ops.py --threads 2 --rounds 30
+    python benchmarks/ops.py --host
 
 For every operator, shape, dtype and layout: forward, forward and backward, and these with the double backward of a gradient
 penalty. All variants take turns, and every column is a median over the rounds, because others may use the machine. With
@@ -13,6 +14,8 @@ one thread on a CPU (the default there) it is processor time, which others hardl
     % copy    share of the bandwidth that copying a tensor of 64 MiB reaches here
     x ref     time of the reference / time of the fused path; below 1 the reference is faster
     x comp    the same for the reference compiled by torch.compile, with --compile; there is no double backward of it
+
+With --host, what a call costs the host: microseconds on tensors of a few hundred bytes, the least of the rounds.
 """
 
 from __future__ import annotations
@@ -33,8 +36,9 @@ import torch
 from stylegan_dist import ops, randomness
 from stylegan_dist.ops import native
 
-# (channels, pixels in one direction): layers of the networks of cifar10 and of 256 pixels
-SHAPES = {"cifar10": ((512, 8), (256, 16), (128, 32)), "ffhq256": ((512, 16), (512, 32), (256, 64), (128, 128), (64, 256))}
+# (channels, pixels in one direction): layers of the networks of cifar10, of 256 and, the highest, of 1024 pixels
+SHAPES = {"cifar10": ((512, 8), (256, 16), (128, 32)), "ffhq256": ((512, 16), (512, 32), (256, 64), (128, 128), (64, 256)),
+          "ffhq1024": ((128, 256), (64, 512), (32, 1024))}
 MODES = ("forward", "backward", "double")
 
 
@@ -49,9 +53,12 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compile", action="store_true", help="compare with the compiled reference, too; takes minutes")
+    parser.add_argument("--host", action="store_true", help="measure the cost of calls instead")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
+    if args.host:
+        return print_calls(args.operators.split(","), args.rounds)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
     bandwidth = copy_bandwidth(device, args.rounds)
     print(f"{name}; torch {torch.__version__}; copy {bandwidth / 1e9:.1f} GB/s; {native.native().reason}")
@@ -75,6 +82,39 @@ def main() -> int:
                                  f"{reference / fused:>6.2f}" + (f"{compiled / fused:>7.2f}" if compiled else ""))
                     print(line, flush=True)
     return 0
+
+
+def print_calls(names: Sequence[str], rounds: int) -> int:
+    """What calls cost the host, on a CPU: without a graph, with one, and with the backward pass."""
+    torch.set_num_threads(1)
+    print(f"{platform.machine()}; torch {torch.__version__}; microseconds a call, fused / reference")
+    print(f"{'operator':<12}{'no graph':>16}{'forward':>16}{'backward, too':>16}")
+    for name in names:
+        function, _ = operators()[name]
+        shape = (1, 8) if name == "dense" else (1, 3 if name == "fromrgb" else 8, 4, 4)
+        x, bias = torch.randn(shape, requires_grad=True), torch.randn(8, requires_grad=True)
+        cells = []
+        for wanted in MODES:
+            costs = []
+            for path in ("everywhere", "reference"):
+                with native.using(path):
+                    costs.append(cost_of_call(function, x, bias, wanted, rounds))
+            cells.append("{:.0f} / {:.0f}".format(*costs))
+        print(f"{name:<12}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
+    return 0
+
+
+def cost_of_call(function: Callable, x: torch.Tensor, bias: torch.Tensor, mode: str, rounds: int) -> float:
+    """Microseconds: "forward" makes no graph, "backward" does, "double" runs it backwards as well."""
+
+    def call() -> None:
+        with torch.set_grad_enabled(mode != "forward"):
+            y = function(x, bias)
+        if mode == "double":
+            torch.autograd.grad(y, (x, bias), torch.ones_like(y), allow_unused=True)
+
+    call()
+    return min(timed(call, 100, x.device) for _ in range(rounds)) * 1e6
 
 
 def operators() -> dict[str, tuple[Callable, Callable]]:

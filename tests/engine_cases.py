@@ -3,7 +3,7 @@
 The file holds [[ranks, [case, ...]], ...]. Each case trains real networks on real shards under one engine and writes a
 checkpoint, with the code of the training loop, but many cases share the cost of a launch. A case is an object with
 
-    engine      "flat", "ddp", "zero1", "zero2", "zero3", "zero3-both", "zero2-offload", ...
+    engine      "flat", "recorded", "ddp", "zero1", "zero2", "zero3", "zero3-both", "zero2-offload", ...
     overrides   of the configuration
     start       folder of a checkpoint to continue from, or null
     steps       to train
@@ -25,6 +25,7 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - imported by ev
 import torch
 import torch._dynamo  # likewise
 from forking import run_ranks
+from tape import FORBIDDEN, ONLY_ON_CPUS, TapeRecorder
 
 from stylegan_dist import randomness
 from stylegan_dist.config import load_config
@@ -41,6 +42,7 @@ SMALL_FILES = 4000  # bytes
 
 CHOICES = {
     "flat": DATA_PARALLEL,
+    "recorded": DATA_PARALLEL,  # with a tape in place of CUDA graphs
     "ddp": DATA_PARALLEL,
     "zero1": Choice({"g": Zero(1), "d": Zero(1)}),
     "zero2": Choice({"g": Zero(2), "d": Zero(2)}),
@@ -97,6 +99,8 @@ def train(case: dict, engine: engines.Engine, draws: Draws) -> None:
     index = load_index(config.data.shards)
     engine.choice = CHOICES[case["engine"]]
     engine.reduction = "buckets" if case["engine"] == "ddp" else "flat"
+    recorder = TapeRecorder([name for name in FORBIDDEN if name not in ONLY_ON_CPUS])
+    engine._recorder = recorder if case["engine"] == "recorded" else None
     resolved = resolve(config, index, engine.world_size, "cpu", False, engine.spreads("g"))
     config, out = resolved.config, Path(case["out"])
     state = TrainState(resolved, index, engine.device, engine)
@@ -120,6 +124,7 @@ def train(case: dict, engine: engines.Engine, draws: Draws) -> None:
             if (state.nimg // batch) % phase.interval == 0:
                 with nothing_leaks(state, phase.network):
                     result = run_phase(state, phase, parts)
+                assert not result.notice
                 records.append([phase.name, result.gradient_norm.item(), result.nonfinite.item(),
                                 {name: value.item() for name, value in result.means.items() if value.numel() == 1}])
         state.ema.update(state.generator, state.nimg, batch)
@@ -128,7 +133,7 @@ def train(case: dict, engine: engines.Engine, draws: Draws) -> None:
             if state.nimg == steps * batch:
                 save_checkpoint(Path(folder), state.nimg, state.tensors(), state.facts(), engine, SMALL_FILES)
     stream.close()
-    facts = {**state.facts(), "draws": draws.taken(engine), "records": records,
+    facts = {**state.facts(), "draws": draws.taken(engine), "records": records, "replays": recorder.replays,
              "samples": sorted(line for part in engine.gather(samples) for line in part)}
     assert engine.agree(state.checksums())
     save_checkpoint(out, state.nimg, state.tensors(), facts, engine, 1 << 30)

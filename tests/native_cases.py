@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from stylegan_dist.ops.fused import NAMESPACE
+
+T = TypeVar("T")
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("nchw", "nhwc", "strided")
@@ -48,6 +55,13 @@ def derivatives(
     pairs = [(a, h) for a, h in zip(first, cotangents, strict=True) if a.requires_grad]
     second = torch.autograd.grad([a for a, _ in pairs], [*gs, *leaves], [h for _, h in pairs], allow_unused=True)
     return [*ys, *first, *(torch.zeros_like(t) if s is None else s for s, t in zip(second, [*gs, *leaves], strict=True))]
+
+
+def native_calls(function: Callable[[], T]) -> tuple[T, Counter[str]]:
+    """Its result, and how often each native operator has run in it, compiled or not."""
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
+        result = function()
+    return result, Counter(event.name for event in seen.events() if event.name.startswith(f"{NAMESPACE}::"))
 
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, terms: float) -> None:

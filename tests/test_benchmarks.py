@@ -49,3 +49,12 @@ def test_ops():
     assert columns.split()[:4] == ["operator", "shape", "dtype", "layout"]
     assert [row.split()[0] for row in rows] == ["d_filter"] * 3 + ["fromrgb"] * 3
     assert all(float(cell) > 0 for row in rows for cell in row.split()[4:])
+
+
+def test_ops_host():
+    if not native.native().devices:
+        pytest.skip(native.native().reason)
+    _, _, row = run("ops", "--host", "--operators", "d_filter", "--rounds", "1").splitlines()
+    name, *cells = row.replace("/", "").split()
+    assert name == "d_filter"
+    assert [float(cell) > 0 for cell in cells] == 6 * [True]

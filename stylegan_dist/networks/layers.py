@@ -65,17 +65,17 @@ def run_block(block: Callable, recompute: bool, *arguments: Any) -> Any:
     must not draw random numbers.
     """
     if recompute and torch.is_grad_enabled():
-        arithmetic = SameArithmetic()
+        arithmetic = Arithmetic()
         return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False,
                           context_fn=lambda: (contextlib.nullcontext(), arithmetic))
     return block(*arguments)
 
 
-class SameArithmetic:
-    """A context with the TF32 settings of the moment when it was made, which a backward pass may have lost."""
+class Arithmetic:
+    """A context with or without TF32, or as it was when this was made, which a backward pass may have lost."""
 
-    def __init__(self) -> None:
-        self._wanted = self._settings()
+    def __init__(self, tf32: bool | None = None) -> None:
+        self._wanted = self._settings() if tf32 is None else (tf32, tf32)
 
     def __enter__(self) -> None:
         self._before = self._settings()

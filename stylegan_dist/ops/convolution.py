@@ -75,7 +75,8 @@ def _is_slow(x: Tensor) -> bool:
 
 
 def _closed(x: Tensor, weight: Tensor, stride: int, groups: int) -> bool:
-    # What is compiled is differentiated once, where both are the same; Dynamo loses second derivatives of a Function.
+    # Dynamo loses second derivatives of a Function. What is compiled has PyTorch's, of the same values; training compiles
+    # only what is differentiated once, where the kernels are the same, too.
     if torch.compiler.is_compiling():
         return False
     selected = native.selected()

@@ -42,8 +42,8 @@ def discriminator_epilogue(
         before, after = PADDING if filtered else (0, 0)
         if bias is not None:
             bias = bias.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        return torch.ops.stylegan_dist.discriminator_epilogue(
-            x, bias, residual, line, before, after, LRELU_SLOPE, ACTIVATIONS["lrelu"][1] * gain,
+        return fused.call(
+            "discriminator_epilogue", x, bias, residual, line, before, after, LRELU_SLOPE, ACTIVATIONS["lrelu"][1] * gain,
             -1.0 if clamp is None else clamp * gain)
     return discriminator_epilogue_reference(x, bias, gain, clamp, residual, filtered)
 
@@ -102,7 +102,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple:
     needs = ctx.needs_input_grad
     gu = gb = None
     if needs[0] or needs[1]:
-        gu, gb = torch.ops.stylegan_dist.discriminator_epilogue_backward(g, u, bias, *ctx.constants, needs[1])
+        gu, gb = fused.call("discriminator_epilogue_backward", g, u, bias, *ctx.constants, needs[1])
     return gu, gb if needs[1] else None, g if needs[2] else None, None, None, None, None, None, None
 
 
@@ -113,7 +113,7 @@ def _backward_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _backward_backward(ctx: Any, h: Tensor, h_bias: Tensor) -> tuple:
     u, bias = ctx.saved_tensors
-    dg = torch.ops.stylegan_dist.discriminator_epilogue_tangent(h, h_bias if ctx.reduce else None, u, bias, *ctx.constants)
+    dg = fused.call("discriminator_epilogue_tangent", h, h_bias if ctx.reduce else None, u, bias, *ctx.constants)
     return dg, None, None, None, None, None, None, None, None, None
 
 
@@ -125,16 +125,12 @@ def _tangent_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _tangent_backward(ctx: Any, g: Tensor) -> tuple:
     u, bias = ctx.saved_tensors
     reduce = ctx.needs_input_grad[1]
-    dh, dh_bias = torch.ops.stylegan_dist.discriminator_epilogue_backward(g, u, bias, *ctx.constants, reduce)
+    dh, dh_bias = fused.call("discriminator_epilogue_backward", g, u, bias, *ctx.constants, reduce)
     return dh, dh_bias if reduce else None, None, None, None, None, None, None, None, None
 
 
 def register() -> None:
     """Tell PyTorch what the loaded library does not."""
-    library, name = torch.library, f"{fused.NAMESPACE}::discriminator_epilogue"
-    library.register_fake(name, _fake)
-    library.register_fake(f"{name}_backward", _backward_fake)
-    library.register_fake(f"{name}_tangent", _tangent_fake)
-    library.register_autograd(name, _backward, setup_context=_setup)
-    library.register_autograd(f"{name}_backward", _backward_backward, setup_context=_backward_setup)
-    library.register_autograd(f"{name}_tangent", _tangent_backward, setup_context=_tangent_setup)
+    fused.define("discriminator_epilogue", _fake, _backward, _setup)
+    fused.define("discriminator_epilogue_backward", _backward_fake, _backward_backward, _backward_setup)
+    fused.define("discriminator_epilogue_tangent", _tangent_fake, _tangent_backward, _tangent_setup)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ def fromrgb(x: Tensor, weight: Tensor, bias: Tensor | None = None, gain: float =
         affine = torch.cat((weight.flatten(1).to(wide), column.to(wide)[:, None]), dim=1)
         # Images of one channel have both formats; their strides tell which one is meant.
         channels_last = x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last)
-        return torch.ops.stylegan_dist.fromrgb(
-            x, affine, channels_last, LRELU_SLOPE, ACTIVATIONS["lrelu"][1] * gain, -1.0 if clamp is None else clamp * gain)
+        return fused.call("fromrgb", x, affine, channels_last, LRELU_SLOPE, ACTIVATIONS["lrelu"][1] * gain,
+                          -1.0 if clamp is None else clamp * gain)
     return fromrgb_reference(x, weight, bias, gain, clamp)
 
 
@@ -89,7 +90,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple:
     image, affine = ctx.saved_tensors
     needs = ctx.needs_input_grad
     left, right = affine if needs[0] else None, image if needs[1] else None
-    to_image, sums = torch.ops.stylegan_dist.fromrgb_backward(g, image, affine, left, right, *ctx.constants)
+    to_image, sums = fused.call("fromrgb_backward", g, image, affine, left, right, *ctx.constants)
     return to_image if needs[0] else None, sums if needs[1] else None, None, None, None, None
 
 
@@ -107,10 +108,10 @@ def _backward_backward(ctx: Any, h: Tensor | None, h_affine: Tensor | None) -> t
     h_affine, right = (None, None) if right is None or h_affine is None else (h_affine, right)
     dg = d_left = d_right = None
     if needs[0] and (h is not None or h_affine is not None):
-        dg = torch.ops.stylegan_dist.fromrgb_tangent(image, affine, left, h, h_affine, right, *ctx.constants)
+        dg = fused.call("fromrgb_tangent", image, affine, left, h, h_affine, right, *ctx.constants)
     if (needs[3] and h is not None) or (needs[4] and h_affine is not None):
-        d_right, d_left = torch.ops.stylegan_dist.fromrgb_backward(
-            g, image, affine, h_affine if needs[4] else None, h if needs[3] else None, *ctx.constants)
+        d_right, d_left = fused.call(
+            "fromrgb_backward", g, image, affine, h_affine if needs[4] else None, h if needs[3] else None, *ctx.constants)
         d_right = d_right if needs[4] and h_affine is not None else None
         d_left = _without_last_column(d_left) if needs[3] and h is not None else None
     return dg, None, None, d_left, d_right, None, None, None, None
@@ -125,7 +126,7 @@ def _tangent_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _tangent_backward(ctx: Any, g: Tensor) -> tuple:
     image, affine, left, h, h_affine, right = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    backward = torch.ops.stylegan_dist.fromrgb_backward
+    backward = functools.partial(fused.call, "fromrgb_backward")
     d_left = d_h = d_h_affine = d_right = None
     if needs[2] or needs[3]:
         d_h, d_left = backward(g, image, affine, left if needs[3] else None, h if needs[2] else None, *ctx.constants)
@@ -143,10 +144,6 @@ def _without_last_column(matrix: Tensor) -> Tensor:
 
 def register() -> None:
     """Tell PyTorch what the loaded library does not."""
-    library, name = torch.library, f"{fused.NAMESPACE}::fromrgb"
-    library.register_fake(name, _fake)
-    library.register_fake(f"{name}_backward", _backward_fake)
-    library.register_fake(f"{name}_tangent", _tangent_fake)
-    library.register_autograd(name, _backward, setup_context=_setup)
-    library.register_autograd(f"{name}_backward", _backward_backward, setup_context=_backward_setup)
-    library.register_autograd(f"{name}_tangent", _tangent_backward, setup_context=_tangent_setup)
+    fused.define("fromrgb", _fake, _backward, _setup)
+    fused.define("fromrgb_backward", _backward_fake, _backward_backward, _backward_setup)
+    fused.define("fromrgb_tangent", _tangent_fake, _tangent_backward, _tangent_setup)

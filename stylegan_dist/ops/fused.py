@@ -13,6 +13,7 @@ counts as below), and a clamped y equals the clamp *rounded to its dtype*. The o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,18 +25,57 @@ MAX_TAPS = 32
 KINDS = {"linear": (0, 1.0), "lrelu": (0, 0.2), "relu": (0, 0.0), "tanh": (1, 1.0), "sigmoid": (2, 1.0), "silu": (3, 1.0)}
 
 
+_functions: dict[str, type[torch.autograd.Function]] = {}
+
+
+def define(name: str, fake: Callable, backward: Callable, setup: Callable | None = None) -> None:
+    """Tell PyTorch what an operator returns, and its derivative.
+
+    Args:
+        name: without the namespace.
+        fake, backward, setup: as of torch.library.register_fake and register_autograd.
+    """
+    operator = getattr(torch.ops.stylegan_dist, name)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup)
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = operator(*arguments)
+        if setup is not None:
+            setup(ctx, arguments, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    _functions[name] = type(name, (torch.autograd.Function,), members)
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """torch.ops.stylegan_dist.name(*arguments), differentiable.
+
+    By a Function where nothing is traced: that of register_autograd reads the operator's schema again in every call, which
+    takes longer than all the rest (docs/ops.md).
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not any(map(_wants_gradient, arguments)):
+        return getattr(torch.ops.stylegan_dist, name)(*arguments)
+    return _functions[name].apply(*arguments)
+
+
+def _wants_gradient(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and argument.requires_grad
+
+
 def bias_act(x: Tensor, bias: Tensor | None, activation: str, gain: float, clamp: float | None) -> Tensor:
     """clip(gain * activation(x + bias), -clamp, clamp); all gains are in `gain`, positive."""
     kind, slope = KINDS[activation]
     if bias is not None:
         bias = bias.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-    return torch.ops.stylegan_dist.bias_act(x, bias, kind, slope, gain, -1.0 if clamp is None else clamp)
+    return call("bias_act", x, bias, kind, slope, gain, -1.0 if clamp is None else clamp)
 
 
 def resample2d(x: Tensor, up: int, down: int, padding: tuple[int, int], gain: float, taps: tuple[float, ...]) -> Tensor:
     line = correlated(taps)
     height, width = ((size * up + sum(padding) - len(taps)) // down + 1 for size in x.shape[2:])
-    return torch.ops.stylegan_dist.resample2d(x, line, up, down, padding[0], height, width, gain)
+    return call("resample2d", x, line, up, down, padding[0], height, width, gain)
 
 
 def can_resample2d(up: int, down: int, taps: tuple[float, ...]) -> bool:
@@ -104,7 +144,7 @@ def _bias_act_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _bias_act_backward(ctx: Any, g: Tensor) -> tuple:
     ref, bias = ctx.saved_tensors
     needs_bias = ctx.needs_input_grad[1]
-    gx, gb = torch.ops.stylegan_dist.bias_act_backward(g, None, ref, bias, *ctx.constants, needs_bias)
+    gx, gb = call("bias_act_backward", g, None, ref, bias, *ctx.constants, needs_bias)
     return gx, gb if needs_bias else None, None, None, None, None
 
 
@@ -120,9 +160,9 @@ def _backward_backward(ctx: Any, h: Tensor, h_bias: Tensor) -> tuple:
     cotangent = h_bias if ctx.reduce else None
     dg = dg_bias = dx = dbias = None
     if needs[0] or needs[1]:
-        dg, dg_bias = torch.ops.stylegan_dist.bias_act_backward(h, cotangent, ref, bias, *ctx.constants, needs[1])
+        dg, dg_bias = call("bias_act_backward", h, cotangent, ref, bias, *ctx.constants, needs[1])
     if kind and (needs[2] or needs[3]):
-        dx, dbias = torch.ops.stylegan_dist.bias_act_curvature(g, g_bias, h, cotangent, ref, bias, kind, gain, clamp, needs[3])
+        dx, dbias = call("bias_act_curvature", g, g_bias, h, cotangent, ref, bias, kind, gain, clamp, needs[3])
     return dg, dg_bias if needs[1] else None, dx, dbias if needs[3] else None, None, None, None, None, None
 
 
@@ -137,18 +177,13 @@ def _resample2d_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _resample2d_backward(ctx: Any, g: Tensor) -> tuple:
     line, up, down, before, _, _, gain = ctx.constants
-    gx = torch.ops.stylegan_dist.resample2d(g, list(line)[::-1], down, up, len(line) - 1 - before, *ctx.size, gain)
+    gx = call("resample2d", g, list(line)[::-1], down, up, len(line) - 1 - before, *ctx.size, gain)
     return gx, None, None, None, None, None, None, None
 
 
 def register() -> None:
     """Tell PyTorch what the loaded library does not."""
-    library = torch.library
-    library.register_fake(f"{NAMESPACE}::bias_act", _bias_act_fake)
-    library.register_fake(f"{NAMESPACE}::bias_act_backward", _backward_fake)
-    library.register_fake(f"{NAMESPACE}::bias_act_curvature", _curvature_fake)
-    library.register_fake(f"{NAMESPACE}::resample2d", _resample2d_fake)
-    library.register_autograd(f"{NAMESPACE}::bias_act", _bias_act_backward, setup_context=_bias_act_setup)
-    library.register_autograd(f"{NAMESPACE}::bias_act_backward", _backward_backward, setup_context=_backward_setup)
-    library.register_autograd(f"{NAMESPACE}::bias_act_curvature", _curvature_backward)
-    library.register_autograd(f"{NAMESPACE}::resample2d", _resample2d_backward, setup_context=_resample2d_setup)
+    define("bias_act", _bias_act_fake, _bias_act_backward, _bias_act_setup)
+    define("bias_act_backward", _backward_fake, _backward_backward, _backward_setup)
+    define("bias_act_curvature", _curvature_fake, _curvature_backward)
+    define("resample2d", _resample2d_fake, _resample2d_backward, _resample2d_setup)

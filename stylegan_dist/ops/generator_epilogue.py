@@ -67,9 +67,9 @@ def generator_epilogue(
         maps, layer = (None, 0) if noise is None else noise
         if maps is not None and maps.is_floating_point():
             maps = maps.to(table.dtype)
-        z, rgb = torch.ops.stylegan_dist.generator_epilogue(
-            x, table, maps, layer, line, LRELU_SLOPE, ACTIVATIONS["lrelu"][1], -1.0 if clamp is None else clamp,
-            style is not None)
+        z, rgb = fused.call(
+            "generator_epilogue", x, table, maps, layer, line, LRELU_SLOPE, ACTIVATIONS["lrelu"][1],
+            -1.0 if clamp is None else clamp, style is not None)
         return None if style is None else z, None if rgb_weight is None else rgb.to(rgb_weight.dtype)
     return generator_epilogue_reference(x, demodulation, bias, noise, strength, style, rgb_weight, filtered, clamp)
 
@@ -152,7 +152,7 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _backward(ctx: Any, gz: Tensor | None, g: Tensor | None) -> tuple:
     gt = gtable = None
     if gz is not None or g is not None:
-        gt, gtable = torch.ops.stylegan_dist.generator_epilogue_backward(gz, g, *ctx.saved_tensors, *ctx.constants)
+        gt, gtable = fused.call("generator_epilogue_backward", gz, g, *ctx.saved_tensors, *ctx.constants)
     return gt, gtable, None, None, None, None, None, None, None
 
 
@@ -167,8 +167,8 @@ def _backward_backward(ctx: Any, h: Tensor | None, h_table: Tensor | None) -> tu
     if h is None and h_table is None:
         return nothing
     gz, g, *_ = ctx.saved_tensors
-    to_gz, to_g, to_t, to_table = torch.ops.stylegan_dist.generator_epilogue_double_backward(
-        h, h_table, *ctx.saved_tensors, *ctx.constants)
+    to_gz, to_g, to_t, to_table = fused.call(
+        "generator_epilogue_double_backward", h, h_table, *ctx.saved_tensors, *ctx.constants)
     return None if gz is None else to_gz, None if g is None else to_g, to_t, to_table, *nothing[4:]
 
 
@@ -178,14 +178,10 @@ def _double_backward_backward(ctx: Any, *_: Tensor) -> tuple:
 
 def register() -> None:
     """Tell PyTorch what the loaded library does not."""
-    library, name = torch.library, f"{fused.NAMESPACE}::generator_epilogue"
-    library.register_fake(name, _fake)
-    library.register_fake(f"{name}_backward", _backward_fake)
-    library.register_fake(f"{name}_double_backward", _double_backward_fake)
-    library.register_fake(f"{fused.NAMESPACE}::layer_noise", _layer_noise_fake)
-    library.register_autograd(name, _backward, setup_context=_setup)
-    library.register_autograd(f"{name}_backward", _backward_backward, setup_context=_backward_setup)
-    library.register_autograd(f"{name}_double_backward", _double_backward_backward)
+    torch.library.register_fake(f"{fused.NAMESPACE}::layer_noise", _layer_noise_fake)
+    fused.define("generator_epilogue", _fake, _backward, _setup)
+    fused.define("generator_epilogue_backward", _backward_fake, _backward_backward, _backward_setup)
+    fused.define("generator_epilogue_double_backward", _double_backward_fake, _double_backward_backward)
 
 
 def _layer_noise_fake(address: Tensor, layer: int, height: int, width: int) -> Tensor:

@@ -33,7 +33,7 @@ from stylegan_dist.training.plan import header_facts, load_index_of
 from stylegan_dist.training.rules import resolve, steps_in
 from stylegan_dist.training.run_folder import SAMPLES_NAME, RunFolder
 from stylegan_dist.training.state import TrainState
-from stylegan_dist.training.step import micro_batches, run_phase
+from stylegan_dist.training.step import micro_batches, run_step
 from stylegan_dist.training.timing import PhaseTimer
 
 WAIT_ALLOWED = 0.02   # share of a tick that may go by waiting for data without a warning
@@ -173,25 +173,16 @@ class Trainer:
 
     def _step(self, batch: Batch, stop_requested: bool) -> Callable[[], float]:
         """Train both networks on one global batch; returns a function that tells if any rank wants to stop."""
-        state, step = self.state, self.state.nimg // self.batch
+        state = self.state
         parts = micro_batches(batch, self.config.run.batch_gpu, self.resolved.conditional, self.engine.device, self.index.array)
         if self.to_compile:
             self.monitor.line(compile_networks(state, self.engine, self.to_compile, parts[0]))
             self.to_compile = ()
         stop = torch.full((), float(stop_requested), device=self.engine.device)
-        for phase in state.phases:
-            if step % phase.interval == 0:
-                with self.timer(phase.name):
-                    result = run_phase(state, phase, parts, {"stop": stop})
-                stopping = result.means.pop("stop")
-                if result.notice:
-                    self.monitor.warn(result.notice)
-                suffix = phase.name.removesuffix("_main")
-                state.statistics.add({**result.means, f"grad_norm/{suffix}": result.gradient_norm})
-                state.statistics.add({f"grad_nonfinite/{phase.network}": result.nonfinite}, mean=False)
-        state.ema.update(state.generator, state.nimg, self.batch)
-        state.nimg += self.batch
-        return self.engine.read_later(stopping)
+        result = run_step(state, parts, stop, self.timer)
+        for notice in result.notices:
+            self.monitor.warn(notice)
+        return self.engine.read_later(result.stopping)
 
     # Records
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stylegan_dist import ops, randomness
 from stylegan_dist.config import Config
+from stylegan_dist.networks.layers import Arithmetic
 from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.objective.adversarial import ADVERSARIAL
 from stylegan_dist.objective.penalties import approximate_gradient_penalty, gradient_penalty, path_lengths
@@ -203,12 +204,10 @@ def full_precision(network: Discriminator) -> Iterator[None]:
 
     Backward passes take place later, with TF32 where it is allowed: that is exact enough (docs/penalties.md).
     """
-    policy, matmul, cudnn = network.precision, torch.backends.cuda.matmul, torch.backends.cudnn
-    allowed = matmul.allow_tf32, cudnn.allow_tf32
+    policy = network.precision
     network.precision = replace(policy, low=torch.float32)
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
-        yield
+        with Arithmetic(tf32=False):
+            yield
     finally:
         network.precision = policy
-        matmul.allow_tf32, cudnn.allow_tf32 = allowed

@@ -1,4 +1,4 @@
-"""What can only be seen on a GPU: the same draws as on a CPU, and training that repeats itself bit for bit."""
+"""What can only be seen on a GPU: the draws of a CPU, training that repeats itself bit for bit, and a host that never waits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from stylegan_dist import randomness
 from stylegan_dist.cli import main
 from stylegan_dist.monitor.jsonl import read
+from stylegan_dist.training.loop import Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -90,3 +91,26 @@ def test_compiled_networks_train_the_same_run(labelled_shards: Path, tmp_path: P
         torch.testing.assert_close(runs["compiled"][key], value, rtol=1e-4, atol=1e-4, msg=key)
         assert torch.equal(runs["again"][key], runs["compiled"][key]), key
         assert torch.equal(runs["recorded"][key], runs["compiled"][key]), key
+
+
+@pytest.mark.parametrize("path", ["reference", "closed", "fused"])
+@pytest.mark.parametrize("settings", [
+    ("precision.dtype=fp32", "run.batch_gpu=4"), ("loss.penalty=approximate", "optim.g.l1=1e-3"), ("run.cuda_graphs=true",),
+])
+def test_no_step_waits_for_the_gpu(settings: tuple[str, ...], path: str, labelled_shards: Path, tmp_path: Path,
+                                   monkeypatch: pytest.MonkeyPatch):
+    """PyTorch refuses to wait, once libraries, filters and recordings are there."""
+    plain, watched = Trainer._step, []
+
+    def step(self, batch, stop_requested):
+        if self.state.nimg >= 10 * self.batch:
+            torch.cuda.set_sync_debug_mode("error")
+            watched.append(self.state.nimg)
+        try:
+            return plain(self, batch, stop_requested)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    train(labelled_shards, tmp_path / "run", "run.device=cuda", f"ops.path={path}", *settings)
+    assert len(watched) == 10

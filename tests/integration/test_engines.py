@@ -13,6 +13,8 @@ import torch
 from launching import ROOT, TINY, finished
 from safetensors.torch import load_file
 
+from stylegan_dist.training.engine.graphs import WARM_UP
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 # A larger eps keeps different orders of sums comparable, see test_resume.py; and small steps keep small what it
 # does if a rounding error carries one of the few features of these networks over the kink of its leaky ReLU.
@@ -98,6 +100,7 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
             cases += [runs.case(f"flat-1-{name}", "flat", *optimizers(name), steps=6) for name in OPTIMIZED]
         if world == 2:
             cases += [runs.case(f"{engine}-2-again", engine, whole, steps=SHORT) for engine in engines]
+            cases.append(runs.case("recorded-2", "recorded", whole, steps=SHORT))
             cases += [runs.case(f"{engine}-2-approximate", engine, whole, *APPROXIMATE) for engine in engines]
             cases += [runs.case(f"{engine}-2-2", engine, f"run.batch_gpu={BATCH // 4}", steps=SHORT) for engine in VARIANTS]
             cases += [runs.case(f"{engine}-2-poison", engine, whole, steps=6, poison=3 * BATCH + 1)
@@ -201,6 +204,14 @@ def test_same_engine_and_world_is_exact(engine: str, runs: Runs):
     again = runs.facts(f"{engine}-2-again")["records"]
     assert len(again) > 2 * SHORT
     assert runs.facts(f"{engine}-2-1")["records"][:len(again)] == again
+
+
+def test_recorded_phases_on_two_ranks(runs: Runs):
+    """To the last bit what they are without recordings: these end before the ranks add up their gradients."""
+    again, recorded = (runs.facts(name) for name in ("flat-2-again", "recorded-2"))
+    assert recorded["replays"] == 2 * (SHORT - WARM_UP) + 2 * (SHORT // 2 - WARM_UP)
+    assert recorded["records"] == again["records"]
+    assert difference(runs.checkpoint("flat-2-again"), runs.checkpoint("recorded-2"), NETWORKS + OPTIMIZERS) == 0
 
 
 @pytest.mark.parametrize("engine", ENGINES[2])

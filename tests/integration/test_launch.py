@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from stylegan_dist.config import load_config
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.jsonl import read
-from stylegan_dist.ops import build
+from stylegan_dist.ops import build, native
 from stylegan_dist.training.rules import resolve
 
 pytestmark = pytest.mark.slow
@@ -46,6 +47,7 @@ def test_single_machine(config: str, processes: int, labelled_shards: Path, tmp_
     result = finished(train_command(labelled_shards, tmp_path / "run", *SHORT, config=config, processes=processes))
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"{processes} x " in result.stdout
+    assert re.search(rf"^ +ops +{re.escape(str(native.path('cpu')))}$", result.stdout, re.MULTILINE)
 
 
 def test_two_machines(labelled_shards: Path, tmp_path: Path):

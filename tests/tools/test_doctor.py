@@ -8,6 +8,7 @@ import pytest
 import torch
 from launching import finished
 
+from stylegan_dist.networks.layers import Arithmetic
 from stylegan_dist.ops import native
 from stylegan_dist.tools import doctor
 
@@ -40,15 +41,18 @@ def test_without_a_compiler_it_says_so(elsewhere):
 
 def test_wrong_operators_are_found(monkeypatch):
     def crooked(x, bias=None, activation="linear", gain=1.0, clamp=None):
+        assert not any(setting.allow_tf32 for setting in settings)
         return honest(x, bias, activation, gain * 1.01 if native._selected == "everywhere" else gain, clamp)
 
     if not native.native().devices:
         pytest.skip(native.native().reason)
     from stylegan_dist import ops
 
-    honest = ops.bias_act
+    honest, settings = ops.bias_act, (torch.backends.cuda.matmul, torch.backends.cudnn)
     monkeypatch.setattr(ops, "bias_act", crooked)
-    differences = {what: difference > limit for what, difference, limit in doctor.check_operators("cpu")}
+    with Arithmetic(tf32=True):  # which would find differences of its own
+        differences = {what: difference > limit for what, difference, limit in doctor.check_operators("cpu")}
+        assert all(setting.allow_tf32 for setting in settings)
     assert any(differences.values()), differences
 
 

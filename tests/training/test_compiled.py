@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import TINY, finished, train_command, trained
+from native_cases import native_calls
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -77,12 +78,13 @@ def measure(state: TrainState, part: MicroBatch) -> dict[str, Tensor]:
 def test_losses_and_gradients(small_shards: Path, cache: str):
     state, part = make_state(small_shards, "loss.adversarial=relativistic")  # D on real images in g_main, too
     keys = {name: list(network.state_dict()) for name, network in state.networks.items()}
-    eager = measure(state, part)
+    eager, calls = native_calls(lambda: measure(state, part))
     assert re.fullmatch(r"compiled in \d+ s", compile_networks(state, ALONE, ("g", "d"), part))
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs >= 4  # generator and discriminator, with gradients for their parameters and without
-    compiled = measure(state, part)
+    compiled, compiled_calls = native_calls(lambda: measure(state, part))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # the trial has compiled everything
+    assert compiled_calls == calls  # the native operators stay what they are
     assert compiled.keys() == eager.keys()
     assert any(not torch.equal(compiled[name], value) for name, value in eager.items())  # it has been used
     for name, value in eager.items():

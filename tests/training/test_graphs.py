@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from launching import TINY
+from tape import FORBIDDEN, ONLY_ON_CPUS, TapeRecorder
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from stylegan_dist.cli import main
 from stylegan_dist.config import load_config
@@ -25,63 +23,6 @@ from stylegan_dist.training.engine.graphs import WARM_UP, GraphLearner, why_no_g
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches, run_phase
-
-# What a graph cannot hold: the host reads from the device or sends to it.
-FORBIDDEN = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "repeat_interleave.Tensor", "aten.equal")
-# On a CPU one_hot looks whether the labels are in range; on a GPU it does not.
-ONLY_ON_CPUS = ("_local_scalar_dense",)
-
-
-class Tape(TorchDispatchMode):
-    """Records every operation, and does it again on the same memory, as a CUDA graph does: Python takes no part."""
-
-    def __init__(self, forbidden: Sequence[str]) -> None:
-        super().__init__()
-        self.forbidden = forbidden
-        self.operations: list[tuple[Any, tuple, dict, list[Tensor]]] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: tuple = (), options: dict | None = None) -> Any:
-        assert not any(name in str(function) for name in self.forbidden), f"{function} cannot be part of a graph"
-        result = function(*arguments, **(options or {}))
-        self.operations.append((function, arguments, options or {}, tensors(result)))
-        return result
-
-    def replay(self) -> None:
-        with torch.no_grad():
-            for function, arguments, options, results in self.operations:
-                for old, new in zip(results, tensors(function(*arguments, **options)), strict=True):
-                    if old.data_ptr() != new.data_ptr():  # else a view, or in place
-                        old.copy_(new)
-
-
-def tensors(tree: object) -> list[Tensor]:
-    return [x.detach() for x in tree_leaves(tree) if isinstance(x, Tensor)]
-
-
-class TapeRecorder:
-    """As with a CUDA graph, the results of recorded work are there only after a replay."""
-
-    def __init__(self, forbidden: Sequence[str] = FORBIDDEN) -> None:
-        self.forbidden = forbidden
-        self.records = self.replays = 0
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        yield
-
-    def record(self, work: Callable) -> tuple[Callable[[], None], Any]:
-        with Tape(self.forbidden) as tape:
-            result = work()
-        for x in tensors(result):
-            if x.is_floating_point():
-                x.fill_(torch.nan)
-        self.records += 1
-
-        def replay() -> None:
-            self.replays += 1
-            tape.replay()
-
-        return replay, result
 
 
 class FailingRecorder(TapeRecorder):

@@ -1,0 +1,53 @@
+"""Between two ticks the host only gives orders: no operation of a step makes it wait for the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from launching import TINY
+from tape import NobodyWaits, NothingIsSent
+
+from stylegan_dist.config import load_config
+from stylegan_dist.data.index import load_index
+from stylegan_dist.data.stream import Batch
+from stylegan_dist.ops import native
+from stylegan_dist.training.memory import planning_state
+from stylegan_dist.training.rules import resolve
+from stylegan_dist.training.step import micro_batches, run_step
+from stylegan_dist.training.timing import PhaseTimer
+
+META = torch.device("meta")
+
+
+@pytest.mark.parametrize(("path", "overrides"), [
+    ("fused", ("precision.dtype=fp16", "loss.adversarial=relativistic", "optim.g.l1=1e-3")),
+    ("closed", ("data.conditional=false", "loss.penalty=approximate", "loss.path_length_interval=1", "run.batch_gpu=4",
+                "run.recompute=8", "optim.g.name=RMSprop", "optim.g.lr=0.001")),
+])
+def test_whole_steps(path: str, overrides: tuple[str, ...], small_shards: Path):
+    if path == "fused" and not native.native().devices:
+        pytest.skip(native.native().reason)
+    index = load_index(small_shards)
+    resolved = resolve(load_config(None, [*TINY, f"data.shards={small_shards}", *overrides]), index, 1, "cuda", True)
+    config, count, timer = resolved.config, resolved.config.run.batch, PhaseTimer(META)
+    images = torch.zeros(count, index.channels, index.resolution, index.resolution, dtype=torch.uint8)
+    numbers = torch.arange(count)
+    with native.using(path, planned="cuda"):
+        state = planning_state(resolved, index)
+        for optimizer in state.optimizers.values():
+            for group in optimizer.param_groups:
+                group["foreach"] = True  # as on a GPU
+
+        def step() -> None:
+            batch = Batch(images, numbers % 3, numbers)
+            parts = micro_batches(batch, config.run.batch_gpu, resolved.conditional, META)
+            run_step(state, parts, torch.full((), 0.0, device=META), timer)
+
+        step()  # filters and the state of optimizers are made once
+        state.nimg = 0
+        timer.take()
+        with NobodyWaits(), NothingIsSent():
+            step()  # with all phases
+    assert timer.take().keys() == {phase.name for phase in state.phases}
