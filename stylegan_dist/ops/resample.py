@@ -35,7 +35,7 @@ def resample2d(
             negative values crop, zeros of the other side too where pixels do not suffice.
         gain: factor on the output.
         taps: the one-dimensional filter; normalised to sum one here.
-    Returns: [N, C, (H * up + padding - len(taps)) // down + 1, likewise W].
+    Returns: [N, C, (H * up + padding - len(taps)) // down + 1, likewise W], dtype of x, under autocast too.
     Raises: ValueError: that is less than one pixel.
     """
     if min(x.shape[2:]) * up + sum(padding) < len(taps):
@@ -53,11 +53,12 @@ def resample2d_reference(
     channels, length = x.shape[1], len(taps)
     kernel = low_pass(taps, gain, x.dtype, x.device).expand(channels, 1, length, length)
     before, after = padding
-    if up == 1:
-        # conv2d correlates: flipping the kernel makes it the convolution that is meant.
-        return convolution.conv2d(padded(x, before, after), kernel.flip([2, 3]), stride=down, groups=channels)
-    # A transposed convolution is zero insertion and full convolution in one; crop to the wanted padding.
-    x = convolution.conv_transpose2d(x, kernel, stride=up, groups=channels)
+    with convolution.without_autocast(x):  # a filter has no weights that were learned: images keep their precision
+        if up == 1:
+            # conv2d correlates: flipping the kernel makes it the convolution that is meant.
+            return convolution.conv2d(padded(x, before, after), kernel.flip([2, 3]), stride=down, groups=channels)
+        # A transposed convolution is zero insertion and full convolution in one; crop to the wanted padding.
+        x = convolution.conv_transpose2d(x, kernel, stride=up, groups=channels)
     return padded(x, before - (length - 1), after - (length - up))[:, :, ::down, ::down]
 
 
