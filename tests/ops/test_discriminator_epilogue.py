@@ -201,22 +201,6 @@ def test_wrong_arguments():
             operators.discriminator_epilogue(*arguments, 0.2, 1.0, -1.0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("line", [[0.1, 0.3, 0.4, 0.2], []], ids=len)
-def test_opcheck(dtype, layout, line):
-    shift = len(line) // 4
-    u, h, g = (laid_out(numbers(k, 2, 3, 5 + more, 4 + more).to(dtype), layout).requires_grad_(True)
-               for k, more in ((0, 0), (1, 0), (2, shift)))
-    bias, h_bias = (numbers(k, 3).float().requires_grad_(True) for k in (3, 4))
-    constants = (line, 2, 2, 0.2, 1.4, 0.8) if line else ([], 0, 0, 0.2, 1.4, 0.8)
-    # What decides on the slope alone has no derivative.
-    at = u.detach(), bias.detach()
-    torch.library.opcheck(operators.discriminator_epilogue.default, (u, bias, None if line else h, *constants))
-    torch.library.opcheck(operators.discriminator_epilogue_backward.default, (g, *at, *constants, True))
-    torch.library.opcheck(operators.discriminator_epilogue_tangent.default, (h, h_bias, *at, *constants))
-
-
 # ---- whole discriminators, small versions of the published ones
 
 
