@@ -93,22 +93,16 @@ def downsample2d(x: torch.Tensor) -> torch.Tensor:
     return resample2d(x, down=2, padding=(1, 1))
 
 
-def conv2d_resample(x: torch.Tensor, weight: torch.Tensor, up: int = 1, down: int = 1) -> torch.Tensor:
-    """A "same" convolution after up-sampling by two, or before down-sampling by two, in fewer FLOPs.
-
-    With up = 2 the kernel is mirrored, as in any transposed convolution; else it is not (F.conv2d). Which
-    way round learned kernels are stored is a convention, but checkpoints depend on it.
+def conv2d_resample(x: torch.Tensor, weight: torch.Tensor, down: int = 1) -> torch.Tensor:
+    """A "same" convolution, or one before down-sampling by two in fewer FLOPs.
 
     Args:
         x: [N, I, H, W].
         weight: [O, I, k, k], k = 1 or 3, in the dtype of x.
-        up, down: 1 or 2, not both 2.
-    Returns: [N, O, H * up / down, W * up / down].
+        down: 1 or 2.
+    Returns: [N, O, H / down, W / down].
     """
     pad = weight.shape[-1] // 2
-    if up == 2:
-        # The transposed convolution gives 2H - 1 + 2 * pad pixels, the filter takes three of them away.
-        return resample2d(conv2d_up(x, weight), padding=(2 - pad, 2 - pad), gain=4.0)
     weight = in_format_of(x, weight)
     if down == 2:
         if pad == 0:  # a 1x1 convolution commutes with dropping pixels: drop them first
@@ -118,7 +112,16 @@ def conv2d_resample(x: torch.Tensor, weight: torch.Tensor, up: int = 1, down: in
 
 
 def conv2d_up(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`conv2d_resample` with up = 2 before its filter: [N, I, H, W] -> [N, O, 2H - 2 + k, 2W - 2 + k]."""
+    """A convolution after up-sampling by two, in fewer FLOPs: without the filter of `generator_epilogue`, which comes next.
+
+    The kernel is mirrored, as in any transposed convolution; elsewhere it is not (F.conv2d). Which way round learned kernels
+    are stored is a convention, but checkpoints depend on it.
+
+    Args:
+        x: [N, I, H, W].
+        weight: [O, I, 3, 3], in the dtype of x.
+    Returns: [N, O, 2H + 1, 2W + 1].
+    """
     return convolution.conv_transpose2d(x, in_format_of(x, weight.transpose(0, 1)), stride=2)
 
 

@@ -159,6 +159,20 @@ def test_gradcheck_bias_act(activation, clamp, layout, with_bias):
     assert gradgradcheck(function, arguments)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 4), (2, 3, 1, 2, 2)], ids=len)
+def test_gradcheck_bias_act_of_matrices_sequences_and_volumes(activation, shape):
+    turn = list(ACTIVATIONS).index(activation) + len(shape)
+    layout, clamp = ("nchw", "strided")[turn % 2], (None, 1.1)[turn // 2 % 2]
+    arguments = laid_out(numbers(0, *shape), layout).requires_grad_(True), numbers(1, 3).requires_grad_(True)
+
+    def function(x, b):
+        return ops.bias_act(x, b, activation, 0.7, clamp)
+
+    assert gradcheck(function, arguments)
+    assert gradgradcheck(function, arguments)
+
+
 @pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2), (2, 3)])
 @pytest.mark.parametrize("padding", [(2, 1), (-1, 3)])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -239,25 +253,6 @@ def test_empty_and_wrong():
 
 
 # ---- with the rest of PyTorch
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_opcheck(dtype, layout):
-    def tensor(seed, *shape):
-        return laid_out(numbers(seed, *shape).to(dtype), layout).requires_grad_(True)
-
-    x, g, h = (tensor(k, 2, 3, 5, 4) for k in range(3))
-    a, b, c = (numbers(k, 3).float().requires_grad_(True) for k in range(3))
-    for bias, kind, slope, clamp in ((a, 0, 0.2, 0.8), (None, 3, 1.0, -1.0)):
-        torch.library.opcheck(operators.bias_act.default, (x, bias, kind, slope, 1.4, clamp))
-        ref = x.detach() if kind == 0 else x
-        torch.library.opcheck(operators.bias_act_backward.default, (g, b, ref, bias, kind, slope, 1.4, clamp, True))
-    # It has no derivative of its own.
-    torch.library.opcheck(operators.bias_act_curvature.default, tuple(
-        t.detach() if isinstance(t, torch.Tensor) else t for t in (g, a, h, b, x, c, 3, 1.4, 0.8, True)))
-    for up, down in ((1, 1), (2, 1), (1, 2)):
-        torch.library.opcheck(operators.resample2d.default, (x, [1.0, 3.0, 3.0, 1.0], up, down, 1, 4, 3, 0.5))
 
 
 def penalty(x, weight, bias):

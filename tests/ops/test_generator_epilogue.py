@@ -116,12 +116,16 @@ def test_more_channels_and_rows_than_one_part():
             torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("mode", MODES)
-def test_gradcheck(layout, mode):
-    shape = (2, 3, 3, 2)
-    arguments = [t.requires_grad_(True) for t in case(shape, mode, "map", torch.float64, layout)[0]]
-    function = both(ops.generator_epilogue, shape, mode, "map", 0.9)
+# Every mode with every kind of noise, layout and clamp, and each of these with each other.
+PAIRS = [(mode, noise, LAYOUTS[(i + k) % 3], (None, 0.9)[(i + k) % 2])
+         for i, mode in enumerate(MODES) for k, noise in enumerate((None, "drawn", "map", "maps"))]
+
+
+@pytest.mark.parametrize(("mode", "noise", "layout", "clamp"), PAIRS)
+def test_gradcheck(mode, noise, layout, clamp):
+    shape = (2, 2, 3, 2)
+    arguments = [t.requires_grad_(True) for t in case(shape, mode, noise, torch.float64, layout)[0]]
+    function = both(ops.generator_epilogue, shape, mode, noise, clamp)
 
     def results(*arguments):
         return tuple(y for y in function(*arguments) if y is not None)
@@ -257,23 +261,6 @@ def test_noise_inside_is_the_noise_outside(layout, mode):
 
 
 # ---- with the rest of PyTorch
-
-
-@pytest.mark.parametrize(("layout", "line", "drawn"), [("nhwc", [], True), ("strided", LINE, False)])
-def test_opcheck(layout, line, drawn):
-    more = len(line) // 4
-    t, h = (laid_out(numbers(k, 2, 3, 5 + more, 4 + more).float(), layout).requires_grad_(True) for k in (0, 1))
-    table, h_table = (numbers(k, 2, 6, 3).float().requires_grad_(True) for k in (2, 3))
-    gz, g = laid_out(numbers(4, 2, 3, 5, 4).float(), layout), numbers(5, 2, 2, 5, 4).float()
-    gz, g = gz.requires_grad_(True), g.requires_grad_(True)
-    noise = randomness.noise_address(0, "a", torch.arange(2)) if drawn else numbers(6, 1, 1, 5, 4).float()
-    constants = (noise, 3, line, 0.2, 1.4, 0.8)
-    torch.library.opcheck(operators.generator_epilogue.default, (t, table, *constants, True))
-    torch.library.opcheck(operators.generator_epilogue_backward.default, (gz, g, t, table, *constants))
-    # It has no derivative of its own.
-    torch.library.opcheck(operators.generator_epilogue_double_backward.default, tuple(
-        x.detach() if isinstance(x, torch.Tensor) else x for x in (h, h_table, gz, g, t, table, *constants)))
-    torch.library.opcheck(operators.layer_noise.default, (randomness.noise_address(0, "a", torch.arange(2)), 1, 3, 5))
 
 
 def test_compile_with_inner_gradient(monkeypatch):
