@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native_cases import derivatives, laid_out, numbers
+from native_cases import derivatives, laid_out, needs_native_operators, numbers
 from torch import Tensor
 
 from stylegan_dist import ops, randomness
 from stylegan_dist.ops import native
 from stylegan_dist.ops.convolution import conv2d, conv_transpose2d
 
-if not native.native().devices:
-    pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
+needs_native_operators()
 
 LOW, FULL = torch.bfloat16, torch.float32
 

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_cases import DTYPES, LAYOUTS, assert_close, derivatives, laid_out, numbers, passes_on_cuda_sources, wide
+from native_cases import (
+    DTYPES,
+    LAYOUTS,
+    assert_close,
+    derivatives,
+    equal_for_any_number_of_threads,
+    laid_out,
+    needs_native_operators,
+    numbers,
+    passes_on_cuda_sources,
+    wide,
+)
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_dist import ops
 from stylegan_dist.ops import native
 from stylegan_dist.ops.fromrgb import fromrgb_reference
 
-if not native.native().devices:
-    pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
+needs_native_operators()
+pytestmark = pytest.mark.usefixtures("native_everywhere")
 
 operators = torch.ops.stylegan_dist
-
-
-@pytest.fixture(autouse=True)
-def _fused():
-    with native.using("everywhere"):
-        yield
 
 
 def case(n, k, c, h, w, dtype, layout):
@@ -139,16 +143,12 @@ def test_equal_bits_for_any_number_of_threads(layout):
     arguments, g, _ = case(3, 3, 24, 70, 64, torch.float32, layout)
     for t in arguments:
         t.requires_grad_(True)
-    results = []
-    for threads in (1, 2, 3, 2):
-        torch.set_num_threads(threads)
-        try:
-            y = ops.fromrgb(*arguments)
-            results.append((y, *torch.autograd.grad(y, arguments, g)))
-        finally:
-            torch.set_num_threads(1)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def results():
+        y = ops.fromrgb(*arguments)
+        return y, *torch.autograd.grad(y, arguments, g)
+
+    equal_for_any_number_of_threads(results)
 
 
 def test_more_channels_take_the_reference_and_wrong_arguments_are_refused():
@@ -166,6 +166,4 @@ def test_more_channels_take_the_reference_and_wrong_arguments_are_refused():
 
 def test_cuda_sources_on_the_cpu():
     """This very file, with the CUDA launchers and thread bodies compiled as loops."""
-    if os.environ.get("STYLEGAN_DIST_EMULATE"):
-        pytest.skip("this is that run")
     passes_on_cuda_sources(__file__)

@@ -6,14 +6,22 @@ Everything here also runs with STYLEGAN_DIST_EMULATE=1, where the CUDA sources a
 from __future__ import annotations
 
 import math
-import os
 
 import native_cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_cases import DTYPES, LAYOUTS, assert_close, laid_out, numbers, passes_on_cuda_sources
+from native_cases import (
+    DTYPES,
+    LAYOUTS,
+    assert_close,
+    equal_for_any_number_of_threads,
+    laid_out,
+    needs_native_operators,
+    numbers,
+    passes_on_cuda_sources,
+)
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_dist import ops
@@ -21,19 +29,13 @@ from stylegan_dist.ops import build, fused, native
 from stylegan_dist.ops.bias_act import ACTIVATIONS, bias_act_reference
 from stylegan_dist.ops.resample import TAPS, resample2d_reference
 
-if not native.native().devices:
-    pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
+needs_native_operators()
+pytestmark = pytest.mark.usefixtures("native_everywhere")
 
 SKEWED = (1.0, 4.0, 2.0, -1.0, 3.0)
 LONG = tuple(float(1 + (7 * k) % 5) for k in range(32))
 SMOOTH = ("tanh", "sigmoid", "silu")
 operators = torch.ops.stylegan_dist
-
-
-@pytest.fixture(autouse=True)
-def _fused():
-    with native.using("everywhere"):
-        yield
 
 
 def derivatives(function, x, g, h, hb=None, bias=None):
@@ -128,17 +130,9 @@ def test_large_sums_and_many_threads(layout):
     x, g = (laid_out(numbers(k, 5, 24, 130, 64).float(), layout) for k in (0, 1))
     x.requires_grad_(True)
     bias = numbers(2, 24).float().requires_grad_(True)
-    results = []
-    for threads in (1, 2, 3, 2):
-        torch.set_num_threads(threads)
-        try:
-            results.append(torch.autograd.grad(ops.bias_act(x, bias, "lrelu"), (x, bias), g))
-        finally:
-            torch.set_num_threads(1)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    _, sums = equal_for_any_number_of_threads(lambda: torch.autograd.grad(ops.bias_act(x, bias, "lrelu"), (x, bias), g))
     exact = (g.double() * torch.where(x + bias.reshape(1, -1, 1, 1) > 0, 1, 0.2) * math.sqrt(2)).sum((0, 2, 3))
-    assert (results[0][1] - exact).abs().max() < 2e-5 * exact.abs().max()
+    assert (sums - exact).abs().max() < 2e-5 * exact.abs().max()
 
 
 # ---- derivatives of first and second order against differences
@@ -292,8 +286,6 @@ def test_autocast():
 
 def test_cuda_sources_on_the_cpu():
     """This very file, with the CUDA launchers and thread bodies compiled as loops."""
-    if os.environ.get("STYLEGAN_DIST_EMULATE"):
-        pytest.skip("this is that run")
     passes_on_cuda_sources(__file__)
 
 

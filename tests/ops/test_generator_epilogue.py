@@ -9,7 +9,18 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_cases import DTYPES, LAYOUTS, assert_close, derivatives, laid_out, numbers, passes_on_cuda_sources, wide
+from native_cases import (
+    DTYPES,
+    LAYOUTS,
+    assert_close,
+    derivatives,
+    equal_for_any_number_of_threads,
+    laid_out,
+    needs_native_operators,
+    numbers,
+    passes_on_cuda_sources,
+    wide,
+)
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_dist import ops, randomness
@@ -19,20 +30,14 @@ from stylegan_dist.objective.penalties import path_lengths
 from stylegan_dist.ops import native
 from stylegan_dist.ops.generator_epilogue import LayerNoise, generator_epilogue_reference
 
-if not native.native().devices:
-    pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
+needs_native_operators()
+pytestmark = pytest.mark.usefixtures("native_everywhere")
 
 # (makes features, colours, filtered)
 MODES = {"plain": (True, 0, False), "both": (True, 3, False), "rgb": (False, 1, False), "filtered": (True, 0, True),
          "all": (True, 4, True)}
 LINE = [0.25, 0.75, 0.75, 0.25]
 operators = torch.ops.stylegan_dist
-
-
-@pytest.fixture(autouse=True)
-def _fused():
-    with native.using("everywhere"):
-        yield
 
 
 def noise_of(kind, n, h, w):
@@ -172,17 +177,10 @@ def test_the_slope_is_that_of_bias_act(dtype, layout):
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("mode", ["both", "filtered"])
 def test_equal_bits_for_any_number_of_threads(layout, mode):
-    shape, results = (3, 24, 70, 64), []
+    shape = (3, 24, 70, 64)
     arguments, gs, cotangents = case(shape, mode, "drawn", torch.float32, layout)
     function = both(ops.generator_epilogue, shape, mode, "drawn", 0.9)
-    for threads in (1, 2, 3, 2):
-        torch.set_num_threads(threads)
-        try:
-            results.append(derivatives(function, arguments, gs, cotangents))
-        finally:
-            torch.set_num_threads(1)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    equal_for_any_number_of_threads(lambda: derivatives(function, arguments, gs, cotangents))
 
 
 def test_wrong_arguments():
@@ -363,6 +361,4 @@ def test_recomputed_blocks_are_equal_to_the_last_bit():
 
 def test_cuda_sources_on_the_cpu():
     """This very file, with the CUDA launchers and thread bodies compiled as loops."""
-    if os.environ.get("STYLEGAN_DIST_EMULATE"):
-        pytest.skip("this is that run")
     passes_on_cuda_sources(__file__)

@@ -7,14 +7,13 @@ import os
 import numpy as np
 import pytest
 import torch
-from native_cases import passes_on_cuda_sources
+from native_cases import needs_native_operators, passes_on_cuda_sources
 from torch import Tensor
 
 from stylegan_dist import ops
-from stylegan_dist.ops import native
 
-if not native.native().devices:
-    pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
+needs_native_operators()
+pytestmark = pytest.mark.usefixtures("native_everywhere")
 
 MANY = 2**31
 EMULATED = "STYLEGAN_DIST_EMULATE" in os.environ
@@ -27,12 +26,6 @@ def zeros(*shape: int, layout: str = "nchw") -> Tensor:
     x = torch.from_numpy(np.zeros((n, c, h, w) if layout == "nchw" else (n, h, w, c), np.int16)).view(torch.bfloat16)
     assert x.numel() > MANY
     return x if layout == "nchw" else x.permute(0, 3, 1, 2)
-
-
-@pytest.fixture(autouse=True)
-def _fused():
-    with native.using("everywhere"):
-        yield
 
 
 @pytest.mark.parametrize(("shape", "layout"), [((1, 1, 2**16, 2**15 + 64), "nchw"), ((2, 1, 2**15, 2**15 + 64), "nchw"),
@@ -104,6 +97,4 @@ def test_writes_the_end(name, layout):
 
 def test_cuda_sources_on_the_cpu():
     """What a thread of a GPU reads, with the thread bodies compiled as loops."""
-    if EMULATED:
-        pytest.skip("this is that run")
     passes_on_cuda_sources(__file__)

@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from native_cases import DTYPES, LAYOUTS, laid_out, numbers, wide
+from native_cases import DTYPES, LAYOUTS, laid_out, needs_native_operators, numbers, wide
 from torch import Tensor
 
 from stylegan_dist import randomness
-from stylegan_dist.ops import native
 
-if not native.native().devices:
-    pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
+needs_native_operators()
 
 LINE = [0.1, 0.3, 0.4, 0.2]
 TILED = (2, 4, 6, 5)  # of a Winograd convolution

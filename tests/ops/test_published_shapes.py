@@ -7,15 +7,14 @@ import itertools
 import pytest
 import torch
 from launching import ROOT
-from native_cases import assert_close, derivatives, laid_out, numbers, wide
+from native_cases import assert_close, derivatives, laid_out, needs_native_operators, numbers, wide
 
 from stylegan_dist import ops, randomness
 from stylegan_dist.config import load_config
 from stylegan_dist.networks.stylegan2 import channels_at, resolutions
 from stylegan_dist.ops import native
 
-if not native.native().devices:
-    pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
+needs_native_operators()
 
 PRESETS = {"cifar10": 32, "ffhq256": 256, "ffhq512": 512, "ffhq1024": 1024}
 ELEMENTS = 1 << 13  # of a feature map, about
