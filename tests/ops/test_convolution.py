@@ -39,7 +39,7 @@ def both(k: int, s: int, p: int, extra: int, transposed: bool):
 
 
 @pytest.mark.parametrize(("k", "s", "p", "extra", "transposed"), CASES)
-@pytest.mark.parametrize(("size", "layout"), [((5, 4), "nhwc"), ((6, 7), "nchw"), ((3, 4), "strided")])
+@pytest.mark.parametrize(("size", "layout"), [((5, 4), "nhwc"), ((4, 5), "nchw"), ((3, 4), "strided")])
 def test_gradcheck(k, s, p, extra, transposed, size, layout):
     function, _, shape = both(k, s, p, extra, transposed)
     x, w = (laid_out(t, layout).requires_grad_(True) for t in (numbers(0, 2, 2, *size), numbers(1, *shape)))

@@ -129,4 +129,4 @@ def test_convolutions_of_published_networks(kind, inputs, outputs, width):
     with native.using("reference"):
         expected = derivatives(function, *([t.float().double() for t in part] for part in (arguments, gs, cotangents)))
     for a, e in zip(actual, expected, strict=True):
-        assert_close(a, e, torch.float32, terms=100)
+        assert_close(a, e, torch.float32, terms=100 + width)  # roundings of a sum over all pixels add up like a random walk
