@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -17,6 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 from stylegan_dist.ops.fused import NAMESPACE
 
 T = TypeVar("T")
+
+from stylegan_dist.ops import native
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("nchw", "nhwc", "strided")
@@ -78,8 +81,30 @@ def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, terms: fl
     assert bool(((actual.double() - expected).abs() <= bound).all()), ((actual.double() - expected).abs() - bound).max()
 
 
+def equal_for_any_number_of_threads(results: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+    """results(), the same bits on every repetition."""
+    found = []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        try:
+            found.append(results())
+        finally:
+            torch.set_num_threads(1)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    return found[0]
+
+
+def needs_native_operators() -> None:
+    """Skip the test file that calls this while it is imported, where there are none."""
+    if not native.native().devices:
+        pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
+
+
 def passes_on_cuda_sources(test_file: str) -> None:
     """Run a test file where the CUDA launchers and thread bodies are compiled as loops on the CPU."""
+    if os.environ.get("STYLEGAN_DIST_EMULATE"):
+        pytest.skip("this is that run")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", test_file,
          "-k", "not compile and not opcheck and not cuda_sources"],

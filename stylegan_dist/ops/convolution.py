@@ -17,6 +17,7 @@ for by <y, C(x, w)> = <x, T(y, w)> = <W(x, y), w> all derivatives of these trili
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from typing import Any
 
@@ -41,10 +42,12 @@ def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, groups:
     Args:
         x: [N, I, H, W], any floating dtype.
         weight: [O, I / groups, k, k], in the dtype of x.
-    Returns: [N, O, (H + 2 padding - k) // stride + 1, likewise W], in the memory format that PyTorch chooses.
+    Returns: [N, O, (H + 2 padding - k) // stride + 1, likewise W], dtype of x or of autocast, in the memory format that
+        PyTorch chooses.
     """
     if _is_slow(x):
-        return conv2d(x.float(), weight.float(), stride, padding, groups).to(x.dtype)
+        with without_autocast(x):
+            return conv2d(x.float(), weight.float(), stride, padding, groups).to(x.dtype)
     if not _closed(x, weight, stride, groups):
         return F.conv2d(x, weight, stride=stride, padding=padding, groups=groups)
     x, weight = _autocast(x, weight)
@@ -62,7 +65,8 @@ def conv_transpose2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 
     Returns: [N, O, (H - 1) stride - 2 padding + k + output_padding, likewise W].
     """
     if _is_slow(x):
-        return conv_transpose2d(x.float(), weight.float(), stride, padding, output_padding, groups).to(x.dtype)
+        with without_autocast(x):
+            return conv_transpose2d(x.float(), weight.float(), stride, padding, output_padding, groups).to(x.dtype)
     if not _closed(x, weight, stride, groups):
         return F.conv_transpose2d(x, weight, stride=stride, padding=padding, output_padding=output_padding, groups=groups)
     x, weight = _autocast(x, weight)
@@ -89,6 +93,12 @@ def _has_autocast(kind: str) -> bool:
     return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    """Inside, operators on the device of x compute in the dtypes of their inputs."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if _has_autocast(kind) else contextlib.nullcontext()
+
+
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """What PyTorch does to the inputs of a convolution under autocast."""
     kind = tensors[0].device.type
@@ -100,13 +110,12 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _convolution(x: Tensor, weight: Tensor, form: Form, transposed: bool, extra: Pair) -> Tensor:
     """C, or T with `extra` rows and columns at its end that the stride has left out; without derivatives."""
-    if _has_autocast(x.device.type):  # inputs have been cast, and a backward pass keeps to their dtype
-        with torch.autocast(x.device.type, enabled=False):
-            return _convolution(x, weight, form, transposed, extra)
     stride, padding, groups = form
-    if winograd.serves(x, weight, stride, groups):
-        return winograd.convolution(x, weight, padding, transposed)
-    return torch.ops.aten.convolution(x, weight, None, (stride, stride), (padding, padding), (1, 1), transposed, extra, groups)
+    with without_autocast(x):  # inputs have been cast, and a backward pass keeps to their dtype
+        if winograd.serves(x, weight, stride, groups):
+            return winograd.convolution(x, weight, padding, transposed)
+        return torch.ops.aten.convolution(
+            x, weight, None, (stride, stride), (padding, padding), (1, 1), transposed, extra, groups)
 
 
 def _apply(x: Tensor, weight: Tensor, form: Form, transposed: bool, extra: Pair) -> Tensor:
@@ -180,10 +189,12 @@ class _WeightGradient(torch.autograd.Function):
         ctx.save_for_backward(x, y)
         ctx.constants = form
         stride, padding, groups = form
-        if winograd.serves(x, weight, stride, groups) and winograd.serves(y, weight, stride, groups):
-            return winograd.weight_gradient(x, y, weight, padding)
-        return torch.ops.aten.convolution_backward(
-            y, x, weight, None, (stride, stride), (padding, padding), (1, 1), False, (0, 0), groups, (False, True, False))[1]
+        with without_autocast(x):
+            if winograd.serves(x, weight, stride, groups) and winograd.serves(y, weight, stride, groups):
+                return winograd.weight_gradient(x, y, weight, padding)
+            return torch.ops.aten.convolution_backward(
+                y, x, weight, None, (stride, stride), (padding, padding), (1, 1), False, (0, 0), groups,
+                (False, True, False))[1]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:

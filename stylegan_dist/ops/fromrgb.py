@@ -40,7 +40,8 @@ def fromrgb(x: Tensor, weight: Tensor, bias: Tensor | None = None, gain: float =
 
 def fromrgb_reference(x: Tensor, weight: Tensor, bias: Tensor | None, gain: float, clamp: float | None) -> Tensor:
     """The same in plain PyTorch; weight and bias are cast to the dtype of x."""
-    return bias_act_reference(convolution.conv2d(x, weight.to(x.dtype)), bias, "lrelu", gain, clamp)
+    features = convolution.conv2d(x, weight.to(x.dtype)).to(x.dtype)  # autocast computes it in another
+    return bias_act_reference(features, bias, "lrelu", gain, clamp)
 
 
 # Natively, with A = [weight, bias] and images that have a constant one as last channel, (i, 1):

@@ -144,13 +144,14 @@ def _double_backward_fake(
 
 
 def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    t, table, noise, *ctx.constants, _ = inputs
+    t, table, noise, *ctx.constants, ctx.makes_z = inputs
     ctx.set_materialize_grads(False)  # often only one of the two is looked at
     ctx.save_for_backward(t, table, noise)
 
 
 def _backward(ctx: Any, gz: Tensor | None, g: Tensor | None) -> tuple:
     gt = gtable = None
+    gz = gz if ctx.makes_z else None  # what stands in for z has a gradient where someone adds it up
     if gz is not None or g is not None:
         gt, gtable = fused.call("generator_epilogue_backward", gz, g, *ctx.saved_tensors, *ctx.constants)
     return gt, gtable, None, None, None, None, None, None, None

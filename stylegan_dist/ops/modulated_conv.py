@@ -34,12 +34,14 @@ def modulated_conv2d(x: Tensor, weight: Tensor, style: Tensor, up: int = 1) -> t
         weight: [O, I, k, k], k = 1 or 3, in full precision.
         style: [N, I], in full precision, as from `bounded_style`.
         up: 1 or 2.
-    Returns: [N, O, H, W], or [N, O, 2H + 1, 2W + 1] with up = 2 and k = 3, for the low-pass filter to follow; dtype of x.
-        d: [N, O] in full precision.
+    Returns: [N, O, H, W], or [N, O, 2H + 1, 2W + 1] with up = 2 and k = 3, for the low-pass filter to follow; dtype of x, or
+        of autocast.
+        d: [N, O] in full precision, that of weight, under autocast too.
     """
     if x.dtype == torch.float16:  # likewise
         weight = weight / (weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30) * weight[0].numel() ** 0.5)
-    norm2 = style.square() @ weight.square().sum(dim=(2, 3)).t()
+    with convolution.without_autocast(x):  # which would make it a product in 16 bits, of a style in 16 bits
+        norm2 = style.to(weight.dtype).square() @ weight.square().sum(dim=(2, 3)).t()
     weight = weight.to(x.dtype)
     if up == 2:
         x = conv2d_up(x, weight)

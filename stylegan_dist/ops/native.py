@@ -89,7 +89,7 @@ def _search() -> Native:
         if mode == "require":
             raise InputError(f"STYLEGAN_DIST_BUILD=require, but there are no native operators: {reason}") from None
         return Native((), reason)
-    for module in ("fused", "discriminator_epilogue", "fromrgb", "generator_epilogue"):
+    for module in ("fused", "discriminator_epilogue", "fromrgb", "generator_epilogue", "winograd"):
         importlib.import_module(f"stylegan_dist.ops.{module}").register()
     if build.has_gpu_part(library):
         return Native(("cpu", "cuda"), str(library))

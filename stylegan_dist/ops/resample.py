@@ -35,7 +35,7 @@ def resample2d(
             negative values crop, zeros of the other side too where pixels do not suffice.
         gain: factor on the output.
         taps: the one-dimensional filter; normalised to sum one here.
-    Returns: [N, C, (H * up + padding - len(taps)) // down + 1, likewise W].
+    Returns: [N, C, (H * up + padding - len(taps)) // down + 1, likewise W], dtype of x, under autocast too.
     Raises: ValueError: that is less than one pixel.
     """
     if min(x.shape[2:]) * up + sum(padding) < len(taps):
@@ -53,11 +53,12 @@ def resample2d_reference(
     channels, length = x.shape[1], len(taps)
     kernel = low_pass(taps, gain, x.dtype, x.device).expand(channels, 1, length, length)
     before, after = padding
-    if up == 1:
-        # conv2d correlates: flipping the kernel makes it the convolution that is meant.
-        return convolution.conv2d(padded(x, before, after), kernel.flip([2, 3]), stride=down, groups=channels)
-    # A transposed convolution is zero insertion and full convolution in one; crop to the wanted padding.
-    x = convolution.conv_transpose2d(x, kernel, stride=up, groups=channels)
+    with convolution.without_autocast(x):  # a filter has no weights that were learned: images keep their precision
+        if up == 1:
+            # conv2d correlates: flipping the kernel makes it the convolution that is meant.
+            return convolution.conv2d(padded(x, before, after), kernel.flip([2, 3]), stride=down, groups=channels)
+        # A transposed convolution is zero insertion and full convolution in one; crop to the wanted padding.
+        x = convolution.conv_transpose2d(x, kernel, stride=up, groups=channels)
     return padded(x, before - (length - 1), after - (length - up))[:, :, ::down, ::down]
 
 
@@ -92,22 +93,16 @@ def downsample2d(x: torch.Tensor) -> torch.Tensor:
     return resample2d(x, down=2, padding=(1, 1))
 
 
-def conv2d_resample(x: torch.Tensor, weight: torch.Tensor, up: int = 1, down: int = 1) -> torch.Tensor:
-    """A "same" convolution after up-sampling by two, or before down-sampling by two, in fewer FLOPs.
-
-    With up = 2 the kernel is mirrored, as in any transposed convolution; else it is not (F.conv2d). Which
-    way round learned kernels are stored is a convention, but checkpoints depend on it.
+def conv2d_resample(x: torch.Tensor, weight: torch.Tensor, down: int = 1) -> torch.Tensor:
+    """A "same" convolution, or one before down-sampling by two in fewer FLOPs.
 
     Args:
         x: [N, I, H, W].
         weight: [O, I, k, k], k = 1 or 3, in the dtype of x.
-        up, down: 1 or 2, not both 2.
-    Returns: [N, O, H * up / down, W * up / down].
+        down: 1 or 2.
+    Returns: [N, O, H / down, W / down].
     """
     pad = weight.shape[-1] // 2
-    if up == 2:
-        # The transposed convolution gives 2H - 1 + 2 * pad pixels, the filter takes three of them away.
-        return resample2d(conv2d_up(x, weight), padding=(2 - pad, 2 - pad), gain=4.0)
     weight = in_format_of(x, weight)
     if down == 2:
         if pad == 0:  # a 1x1 convolution commutes with dropping pixels: drop them first
@@ -117,7 +112,16 @@ def conv2d_resample(x: torch.Tensor, weight: torch.Tensor, up: int = 1, down: in
 
 
 def conv2d_up(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`conv2d_resample` with up = 2 before its filter: [N, I, H, W] -> [N, O, 2H - 2 + k, 2W - 2 + k]."""
+    """A convolution after up-sampling by two, in fewer FLOPs: without the filter of `generator_epilogue`, which comes next.
+
+    The kernel is mirrored, as in any transposed convolution; elsewhere it is not (F.conv2d). Which way round learned kernels
+    are stored is a convention, but checkpoints depend on it.
+
+    Args:
+        x: [N, I, H, W].
+        weight: [O, I, 3, 3], in the dtype of x.
+    Returns: [N, O, 2H + 1, 2W + 1].
+    """
     return convolution.conv_transpose2d(x, in_format_of(x, weight.transpose(0, 1)), stride=2)
 
 

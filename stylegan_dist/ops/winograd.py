@@ -13,15 +13,16 @@ factor.
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stylegan_dist.ops import native
+from stylegan_dist.ops.fused import NAMESPACE
 
 MIN_CHANNELS = 128   # with fewer, or smaller images, the maps cost more than the multiplications that they save
 MIN_SIZE = 16
@@ -49,7 +50,7 @@ def convolution(x: Tensor, weight: Tensor, padding: int, transposed: bool) -> Te
     if transposed:
         weight, padding = weight.flip(2, 3).transpose(0, 1), 2 - padding
     outputs, inputs = weight.shape[:2]
-    kernels = (_transform(x.device) @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(16, outputs, inputs, 1, 1)
+    kernels = (_transform() @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(16, outputs, inputs, 1, 1)
     height, width = (size + 2 * padding - 2 for size in x.shape[2:])
     rows, columns = (height + 1) // 2, (width + 1) // 2
     parts = []
@@ -75,7 +76,7 @@ def weight_gradient(x: Tensor, g: Tensor, weight: Tensor, padding: int) -> Tenso
             for s, t in zip(slopes, tiles, strict=True)])
         total = found if total is None else total + found
     assert total is not None
-    gradient = (_transform(x.device).t() @ total.view(16, -1)).view(3, 3, *weight.shape[:2]).permute(2, 3, 0, 1)
+    gradient = (_transform().t() @ total.view(16, -1)).view(3, 3, *weight.shape[:2]).permute(2, 3, 0, 1)
     last = _is_channels_last(weight) and not weight.is_contiguous()
     return gradient.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
@@ -95,17 +96,37 @@ def _tiles(function: Callable, image: Tensor, rows: int, columns: int, *options:
     In this form products of matrices are convolutions with 1x1 kernels, which are fast.
     """
     count, channels = len(image) * rows * columns, image.shape[1]
-    memory = getattr(_kept, function.__name__, None)
+    real = type(image) is Tensor  # memory of a fake one is none
+    memory = getattr(_kept, function.__name__, None) if real else None
     if memory is None or len(memory) < 16 * count * channels:
         memory = image.new_empty(16 * count * channels)
-        setattr(_kept, function.__name__, memory)
+        if real:
+            setattr(_kept, function.__name__, memory)
     tiles = memory[:16 * count * channels].view(16, count, channels)
     function(image, rows, columns, *options, tiles)
     return tiles.view(16, -1, rows, columns, channels).permute(0, 1, 4, 2, 3)
 
 
-@functools.cache
-def _transform(device: torch.device) -> Tensor:
+def _transform() -> Tensor:
     """K: [16, 9]."""
-    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], device=device)
+    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float32, device="cpu")
     return torch.kron(g, g)
+
+
+# Fake kernels
+
+
+def _tiles_fake(*_: Any) -> None:
+    """Of the maps that fill a tensor they are given."""
+
+
+def _output_fake(products: list[Tensor], height: int, width: int) -> Tensor:
+    shape = (*products[0].shape[:2], height, width)
+    return torch.empty(shape, dtype=torch.float32, device=products[0].device, memory_format=torch.channels_last)
+
+
+def register() -> None:
+    """Tell PyTorch what the loaded library does not. There are no derivatives: `convolution.py` has them."""
+    torch.library.register_fake(f"{NAMESPACE}::winograd_input", _tiles_fake)
+    torch.library.register_fake(f"{NAMESPACE}::winograd_gradient", _tiles_fake)
+    torch.library.register_fake(f"{NAMESPACE}::winograd_output", _output_fake)

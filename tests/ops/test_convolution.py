@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_cases import LAYOUTS, laid_out, numbers
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,7 +17,7 @@ from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.objective.penalties import gradient_penalty, path_lengths
 from stylegan_dist.ops import convolution, native, resample
 from stylegan_dist.ops.convolution import conv2d, conv_transpose2d
-from stylegan_dist.ops.resample import conv2d_resample
+from stylegan_dist.ops.resample import conv2d_resample, conv2d_up
 
 aten = torch.ops.aten
 CASES = [(k, s, p, e, t) for k, s, p, e, t in itertools.product((1, 3), (1, 2), (0, 1), (0, 1), (False, True))
@@ -28,9 +29,6 @@ def _closed(monkeypatch):
     monkeypatch.setattr(convolution, "AUTO", ("cpu", "cuda"))
 
 
-def numbers(seed: int, *shape: int, dtype=torch.float64) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
 
 def both(k: int, s: int, p: int, extra: int, transposed: bool):
     """The closed operation and PyTorch's, of x [N, 2, H, W] and weights [3, 2, k, k] or [2, 3, k, k]; the weights' shape."""
@@ -41,10 +39,10 @@ def both(k: int, s: int, p: int, extra: int, transposed: bool):
 
 
 @pytest.mark.parametrize(("k", "s", "p", "extra", "transposed"), CASES)
-@pytest.mark.parametrize("size", [(5, 4), (6, 7)])
-def test_gradcheck(k, s, p, extra, transposed, size):
+@pytest.mark.parametrize(("size", "layout"), [((5, 4), "nhwc"), ((4, 5), "nchw"), ((3, 4), "strided")])
+def test_gradcheck(k, s, p, extra, transposed, size, layout):
     function, _, shape = both(k, s, p, extra, transposed)
-    x, w = numbers(0, 2, 2, *size).requires_grad_(True), numbers(1, *shape).requires_grad_(True)
+    x, w = (laid_out(t, layout).requires_grad_(True) for t in (numbers(0, 2, 2, *size), numbers(1, *shape)))
     assert gradcheck(function, (x, w))
     assert gradgradcheck(function, (x, w))
     assert gradcheck(lambda x: function(x, w.detach()), (x,))
@@ -84,9 +82,10 @@ def test_equals_pytorch_to_third_order(data):
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_groups(transposed, stride):
-    x, w = numbers(0, 2, 6, 5, 4).requires_grad_(True), numbers(1, *((6, 2, 3, 3) if transposed else (4, 3, 3, 3)))
-    w.requires_grad_(True)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_groups(transposed, stride, layout):
+    shape = (4, 1, 3, 3) if transposed else (2, 2, 3, 3)
+    x, w = (laid_out(t, layout).requires_grad_(True) for t in (numbers(0, 2, 4, 4, 3), numbers(1, *shape)))
     function, expected = ((conv_transpose2d, F.conv_transpose2d) if transposed else (conv2d, F.conv2d))
     torch.testing.assert_close(function(x, w, stride, 1, groups=2), expected(x, w, stride=stride, padding=1, groups=2))
     assert gradcheck(lambda x, w: function(x, w, stride, 1, groups=2), (x, w))
@@ -99,8 +98,8 @@ def test_layouts_are_those_of_pytorch(layout, k, s, p, extra, transposed):
     if k == 1 and extra and layout == torch.channels_last:
         pytest.skip("oneDNN 3.12 (PyTorch 2.13) writes past its memory there, on processors without AVX-512")
     function, expected, shape = both(k, s, p, extra, transposed)
-    x = numbers(0, 2, 2, 6, 5, dtype=torch.float32).contiguous(memory_format=layout).requires_grad_(True)
-    w = numbers(1, *shape, dtype=torch.float32).contiguous(memory_format=layout).requires_grad_(True)
+    x = numbers(0, 2, 2, 6, 5).float().contiguous(memory_format=layout).requires_grad_(True)
+    w = numbers(1, *shape).float().contiguous(memory_format=layout).requires_grad_(True)
     g = torch.ones_like(expected(x, w))
     actual, wanted = ([y, *torch.autograd.grad(y, (x, w), g)] for y in (function(x, w), expected(x, w)))
     for a, e in zip(actual, wanted, strict=True):
@@ -224,14 +223,15 @@ def test_empty_batch():
         assert torch.autograd.grad(gx.sum() + gw.sum(), w)[0].shape == w.shape
 
 
-@pytest.mark.parametrize("up_down", [(1, 1), (2, 1), (1, 2)])
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_with_resampling(up_down, kernel):
+@pytest.mark.parametrize(("kernel", "function"), [
+    (1, conv2d_resample), (3, conv2d_resample), (1, lambda x, w: conv2d_resample(x, w, 2)),
+    (3, lambda x, w: conv2d_resample(x, w, 2)), (3, conv2d_up)])
+def test_with_resampling(kernel, function):
     x = numbers(0, 2, 4, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_(True)
     w = numbers(1, 3, 4, kernel, kernel).requires_grad_(True)
 
     def results():
-        y = conv2d_resample(x, w, *up_down)
+        y = function(x, w)
         first = torch.autograd.grad(y.pow(2).sum(), (x, w), create_graph=True)
         return [y, *first, *torch.autograd.grad(sum(f.pow(2).sum() for f in first), (x, w))]
 
@@ -242,7 +242,7 @@ def test_with_resampling(up_down, kernel):
 
 
 def test_autocast_is_pytorch_s():
-    x, w = numbers(0, 2, 2, 6, 6, dtype=torch.float32).requires_grad_(True), numbers(1, 3, 2, 3, 3, dtype=torch.float32)
+    x, w = numbers(0, 2, 2, 6, 6).float().requires_grad_(True), numbers(1, 3, 2, 3, 3).float()
     w.requires_grad_(True)
 
     def results():
@@ -268,7 +268,7 @@ def test_16_bits_on_a_cpu_without_them(monkeypatch, dtype, transposed):
     """Float32 inside, from inputs, to outputs and to gradients that have 16 bits."""
     monkeypatch.setattr(convolution, "CPU_HAS_16_BITS", False)
     function, expected, shape = both(3, 1, 1, 0, transposed)
-    x, w, g = numbers(0, 2, 2, 6, 6, dtype=dtype), numbers(1, *shape, dtype=dtype), numbers(2, 2, 3, 6, 6, dtype=dtype)
+    x, w, g = numbers(0, 2, 2, 6, 6).to(dtype), numbers(1, *shape).to(dtype), numbers(2, 2, 3, 6, 6).to(dtype)
 
     def results(function, cast, *inputs):
         x, w, g = (cast(t).requires_grad_(True) for t in inputs)
@@ -292,18 +292,18 @@ def test_the_switch():
 
 
 def inner(x, w, v):
-    y = resample.conv2d_resample(torch.tanh(conv2d(x, w, 1, 1)), v, down=2)
+    y = conv2d_resample(torch.tanh(conv2d(x, w, 1, 1)), v, down=2)
     gradient, = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)
     return gradient.square().sum()
 
 
 def test_compile(monkeypatch):
     """PyTorch's own convolutions then, and the derivatives of both orders that they have."""
-    x = numbers(0, 2, 2, 8, 8, dtype=torch.float32).requires_grad_(True)
-    w, v = (numbers(i, 2, 2, 3, 3, dtype=torch.float32).requires_grad_(True) for i in (1, 2))
+    x = numbers(0, 2, 2, 8, 8).float().requires_grad_(True)
+    w, v = (numbers(i, 2, 2, 3, 3).float().requires_grad_(True) for i in (1, 2))
 
     def outer(x, w, v):
-        return resample.conv2d_resample(torch.tanh(conv2d(x, w, 1, 1)), v, up=2).square().sum()
+        return conv2d_up(torch.tanh(conv2d(x, w, 1, 1)), v).square().sum()
 
     torch.compiler.reset()
     compiled = torch.compile(outer, backend="aot_eager", fullgraph=True)

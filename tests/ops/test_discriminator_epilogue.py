@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_cases import DTYPES, LAYOUTS, assert_close, derivatives, laid_out, numbers, passes_on_cuda_sources, wide
+from native_cases import (
+    DTYPES,
+    LAYOUTS,
+    assert_close,
+    derivatives,
+    equal_for_any_number_of_threads,
+    laid_out,
+    needs_native_operators,
+    numbers,
+    passes_on_cuda_sources,
+    wide,
+)
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_dist import ops
@@ -21,18 +31,12 @@ from stylegan_dist.ops import native
 from stylegan_dist.ops.discriminator_epilogue import discriminator_epilogue_reference
 from stylegan_dist.ops.resample import resample2d_reference
 
-if not native.native().devices:
-    pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
+needs_native_operators()
+pytestmark = pytest.mark.usefixtures("native_everywhere")
 
 MODES = ("filter", "residual")
 SKEWED = [4.0, 2.0, -1.0, 3.0]  # a filter that tells left from right
 operators = torch.ops.stylegan_dist
-
-
-@pytest.fixture(autouse=True)
-def _fused():
-    with native.using("everywhere"):
-        yield
 
 
 def away_from_the_clamp(x, bias, gain, clamp):
@@ -181,16 +185,12 @@ def test_equal_bits_for_any_number_of_threads(layout):
     x, g = laid_out(numbers(0, 3, 24, 70, 64).float(), layout), laid_out(numbers(1, 3, 24, 71, 65).float(), layout)
     x.requires_grad_(True)
     bias = numbers(2, 24).float().requires_grad_(True)
-    results = []
-    for threads in (1, 2, 3, 2):
-        torch.set_num_threads(threads)
-        try:
-            y = ops.discriminator_epilogue(x, bias, filtered=True)
-            results.append((y, *torch.autograd.grad(y, (x, bias), g)))
-        finally:
-            torch.set_num_threads(1)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def results():
+        y = ops.discriminator_epilogue(x, bias, filtered=True)
+        return y, *torch.autograd.grad(y, (x, bias), g)
+
+    equal_for_any_number_of_threads(results)
 
 
 def test_wrong_arguments():
@@ -199,22 +199,6 @@ def test_wrong_arguments():
                       (u, None, None, line, 4, 2), (u[:, :, :1], None, None, line, 1, 0), (u[0], None, None, line, 2, 2)):
         with pytest.raises(RuntimeError, match="stylegan_dist"):
             operators.discriminator_epilogue(*arguments, 0.2, 1.0, -1.0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("line", [[0.1, 0.3, 0.4, 0.2], []], ids=len)
-def test_opcheck(dtype, layout, line):
-    shift = len(line) // 4
-    u, h, g = (laid_out(numbers(k, 2, 3, 5 + more, 4 + more).to(dtype), layout).requires_grad_(True)
-               for k, more in ((0, 0), (1, 0), (2, shift)))
-    bias, h_bias = (numbers(k, 3).float().requires_grad_(True) for k in (3, 4))
-    constants = (line, 2, 2, 0.2, 1.4, 0.8) if line else ([], 0, 0, 0.2, 1.4, 0.8)
-    # What decides on the slope alone has no derivative.
-    at = u.detach(), bias.detach()
-    torch.library.opcheck(operators.discriminator_epilogue.default, (u, bias, None if line else h, *constants))
-    torch.library.opcheck(operators.discriminator_epilogue_backward.default, (g, *at, *constants, True))
-    torch.library.opcheck(operators.discriminator_epilogue_tangent.default, (h, h_bias, *at, *constants))
 
 
 # ---- whole discriminators, small versions of the published ones
@@ -278,6 +262,4 @@ def test_recomputed_blocks_are_equal_to_the_last_bit():
 
 def test_cuda_sources_on_the_cpu():
     """This very file, with the CUDA launchers and thread bodies compiled as loops."""
-    if os.environ.get("STYLEGAN_DIST_EMULATE"):
-        pytest.skip("this is that run")
     passes_on_cuda_sources(__file__)

@@ -6,14 +6,22 @@ Everything here also runs with STYLEGAN_DIST_EMULATE=1, where the CUDA sources a
 from __future__ import annotations
 
 import math
-import os
 
 import native_cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_cases import DTYPES, LAYOUTS, assert_close, laid_out, numbers, passes_on_cuda_sources
+from native_cases import (
+    DTYPES,
+    LAYOUTS,
+    assert_close,
+    equal_for_any_number_of_threads,
+    laid_out,
+    needs_native_operators,
+    numbers,
+    passes_on_cuda_sources,
+)
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_dist import ops
@@ -21,19 +29,13 @@ from stylegan_dist.ops import fused, native
 from stylegan_dist.ops.bias_act import ACTIVATIONS, bias_act_reference
 from stylegan_dist.ops.resample import TAPS, resample2d_reference
 
-if not native.native().devices:
-    pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
+needs_native_operators()
+pytestmark = pytest.mark.usefixtures("native_everywhere")
 
 SKEWED = (1.0, 4.0, 2.0, -1.0, 3.0)
 LONG = tuple(float(1 + (7 * k) % 5) for k in range(32))
 SMOOTH = ("tanh", "sigmoid", "silu")
 operators = torch.ops.stylegan_dist
-
-
-@pytest.fixture(autouse=True)
-def _fused():
-    with native.using("everywhere"):
-        yield
 
 
 def derivatives(function, x, g, h, hb=None, bias=None):
@@ -128,17 +130,9 @@ def test_large_sums_and_many_threads(layout):
     x, g = (laid_out(numbers(k, 5, 24, 130, 64).float(), layout) for k in (0, 1))
     x.requires_grad_(True)
     bias = numbers(2, 24).float().requires_grad_(True)
-    results = []
-    for threads in (1, 2, 3, 2):
-        torch.set_num_threads(threads)
-        try:
-            results.append(torch.autograd.grad(ops.bias_act(x, bias, "lrelu"), (x, bias), g))
-        finally:
-            torch.set_num_threads(1)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    _, sums = equal_for_any_number_of_threads(lambda: torch.autograd.grad(ops.bias_act(x, bias, "lrelu"), (x, bias), g))
     exact = (g.double() * torch.where(x + bias.reshape(1, -1, 1, 1) > 0, 1, 0.2) * math.sqrt(2)).sum((0, 2, 3))
-    assert (results[0][1] - exact).abs().max() < 2e-5 * exact.abs().max()
+    assert (sums - exact).abs().max() < 2e-5 * exact.abs().max()
 
 
 # ---- derivatives of first and second order against differences
@@ -153,6 +147,20 @@ def test_gradcheck_bias_act(activation, clamp, layout, with_bias):
     arguments = (x, numbers(1, 3).requires_grad_(True)) if with_bias else (x,)
 
     def function(x, b=None):
+        return ops.bias_act(x, b, activation, 0.7, clamp)
+
+    assert gradcheck(function, arguments)
+    assert gradgradcheck(function, arguments)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 4), (2, 3, 1, 2, 2)], ids=len)
+def test_gradcheck_bias_act_of_matrices_sequences_and_volumes(activation, shape):
+    turn = list(ACTIVATIONS).index(activation) + len(shape)
+    layout, clamp = ("nchw", "strided")[turn % 2], (None, 1.1)[turn // 2 % 2]
+    arguments = laid_out(numbers(0, *shape), layout).requires_grad_(True), numbers(1, 3).requires_grad_(True)
+
+    def function(x, b):
         return ops.bias_act(x, b, activation, 0.7, clamp)
 
     assert gradcheck(function, arguments)
@@ -241,25 +249,6 @@ def test_empty_and_wrong():
 # ---- with the rest of PyTorch
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_opcheck(dtype, layout):
-    def tensor(seed, *shape):
-        return laid_out(numbers(seed, *shape).to(dtype), layout).requires_grad_(True)
-
-    x, g, h = (tensor(k, 2, 3, 5, 4) for k in range(3))
-    a, b, c = (numbers(k, 3).float().requires_grad_(True) for k in range(3))
-    for bias, kind, slope, clamp in ((a, 0, 0.2, 0.8), (None, 3, 1.0, -1.0)):
-        torch.library.opcheck(operators.bias_act.default, (x, bias, kind, slope, 1.4, clamp))
-        ref = x.detach() if kind == 0 else x
-        torch.library.opcheck(operators.bias_act_backward.default, (g, b, ref, bias, kind, slope, 1.4, clamp, True))
-    # It has no derivative of its own.
-    torch.library.opcheck(operators.bias_act_curvature.default, tuple(
-        t.detach() if isinstance(t, torch.Tensor) else t for t in (g, a, h, b, x, c, 3, 1.4, 0.8, True)))
-    for up, down in ((1, 1), (2, 1), (1, 2)):
-        torch.library.opcheck(operators.resample2d.default, (x, [1.0, 3.0, 3.0, 1.0], up, down, 1, 4, 3, 0.5))
-
-
 def penalty(x, weight, bias):
     """A gradient penalty through both operators, of an x that wants gradients."""
     y = ops.bias_act(ops.downsample2d(torch.nn.functional.conv2d(x, weight, padding=1)), bias, "lrelu", clamp=2.0)
@@ -297,8 +286,6 @@ def test_autocast():
 
 def test_cuda_sources_on_the_cpu():
     """This very file, with the CUDA launchers and thread bodies compiled as loops."""
-    if os.environ.get("STYLEGAN_DIST_EMULATE"):
-        pytest.skip("this is that run")
     passes_on_cuda_sources(__file__)
 
 

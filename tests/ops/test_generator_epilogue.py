@@ -9,7 +9,18 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_cases import DTYPES, LAYOUTS, assert_close, derivatives, laid_out, numbers, passes_on_cuda_sources, wide
+from native_cases import (
+    DTYPES,
+    LAYOUTS,
+    assert_close,
+    derivatives,
+    equal_for_any_number_of_threads,
+    laid_out,
+    needs_native_operators,
+    numbers,
+    passes_on_cuda_sources,
+    wide,
+)
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_dist import ops, randomness
@@ -19,20 +30,14 @@ from stylegan_dist.objective.penalties import path_lengths
 from stylegan_dist.ops import native
 from stylegan_dist.ops.generator_epilogue import LayerNoise, generator_epilogue_reference
 
-if not native.native().devices:
-    pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
+needs_native_operators()
+pytestmark = pytest.mark.usefixtures("native_everywhere")
 
 # (makes features, colours, filtered)
 MODES = {"plain": (True, 0, False), "both": (True, 3, False), "rgb": (False, 1, False), "filtered": (True, 0, True),
          "all": (True, 4, True)}
 LINE = [0.25, 0.75, 0.75, 0.25]
 operators = torch.ops.stylegan_dist
-
-
-@pytest.fixture(autouse=True)
-def _fused():
-    with native.using("everywhere"):
-        yield
 
 
 def noise_of(kind, n, h, w):
@@ -116,12 +121,16 @@ def test_more_channels_and_rows_than_one_part():
             torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("mode", MODES)
-def test_gradcheck(layout, mode):
-    shape = (2, 3, 3, 2)
-    arguments = [t.requires_grad_(True) for t in case(shape, mode, "map", torch.float64, layout)[0]]
-    function = both(ops.generator_epilogue, shape, mode, "map", 0.9)
+# Every mode with every kind of noise, layout and clamp, and each of these with each other.
+PAIRS = [(mode, noise, LAYOUTS[(i + k) % 3], (None, 0.9)[(i + k) % 2])
+         for i, mode in enumerate(MODES) for k, noise in enumerate((None, "drawn", "map", "maps"))]
+
+
+@pytest.mark.parametrize(("mode", "noise", "layout", "clamp"), PAIRS)
+def test_gradcheck(mode, noise, layout, clamp):
+    shape = (2, 2, 3, 2)
+    arguments = [t.requires_grad_(True) for t in case(shape, mode, noise, torch.float64, layout)[0]]
+    function = both(ops.generator_epilogue, shape, mode, noise, clamp)
 
     def results(*arguments):
         return tuple(y for y in function(*arguments) if y is not None)
@@ -168,17 +177,10 @@ def test_the_slope_is_that_of_bias_act(dtype, layout):
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("mode", ["both", "filtered"])
 def test_equal_bits_for_any_number_of_threads(layout, mode):
-    shape, results = (3, 24, 70, 64), []
+    shape = (3, 24, 70, 64)
     arguments, gs, cotangents = case(shape, mode, "drawn", torch.float32, layout)
     function = both(ops.generator_epilogue, shape, mode, "drawn", 0.9)
-    for threads in (1, 2, 3, 2):
-        torch.set_num_threads(threads)
-        try:
-            results.append(derivatives(function, arguments, gs, cotangents))
-        finally:
-            torch.set_num_threads(1)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    equal_for_any_number_of_threads(lambda: derivatives(function, arguments, gs, cotangents))
 
 
 def test_wrong_arguments():
@@ -257,23 +259,6 @@ def test_noise_inside_is_the_noise_outside(layout, mode):
 
 
 # ---- with the rest of PyTorch
-
-
-@pytest.mark.parametrize(("layout", "line", "drawn"), [("nhwc", [], True), ("strided", LINE, False)])
-def test_opcheck(layout, line, drawn):
-    more = len(line) // 4
-    t, h = (laid_out(numbers(k, 2, 3, 5 + more, 4 + more).float(), layout).requires_grad_(True) for k in (0, 1))
-    table, h_table = (numbers(k, 2, 6, 3).float().requires_grad_(True) for k in (2, 3))
-    gz, g = laid_out(numbers(4, 2, 3, 5, 4).float(), layout), numbers(5, 2, 2, 5, 4).float()
-    gz, g = gz.requires_grad_(True), g.requires_grad_(True)
-    noise = randomness.noise_address(0, "a", torch.arange(2)) if drawn else numbers(6, 1, 1, 5, 4).float()
-    constants = (noise, 3, line, 0.2, 1.4, 0.8)
-    torch.library.opcheck(operators.generator_epilogue.default, (t, table, *constants, True))
-    torch.library.opcheck(operators.generator_epilogue_backward.default, (gz, g, t, table, *constants))
-    # It has no derivative of its own.
-    torch.library.opcheck(operators.generator_epilogue_double_backward.default, tuple(
-        x.detach() if isinstance(x, torch.Tensor) else x for x in (h, h_table, gz, g, t, table, *constants)))
-    torch.library.opcheck(operators.layer_noise.default, (randomness.noise_address(0, "a", torch.arange(2)), 1, 3, 5))
 
 
 def test_compile_with_inner_gradient(monkeypatch):
@@ -376,6 +361,4 @@ def test_recomputed_blocks_are_equal_to_the_last_bit():
 
 def test_cuda_sources_on_the_cpu():
     """This very file, with the CUDA launchers and thread bodies compiled as loops."""
-    if os.environ.get("STYLEGAN_DIST_EMULATE"):
-        pytest.skip("this is that run")
     passes_on_cuda_sources(__file__)

@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from launching import ROOT
-from native_cases import assert_close, derivatives, laid_out, numbers, wide
+from native_cases import assert_close, derivatives, laid_out, needs_native_operators, numbers, wide
 
 from stylegan_dist import ops, randomness
 from stylegan_dist.config import load_config
 from stylegan_dist.networks.stylegan2 import channels_at, resolutions
 from stylegan_dist.ops import native
 
-if not native.native().devices:
-    pytest.skip(f"no native operators: {native.native().reason}", allow_module_level=True)
+needs_native_operators()
 
-PRESETS = {"cifar10": 32, "ffhq256": 256, "ffhq1024": 1024}
+PRESETS = {"cifar10": 32, "ffhq256": 256, "ffhq512": 512, "ffhq1024": 1024}
 ELEMENTS = 1 << 13  # of a feature map, about
 CLAMP = 256.0
 FEATURES = ("x", "wide", "residual", "image")  # in low precision; all else is in full
 
 
-def layers():
-    """(channels, width) of all feature maps."""
-    shapes = set()
+def networks():
+    """[(channels, width), ...] of the feature maps of each network, from 4x4 on."""
     for name, resolution in PRESETS.items():
         config = load_config(ROOT / f"launch/presets/{name}.yaml", [])
         for c in (config.generator, config.discriminator):
-            shapes |= {(channels_at(r, c.channel_base, c.channel_max), r) for r in resolutions(resolution)}
-    return sorted(shapes)
+            yield [(channels_at(r, c.channel_base, c.channel_max), r) for r in resolutions(resolution)]
+
+
+def layers():
+    """(channels, width, height, turn) of all feature maps: few rows, dtypes in one turn; in all turns, and of full height."""
+    for channels, width in sorted({layer for network in networks() for layer in network}):
+        few = min(width, max(4, ELEMENTS // (channels * width)))
+        yield channels, width, few, 0
+        for height, turn in {(few, 1), (few, 2), (width, 0)} - {(few, 0)}:
+            yield pytest.param(channels, width, height, turn, marks=pytest.mark.exhaustive)
+
+
+def convolutions():
+    """(kind, inputs, outputs, width) of all convolutions, of a small image and of the real one."""
+    kinds = set()
+    for network in networks():
+        for (below, small), (channels, width) in itertools.pairwise(network):
+            kinds |= {("same", channels, channels, width), ("up", below, channels, small), ("down", channels, below, width),
+                      ("skip", channels, below, width)}
+    for kind, inputs, outputs in sorted({(*kind,) for *kind, _ in kinds}):
+        yield kind, inputs, outputs, 16 if kind == "same" else 8  # from 16 pixels on some are Winograd's
+    for case in sorted(kinds):
+        yield pytest.param(*case, marks=[pytest.mark.exhaustive, pytest.mark.timeout(1800)])
 
 
 def epilogue(filtered, makes, colours):
@@ -55,17 +76,17 @@ OPERATORS = {  # name: arguments, function
 }
 
 
-@pytest.mark.parametrize(("channels", "width"), layers())
-def test_layers_of_published_networks(channels, width):
+@pytest.mark.parametrize(("channels", "width", "rows", "first"), list(layers()))
+def test_layers_of_published_networks(channels, width, rows, first):
     """Every operator at every layer, in one dtype of three in turn."""
-    n, rows = 2, min(width, max(4, ELEMENTS // (channels * width)))
+    n = 2 if channels * width * rows <= 4 * ELEMENTS else 1
     features = (n, channels, rows, width)
     shapes = {"x": features, "residual": features, "wide": (n, channels, rows + 1, width + 1), "image": (n, 3, rows, width),
               "kernel": (channels, 3, 1, 1), "bias": (channels,), "d": (n, channels), "style": (n, channels),
               "weight": (n, 3, channels)}
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     for turn, (names, function) in enumerate(OPERATORS.values()):
-        dtype = dtypes[(turn + width.bit_length()) % 3]
+        dtype = dtypes[(first + turn + width.bit_length()) % 3]
         arguments = [laid_out(numbers(k, *shapes[name]), "nhwc").to(dtype if name in FEATURES else wide(dtype))
                      for k, name in enumerate(names.split())]
         with torch.no_grad(), native.using("everywhere"):
@@ -81,3 +102,31 @@ def test_layers_of_published_networks(channels, width):
             expected = derivatives(function, *([t.double() for t in part] for part in (arguments, gs, cotangents)))
         for a, e in zip(actual, expected, strict=True):
             assert_close(a, e, dtype, terms=100 + 4 * max(channels, n * rows * width))
+
+
+CONVOLUTIONS = {
+    "same": ops.modulated_conv2d,
+    "up": lambda x, weight, style: ops.modulated_conv2d(x, weight, style, up=2),
+    "down": lambda x, weight: ops.conv2d_resample(x, weight, down=2),
+    "skip": lambda x, weight: ops.conv2d_resample(x, weight, down=2),
+}
+
+
+@pytest.mark.parametrize(("kind", "inputs", "outputs", "width"), list(convolutions()))
+def test_convolutions_of_published_networks(kind, inputs, outputs, width):
+    """Closed ones, with Winograd's and native filters among them, in float32; weights of the size that training has."""
+    function, kernel = CONVOLUTIONS[kind], 1 if kind == "skip" else 3
+    x, weight = numbers(0, 1, inputs, width, width), numbers(1, outputs, inputs, kernel, kernel) / (inputs**0.5 * kernel)
+    arguments = [laid_out(x, "nhwc"), weight]
+    if kind in ("same", "up"):
+        arguments.append(numbers(2, 1, inputs))
+    with torch.no_grad(), native.using("closed"):
+        results = function(*(t.float() for t in arguments))
+    gs = [numbers(9 + k, *y.shape) for k, y in enumerate(results if isinstance(results, tuple) else (results,))]
+    cotangents = [numbers(11 + k, *t.shape) for k, t in enumerate(arguments)]
+    with native.using("everywhere"):
+        actual = derivatives(function, *([t.float() for t in part] for part in (arguments, gs, cotangents)))
+    with native.using("reference"):
+        expected = derivatives(function, *([t.float().double() for t in part] for part in (arguments, gs, cotangents)))
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, torch.float32, terms=100 + width)  # roundings of a sum over all pixels add up like a random walk

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_cases import numbers
 from torch import Tensor
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from stylegan_dist.ops import convolution, native, winograd
 
@@ -108,6 +109,40 @@ def test_all_derivatives_of_a_convolution(transposed, monkeypatch):
     with native.using("reference"):
         convolution.conv2d(x, weight, padding=1)
     assert not used
+
+
+def layer(path: str, x: Tensor, weight: Tensor, g: Tensor) -> list[Tensor]:
+    x, weight = x.detach().requires_grad_(True), weight.detach().requires_grad_(True)
+    with native.using(path):
+        y = convolution.conv2d(x, weight, padding=1)
+        return [y, *torch.autograd.grad(y, (x, weight), g)]
+
+
+def test_a_backward_pass_under_autocast_keeps_to_float32():
+    c = winograd.MIN_CHANNELS
+    x, weight, g = images(0, 1, c, 16, 16), images(1, c, c, 3, 3), images(2, 1, c, 16, 16)
+    x.requires_grad_(True)
+    weight.requires_grad_(True)
+    with native.using("fused"):
+        y = convolution.conv2d(x, weight, padding=1)
+        expected = torch.autograd.grad(y, (x, weight), g, retain_graph=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = torch.autograd.grad(y, (x, weight), g)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+def test_tensors_without_values():
+    """Shapes, dtypes and formats of the real ones; and no memory of theirs is kept for these."""
+    c = winograd.MIN_CHANNELS
+    arguments = images(0, 1, c, 16, 16), images(1, c, c, 3, 3), images(2, 1, c, 16, 16)
+    with FakeTensorMode() as mode:
+        fake = layer("fused", *map(mode.from_tensor, arguments))
+    real = layer("fused", *arguments)
+    for a, e in zip(fake, real, strict=True):
+        assert isinstance(a, FakeTensor)
+        assert (a.shape, a.dtype, a.stride()) == (e.shape, e.dtype, e.stride())
+    for a, e in zip(real, layer("closed", *arguments), strict=True):
+        assert_close(a, e)
 
 
 def test_where_it_serves():

@@ -33,20 +33,7 @@ std::tuple<Tensor, Tensor> run_act(ActOp op, std::vector<Tensor> inputs, MaybeTe
   p.bias = bias ? bias->data_ptr() : nullptr, p.g = g ? g->data_ptr() : nullptr, p.h = h ? h->data_ptr() : nullptr;
   p.out = out.data_ptr(), p.sum = reduce ? sum.data_ptr() : nullptr;
   p.kind = int(kind), p.slope = slope, p.gain = gain, p.clamp = clamp, p.constant_slope = constant;
-#if defined(STYLEGAN_DIST_CUDA) || defined(STYLEGAN_DIST_EMULATE)
-#ifdef STYLEGAN_DIST_EMULATE
-  constexpr bool on_gpu = true;
-#else
-  const bool on_gpu = ref.is_cuda();
-#endif
-  if (on_gpu) {
-    Tensor workspace = make(ref, {act_workspace(p)}, acc_type(ref), false);
-    p.workspace = workspace.data_ptr();
-    act_cuda(p, OnDevice(ref).stream);
-    return {out, sum};
-  }
-#endif
-  act_cpu(p);
+  run_with_workspace(ref, p);
   return {out, sum};
 }
 

@@ -129,7 +129,7 @@ template <class T> void run_op(const ActParams& p, void* stream) {
 
 }  // namespace
 
-int64_t act_workspace(const ActParams& p) {
+int64_t workspace_of(const ActParams& p) {
   if (!p.sum) return 0;
   int64_t parts = 0;
   for (int64_t vector = 1; vector <= BYTES / 2; vector *= 2) parts = std::max(parts, split(p, vector).parts);
@@ -137,18 +137,8 @@ int64_t act_workspace(const ActParams& p) {
   return reduce_workspace(parts, p.channels);
 }
 
-void act_cuda(const ActParams& p, void* stream) {
-  switch (p.dtype) {
-    case DType::FLOAT: return run_op<float>(p, stream);
-    case DType::BFLOAT16: return run_op<BFloat16>(p, stream);
-    case DType::FLOAT16: return run_op<Float16>(p, stream);
-    case DType::DOUBLE:
-#ifdef STYLEGAN_DIST_EMULATE
-      return run_op<double>(p, stream);
-#else
-      throw std::runtime_error("no float64 on CUDA");
-#endif
-  }
+void run_cuda(const ActParams& p, void* stream) {
+  with_type(p.dtype, [&](auto zero) { run_op<decltype(zero)>(p, stream); });
 }
 
 }  // namespace stylegan_dist

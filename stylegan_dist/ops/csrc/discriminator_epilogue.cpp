@@ -40,22 +40,7 @@ std::tuple<Tensor, Tensor> run_filtered(EpilogueOp op, Tensor in, Tensor u, Mayb
   p.before = int(backward ? 3 - before : before);  // the adjoint of a filter is the filter mirrored
   for (int k = 0; k < 4; ++k) p.line[k] = line[backward ? 3 - k : k];
   p.slope = slope, p.gain = gain, p.clamp = clamp;
-#if defined(STYLEGAN_DIST_CUDA) || defined(STYLEGAN_DIST_EMULATE)
-#ifdef STYLEGAN_DIST_EMULATE
-  constexpr bool on_gpu = true;
-#else
-  const bool on_gpu = u.is_cuda();
-#endif
-  if (on_gpu) {
-    Tensor workspace = make(u, {epilogue_workspace(p)}, acc_type(u), false);
-    p.workspace = workspace.data_ptr();
-    epilogue_cuda(p, OnDevice(u).stream);
-    return {out, sum};
-  }
-#endif
-#ifndef STYLEGAN_DIST_EMULATE
-  epilogue_cpu(p);
-#endif
+  run_with_workspace(u, p);
   return {out, sum};
 }
 

@@ -142,13 +142,8 @@ template <class T> void run_op(const EpilogueParams& p) {
 
 }  // namespace
 
-void epilogue_cpu(const EpilogueParams& p) {
-  switch (p.dtype) {
-    case DType::FLOAT: return run_op<float>(p);
-    case DType::DOUBLE: return run_op<double>(p);
-    case DType::BFLOAT16: return run_op<BFloat16>(p);
-    case DType::FLOAT16: return run_op<Float16>(p);
-  }
+void run_cpu(const EpilogueParams& p) {
+  with_type(p.dtype, [&](auto zero) { run_op<decltype(zero)>(p); });
 }
 
 }  // namespace stylegan_dist

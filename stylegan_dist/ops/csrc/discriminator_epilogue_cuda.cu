@@ -163,24 +163,14 @@ template <class T> void run_op(const EpilogueParams& p, void* stream) {
 
 }  // namespace
 
-int64_t epilogue_workspace(const EpilogueParams& p) {
+int64_t workspace_of(const EpilogueParams& p) {
   if (!p.sum) return 0;
   const Grid g = grid(p, FEWEST);
   return reduce_workspace(p.planes * g.strips * g.columns * p.inner / p.channels, p.channels);
 }
 
-void epilogue_cuda(const EpilogueParams& p, void* stream) {
-  switch (p.dtype) {
-    case DType::FLOAT: return run_op<float>(p, stream);
-    case DType::BFLOAT16: return run_op<BFloat16>(p, stream);
-    case DType::FLOAT16: return run_op<Float16>(p, stream);
-    case DType::DOUBLE:
-#ifdef STYLEGAN_DIST_EMULATE
-      return run_op<double>(p, stream);
-#else
-      throw std::runtime_error("no float64 on CUDA");
-#endif
-  }
+void run_cuda(const EpilogueParams& p, void* stream) {
+  with_type(p.dtype, [&](auto zero) { run_op<decltype(zero)>(p, stream); });
 }
 
 }  // namespace stylegan_dist

@@ -46,21 +46,7 @@ void run(FromRgbOp op, Tensor image, Tensor affine, MaybeTensor g, MaybeTensor l
   p.left = pointer(left, false), p.h = pointer(h, channels_last);
   p.h_affine = pointer(h_affine, false), p.right = pointer(right, channels_last);
   p.out = out.data_ptr(), p.slope = slope, p.gain = gain, p.clamp = clamp;
-#if defined(STYLEGAN_DIST_CUDA) || defined(STYLEGAN_DIST_EMULATE)
-#ifdef STYLEGAN_DIST_EMULATE
-  constexpr bool on_gpu = true;
-#else
-  const bool on_gpu = image.is_cuda();
-#endif
-  if (on_gpu) {
-    Tensor workspace = make(image, {fromrgb_workspace(p)}, acc_type(image), false);
-    p.workspace = workspace.data_ptr();
-    return fromrgb_cuda(p, OnDevice(image).stream);
-  }
-#endif
-#ifndef STYLEGAN_DIST_EMULATE
-  fromrgb_cpu(p);
-#endif
+  run_with_workspace(image, p);
 }
 
 void check_arguments(const Tensor& image, const Tensor& affine) {

@@ -241,13 +241,8 @@ template <class T> void run_type(const FromRgbParams& p) {
 
 }  // namespace
 
-void fromrgb_cpu(const FromRgbParams& p) {
-  switch (p.dtype) {
-    case DType::FLOAT: return run_type<float>(p);
-    case DType::DOUBLE: return run_type<double>(p);
-    case DType::BFLOAT16: return run_type<BFloat16>(p);
-    case DType::FLOAT16: return run_type<Float16>(p);
-  }
+void run_cpu(const FromRgbParams& p) {
+  with_type(p.dtype, [&](auto zero) { run_type<decltype(zero)>(p); });
 }
 
 }  // namespace stylegan_dist

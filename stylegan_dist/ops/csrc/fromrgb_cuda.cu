@@ -255,24 +255,14 @@ template <class T> void run_type(const FromRgbParams& p, void* stream) {
 
 }  // namespace
 
-int64_t fromrgb_workspace(const FromRgbParams& p) {
+int64_t workspace_of(const FromRgbParams& p) {
   if (p.op != FromRgbOp::TO_AFFINE) return 0;
   const int64_t parts = std::max(split(p, 1).parts, split(p, WIDE).parts) * (p.channels_last ? 1 : p.outer);
   return reduce_workspace(parts, p.channels * (p.image_channels + 1));
 }
 
-void fromrgb_cuda(const FromRgbParams& p, void* stream) {
-  switch (p.dtype) {
-    case DType::FLOAT: return run_type<float>(p, stream);
-    case DType::BFLOAT16: return run_type<BFloat16>(p, stream);
-    case DType::FLOAT16: return run_type<Float16>(p, stream);
-    case DType::DOUBLE:
-#ifdef STYLEGAN_DIST_EMULATE
-      return run_type<double>(p, stream);
-#else
-      throw std::runtime_error("no float64 on CUDA");
-#endif
-  }
+void run_cuda(const FromRgbParams& p, void* stream) {
+  with_type(p.dtype, [&](auto zero) { run_type<decltype(zero)>(p, stream); });
 }
 
 }  // namespace stylegan_dist

@@ -22,15 +22,7 @@ const void* pointer(MaybeTensor& t, bool channels_last) {
 
 void draw(const Tensor& address, int64_t layer, int64_t count, Tensor& out) {
   const auto* rows = static_cast<const int64_t*>(address.data_ptr());
-  const NoiseParams p{address.size(0), count, layer, rows, out.data_ptr(), dtype_of(out)};
-#ifdef STYLEGAN_DIST_CUDA
-  if (out.is_cuda()) return noise_cuda(p, OnDevice(out).stream);
-#endif
-#ifdef STYLEGAN_DIST_EMULATE
-  noise_cuda(p, nullptr);
-#else
-  noise_cpu(p);
-#endif
+  run_on_device(out, NoiseParams{address.size(0), count, layer, rows, out.data_ptr(), dtype_of(out)});
 }
 
 struct Shape {
@@ -79,14 +71,8 @@ void run(GeneratorOp op, const Shape& s, Tensor t, Tensor table, MaybeTensor noi
     if (drawn) p.address = static_cast<const int64_t*>(noise->data_ptr());
     else p.noise = noise->data_ptr(), p.noise_stride = noise->size(0) == 1 ? 0 : s.height * s.width;
   }
-#if defined(STYLEGAN_DIST_CUDA) || defined(STYLEGAN_DIST_EMULATE)
-#ifdef STYLEGAN_DIST_EMULATE
-  constexpr bool on_gpu = true;
-#else
-  const bool on_gpu = t.is_cuda();
-#endif
-  if (on_gpu) {
-    MaybeTensor maps, scratch;
+  MaybeTensor maps, scratch;
+  if (on_gpu(t)) {
     if (drawn) {  // once, instead of by every thread of channels; not longer than this operator runs
       maps = make(t, {s.n, s.height * s.width}, acc, false);
       draw(*noise, layer, s.height * s.width, *maps);
@@ -94,14 +80,8 @@ void run(GeneratorOp op, const Shape& s, Tensor t, Tensor table, MaybeTensor noi
     }
     if (p.filtered && op != GeneratorOp::FORWARD)
       scratch = make(t, s.features, t.scalar_type(), s.last), p.scratch = scratch->data_ptr();
-    Tensor workspace = make(t, {generator_workspace(p)}, acc, false);
-    p.workspace = workspace.data_ptr();
-    return generator_cuda(p, OnDevice(t).stream);
   }
-#endif
-#ifndef STYLEGAN_DIST_EMULATE
-  generator_cpu(p);
-#endif
+  run_with_workspace(t, p);
 }
 
 std::tuple<Tensor, Tensor> generator_epilogue(Tensor t, Tensor table, MaybeTensor noise, int64_t layer, Line line, double slope,

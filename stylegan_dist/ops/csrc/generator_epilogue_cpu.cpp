@@ -338,16 +338,11 @@ template <class T> void run_type(const GeneratorParams& p) {
 
 }  // namespace
 
-void generator_cpu(const GeneratorParams& p) {
-  switch (p.dtype) {
-    case DType::FLOAT: return run_type<float>(p);
-    case DType::DOUBLE: return run_type<double>(p);
-    case DType::BFLOAT16: return run_type<BFloat16>(p);
-    case DType::FLOAT16: return run_type<Float16>(p);
-  }
+void run_cpu(const GeneratorParams& p) {
+  with_type(p.dtype, [&](auto zero) { run_type<decltype(zero)>(p); });
 }
 
-void noise_cpu(const NoiseParams& p) {
+void run_cpu(const NoiseParams& p) {
   parallel_for(p.images, std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, p.count)), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n)
       draw_noise(Address(p.address + 2 * n), p.layer, 0, p.count, static_cast<float*>(p.out) + n * p.count);

@@ -276,7 +276,7 @@ void unfilter(const GeneratorParams& p, void* stream) {
   r.height = p.height, r.width = p.width, r.out_height = p.height + 1, r.out_width = p.width + 1;
   r.in = p.scratch, r.out = p.to_t, r.up = r.down = 1, r.before = TAPS - 2, r.taps = TAPS, r.gain = 1;
   for (int k = 0; k < TAPS; ++k) r.line[k] = p.line[TAPS - 1 - k];
-  resample_cuda(r, stream);
+  run_cuda(r, stream);
 }
 
 template <class T, int K, int V, bool LAST> void run(const GeneratorParams& p, void* stream) {
@@ -335,29 +335,19 @@ template <class A> void draw(const NoiseParams& p, void* stream) {
 
 }  // namespace
 
-void noise_cuda(const NoiseParams& p, void* stream) {
+void run_cuda(const NoiseParams& p, void* stream) {
   if (p.dtype == DType::DOUBLE) draw<double>(p, stream);
   else draw<float>(p, stream);
 }
 
-int64_t generator_workspace(const GeneratorParams& p) {
+int64_t workspace_of(const GeneratorParams& p) {
   if (p.op == GeneratorOp::FORWARD) return 0;
   return reduce_workspace(std::max(split(p, 1).parts, p.channels % WIDE ? 1 : split(p, WIDE).parts),
                           p.images * (EPILOGUE_ROWS + p.colours) * p.channels);
 }
 
-void generator_cuda(const GeneratorParams& p, void* stream) {
-  switch (p.dtype) {
-    case DType::FLOAT: return run_type<float>(p, stream);
-    case DType::BFLOAT16: return run_type<BFloat16>(p, stream);
-    case DType::FLOAT16: return run_type<Float16>(p, stream);
-    case DType::DOUBLE:
-#ifdef STYLEGAN_DIST_EMULATE
-      return run_type<double>(p, stream);
-#else
-      throw std::runtime_error("no float64 on CUDA");
-#endif
-  }
+void run_cuda(const GeneratorParams& p, void* stream) {
+  with_type(p.dtype, [&](auto zero) { run_type<decltype(zero)>(p, stream); });
 }
 
 }  // namespace stylegan_dist

@@ -1,11 +1,33 @@
 // What the registration (tensor.h) and the launchers agree on. No torch headers.
+//
+// Each struct of parameters has launchers of its own: run_cpu; run_cuda, and for some workspace_of, the number of Acc elements
+// of the memory that the threads of a GPU need.
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
+
+#include "math.h"
 
 namespace stylegan_dist {
 
 enum class DType : int { FLOAT, DOUBLE, BFLOAT16, FLOAT16 };
+
+// f(T()) where values are stored as T.
+template <class F> void with_type(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::FLOAT: return f(float());
+    case DType::BFLOAT16: return f(BFloat16());
+    case DType::FLOAT16: return f(Float16());
+    case DType::DOUBLE:
+#ifdef __CUDACC__
+      throw std::runtime_error("no float64 on CUDA");
+#else
+      return f(double());
+#endif
+  }
+}
+
 enum class ActOp : int { FORWARD, BACKWARD, CURVATURE, FORWARD_ADD, BACKWARD_AT };
 
 // Elements lie as [outer, channels, inner]; inner is 1 for channels_last and for matrices.
@@ -17,7 +39,7 @@ struct ActParams {
   const void *bias, *g, *h;  // [channels] in Acc, or null
   void* out;
   void* sum;               // [channels] in Acc, or null: the sum of the result over outer and inner
-  void* workspace;         // of act_workspace() Acc elements (GPU only)
+  void* workspace;         // of workspace_of() (GPU only)
   int kind;
   double slope, gain, clamp;
   bool constant_slope;     // BACKWARD without a second input
@@ -36,12 +58,12 @@ struct ResampleParams {
   double gain;
 };
 
-void act_cpu(const ActParams&);
-void resample_cpu(const ResampleParams&);
+void run_cpu(const ActParams&);
+void run_cpu(const ResampleParams&);
 
-int64_t act_workspace(const ActParams&);
-void act_cuda(const ActParams&, void* stream);
-void resample_cuda(const ResampleParams&, void* stream);
+int64_t workspace_of(const ActParams&);
+void run_cuda(const ActParams&, void* stream);
+void run_cuda(const ResampleParams&, void* stream);
 
 // body(begin, end) for parts of [0, count), on PyTorch's threads, at least `grain` at a time.
 void parallel(int64_t count, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
@@ -66,15 +88,15 @@ struct EpilogueParams {
   const void *bias, *h;    // [channels] in Acc, or null
   void* out;
   void* sum;               // BACKWARD: [channels] in Acc, or null
-  void* workspace;         // of epilogue_workspace() Acc elements (GPU only)
+  void* workspace;         // of workspace_of() (GPU only)
   int before;              // rows and columns of zeros before `in`, 0 to 3
   double line[4];          // correlated with the rows and columns, in this order
   double slope, gain, clamp;
 };
 
-void epilogue_cpu(const EpilogueParams&);
-int64_t epilogue_workspace(const EpilogueParams&);
-void epilogue_cuda(const EpilogueParams&, void* stream);
+void run_cpu(const EpilogueParams&);
+int64_t workspace_of(const EpilogueParams&);
+void run_cuda(const EpilogueParams&, void* stream);
 
 // ---- fromrgb
 
@@ -95,13 +117,13 @@ struct FromRgbParams {
   const void *left, *h;           // like affine and image, or null for zeros
   const void *h_affine, *right;   // likewise
   void* out;                      // features; TO_IMAGE: an image; TO_AFFINE: like affine
-  void* workspace;                // of fromrgb_workspace() Acc elements (GPU only)
+  void* workspace;                // of workspace_of() (GPU only)
   double slope, gain, clamp;
 };
 
-void fromrgb_cpu(const FromRgbParams&);
-int64_t fromrgb_workspace(const FromRgbParams&);
-void fromrgb_cuda(const FromRgbParams&, void* stream);
+void run_cpu(const FromRgbParams&);
+int64_t workspace_of(const FromRgbParams&);
+void run_cuda(const FromRgbParams&, void* stream);
 
 // ---- generator epilogue
 
@@ -128,14 +150,14 @@ struct GeneratorParams {
   const void *h, *h_table;  // like t and table, or null
   void *z, *to_t;           // features, z null for none
   void *rgb, *sums;         // [images, colours, height, width]; like table
-  void* workspace;          // of generator_workspace() Acc elements (GPU only)
+  void* workspace;          // of workspace_of() (GPU only)
   void* scratch;            // where filtered, features of the size of z (GPU only)
   double slope, gain, clamp;
 };
 
-void generator_cpu(const GeneratorParams&);
-int64_t generator_workspace(const GeneratorParams&);
-void generator_cuda(const GeneratorParams&, void* stream);
+void run_cpu(const GeneratorParams&);
+int64_t workspace_of(const GeneratorParams&);
+void run_cuda(const GeneratorParams&, void* stream);
 
 // The noise of one layer: [images, count].
 struct NoiseParams {
@@ -145,8 +167,8 @@ struct NoiseParams {
   DType dtype;  // of out: FLOAT, or (GPU only) DOUBLE
 };
 
-void noise_cpu(const NoiseParams&);
-void noise_cuda(const NoiseParams&, void* stream);
+void run_cpu(const NoiseParams&);
+void run_cuda(const NoiseParams&, void* stream);
 
 // ---- Winograd convolutions of 3x3 kernels, tiles of 2x2 outputs; float32, channels_last, CPU only
 

@@ -21,17 +21,7 @@ Tensor resample2d(Tensor x, std::vector<double> line, int64_t up, int64_t down, 
   p.in = x.data_ptr(), p.out = out.data_ptr();
   p.up = int(up), p.down = int(down), p.before = before, p.taps = int(line.size()), p.gain = gain;
   for (size_t k = 0; k < line.size(); ++k) p.line[k] = line[k];
-#ifdef STYLEGAN_DIST_EMULATE
-  resample_cuda(p, nullptr);
-#else
-#ifdef STYLEGAN_DIST_CUDA
-  if (x.is_cuda()) {
-    resample_cuda(p, OnDevice(x).stream);
-    return out;
-  }
-#endif
-  resample_cpu(p);
-#endif
+  run_on_device(x, p);
   return out;
 }
 

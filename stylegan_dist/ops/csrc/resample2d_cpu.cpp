@@ -126,13 +126,8 @@ template <class T> void run(const ResampleParams& p) {
 
 }  // namespace
 
-void resample_cpu(const ResampleParams& p) {
-  switch (p.dtype) {
-    case DType::FLOAT: return run<float>(p);
-    case DType::DOUBLE: return run<double>(p);
-    case DType::BFLOAT16: return run<BFloat16>(p);
-    case DType::FLOAT16: return run<Float16>(p);
-  }
+void run_cpu(const ResampleParams& p) {
+  with_type(p.dtype, [&](auto zero) { run<decltype(zero)>(p); });
 }
 
 }  // namespace stylegan_dist

@@ -110,18 +110,8 @@ template <class T> void run_type(const ResampleParams& p, void* stream) {
 
 }  // namespace
 
-void resample_cuda(const ResampleParams& p, void* stream) {
-  switch (p.dtype) {
-    case DType::FLOAT: return run_type<float>(p, stream);
-    case DType::BFLOAT16: return run_type<BFloat16>(p, stream);
-    case DType::FLOAT16: return run_type<Float16>(p, stream);
-    case DType::DOUBLE:
-#ifdef STYLEGAN_DIST_EMULATE
-      return run_type<double>(p, stream);
-#else
-      throw std::runtime_error("no float64 on CUDA");
-#endif
-  }
+void run_cuda(const ResampleParams& p, void* stream) {
+  with_type(p.dtype, [&](auto zero) { run_type<decltype(zero)>(p, stream); });
 }
 
 }  // namespace stylegan_dist

@@ -103,6 +103,29 @@ class OnDevice {
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
 };
 
+#ifdef STYLEGAN_DIST_EMULATE
+constexpr bool HAS_CPU = false, HAS_GPU = true;  // the launchers of a GPU, on the memory of the CPU
+#elif defined(STYLEGAN_DIST_CUDA)
+constexpr bool HAS_CPU = true, HAS_GPU = true;
+#else
+constexpr bool HAS_CPU = true, HAS_GPU = false;
+#endif
+
+inline bool on_gpu(const Tensor& x) { return HAS_GPU && (!HAS_CPU || x.is_cuda()); }
+
+template <class Params> void run_on_device(const Tensor& x, const Params& p) {
+  if constexpr (HAS_GPU)
+    if (on_gpu(x)) return run_cuda(p, OnDevice(x).stream);
+  if constexpr (HAS_CPU) run_cpu(p);
+}
+
+template <class Params> void run_with_workspace(const Tensor& x, Params& p) {
+  MaybeTensor workspace;
+  if constexpr (HAS_GPU)
+    if (on_gpu(x)) workspace = make(x, {workspace_of(p)}, acc_type(x), false), p.workspace = workspace->data_ptr();
+  run_on_device(x, p);
+}
+
 inline void check_channels(const MaybeTensor& t, const Tensor& x, const char* name) {
   STD_TORCH_CHECK(!t || (t->dim() == 1 && t->size(0) == x.size(1) && t->scalar_type() == acc_type(x) && on_one_device(*t, x)),
                   "stylegan_dist: ", name, " must be [channels] in float32 (float64 for float64), on the device of x");
