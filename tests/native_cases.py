@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from stylegan_dist.ops import native
 from stylegan_dist.ops.fused import NAMESPACE
 
 T = TypeVar("T")
-
-from stylegan_dist.ops import native
-
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("nchw", "nhwc", "strided")
 
