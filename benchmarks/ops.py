@@ -4,6 +4,7 @@
     python benchmarks/ops.py --device cuda --batch 32 --dtypes bfloat16
     python benchmarks/ops.py --threads 2 --rounds 30
     python benchmarks/ops.py --host
+    python benchmarks/ops.py --operators conv,modulated --layouts nhwc
 
 For every operator, shape, dtype and layout: forward, forward and backward, and these with the double backward of a gradient
 penalty. All variants take turns, and every column is a median over the rounds, because others may use the machine. With
@@ -14,6 +15,10 @@ one thread on a CPU (the default there) it is processor time, which others hardl
     % copy    share of the bandwidth that copying a tensor of 64 MiB reaches here
     x ref     time of the reference / time of the fused path; below 1 the reference is faster
     x comp    the same for the reference compiled by torch.compile, with --compile; there is no double backward of it
+
+Convolutions (conv, and modulated: with the product of matrices that demodulates) are not among the operators that are measured
+unasked: they take minutes on a CPU. Their share of the copy bandwidth is small, as it should be; benchmarks/roofline.py has
+their floor.
 
 With --host, what a call costs the host: microseconds on tensors of a few hundred bytes, the least of the rounds.
 """
@@ -40,6 +45,7 @@ from stylegan_dist.ops import native
 SHAPES = {"cifar10": ((512, 8), (256, 16), (128, 32)), "ffhq256": ((512, 16), (512, 32), (256, 64), (128, 128), (64, 256)),
           "ffhq1024": ((128, 256), (64, 512), (32, 1024))}
 MODES = ("forward", "backward", "double")
+CONVOLUTIONS = ("conv", "modulated")
 
 
 def main() -> int:
@@ -49,7 +55,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--layouts", default="nchw,nhwc")
-    parser.add_argument("--operators", default=",".join(operators()))
+    parser.add_argument("--operators", default=",".join(name for name in operators() if name not in CONVOLUTIONS))
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compile", action="store_true", help="compare with the compiled reference, too; takes minutes")
@@ -158,8 +164,22 @@ def operators() -> dict[str, tuple[Callable, Callable]]:
         "g_filtered": (lambda x, b: generator_layer(x, b, True, True, False), generated),
         "g_both": (lambda x, b: generator_layer(x, b, False, True, True), generated),
         "g_rgb": (lambda x, b: generator_layer(x, b, False, False, True), generated),
+        "conv": (lambda x, b: ops.conv2d(x, kernels(x, b).to(x.dtype), padding=1), linear),
+        "modulated": (modulated, linear),
         "fromrgb": (lambda x, b: ops.fromrgb(x, b[:, None, None, None].expand(-1, x.shape[1], -1, -1), b), features),
     }
+
+
+def kernels(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """[C, C, 3, 3], whose gradient takes a sum more than that of weights; in the format of x."""
+    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    return bias[:, None, None, None].expand(-1, len(bias), 3, 3).contiguous(memory_format=layout)
+
+
+def modulated(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """A convolution of the generator, demodulated by what would be a part of the epilogue."""
+    y, scale = ops.modulated_conv2d(x, kernels(x, bias), bias.expand(len(x), -1))
+    return y * scale.to(y.dtype)[:, :, None, None]
 
 
 def generator_layer(x: torch.Tensor, bias: torch.Tensor, filtered: bool, features: bool, colours: bool) -> torch.Tensor:
