@@ -105,7 +105,8 @@ def passes_on_cuda_sources(test_file: str) -> None:
         pytest.skip("this is that run")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", test_file,
-         "-k", "not compile and not opcheck and not cuda_sources"],
+         # The formulas of the derivatives are the same ones; whether the kernels in them are, the comparisons tell.
+         "-k", "not compile and not opcheck and not gradcheck and not cuda_sources"],
         env=os.environ | {"STYLEGAN_DIST_EMULATE": "1"}, capture_output=True, text=True, timeout=280, check=False,
         cwd=Path(__file__).parents[1],
     )

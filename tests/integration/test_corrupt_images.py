@@ -82,7 +82,7 @@ def test_waiting_for_data_is_told_with_its_cause(labelled_shards, tmp_path, monk
         elif cause == "disk":
             monkeypatch.setattr(os, "pread", slow(os.pread))
         else:
-            monkeypatch.setattr("stylegan_dist.data.decoding.decode", slow(decoding.decode))
+            monkeypatch.setattr(decoding, "decode_into", slow(decoding.decode_into))
         monkeypatch.setattr("stylegan_dist.training.loop.WAIT_ALLOWED", 0.0)
         assert train(place, tmp_path / "run", 0.016, cache) == 0
     log = (tmp_path / "run" / "log.txt").read_text()

@@ -20,9 +20,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 # does if a rounding error carries one of the few features of these networks over the kink of its leaky ReLU.
 CALM = ("optim.g.eps=1e-2", "optim.d.eps=1e-2", "optim.g.lr=1e-4", "optim.d.lr=1e-4")
 BATCH = 16
-STEPS = 20
-SAVED_AT = 16  # steps, where others continue: what is left has every phase twice
-SHORT = 8      # steps of what is compared with a run of the same engine, of micro-batches and of variants
+STEPS = (8, 20)  # the longer one, with everything continued under everything else, in the exhaustive run
+LEFT = 4         # steps for those who continue: every phase twice
+SHORT = 8        # steps of what is compared with a run of the same engine, and of variants
 # Rounding is magnified by 1 / sigma.
 APPROXIMATE = ("loss.penalty=approximate", "loss.penalty_sigma=0.3")
 ENGINES = {1: ("flat", "zero1", "zero2", "zero3"), 2: ("flat", "ddp", "zero1", "zero2", "zero3"),
@@ -37,16 +37,15 @@ OPTIMIZED = {  # name -> overrides, for both networks
     "l1": ("l1=0.01",),
 }
 SAVED = [f"{engine}-{world}" for world, engines in ENGINES.items() for engine in engines]
-# What is saved under one is continued under the other: every pair on one and two ranks; four, which take turns on
-# the two cores of continuous integration, meet a single process both ways, each engine itself and the next.
-RING = dict(zip(ENGINES[4], (*ENGINES[4][1:], ENGINES[4][0]), strict=True))
-CONTINUED = [
+# What is saved under one is continued under the other: by itself, and by the next. In the exhaustive run every pair on one
+# and two ranks; four, which take turns on the two cores of continuous integration, meet a single process both ways.
+NEXT = dict(zip(SAVED, (*SAVED[1:], SAVED[0]), strict=True))
+SOME = [*((one, one) for one in SAVED), *NEXT.items()]
+CONTINUED = [*SOME, *sorted({
     *((before, after) for before in SAVED for after in SAVED if not (before + after).count("-4")),
-    *((f"{engine}-4", f"{engine}-4") for engine in ENGINES[4]),
     *((f"{engine}-4", "flat-1") for engine in ENGINES[4]),
     *(("flat-1", f"{engine}-4") for engine in ENGINES[4]),
-    *((f"{engine}-4", f"{other}-4") for engine, other in RING.items()),
-]
+} - {*SOME})]
 DIVIDED = [*((engine, 2, parts) for engine in ENGINES[2] for parts in MICRO_BATCHES),
            *(("flat", 1, parts) for parts in MICRO_BATCHES)]
 NETWORKS = ("g", "d", "g_ema")
@@ -56,14 +55,15 @@ OPTIMIZERS = ("optimizer_g", "optimizer_d")
 class Runs:
     """Cases that have been trained, by name."""
 
-    def __init__(self, folder: Path, shards: Path):
+    def __init__(self, folder: Path, shards: Path, steps: int):
         self.folder = folder
         self.shards = shards
+        self.steps = steps
 
-    def case(self, name: str, engine: str, *overrides: str, steps: int = STEPS, start: Path | None = None,
+    def case(self, name: str, engine: str, *overrides: str, steps: int | None = None, start: Path | None = None,
              **more: object) -> dict:
         return {
-            "engine": engine, "steps": steps, "out": str(self.folder / name), "start": start and str(start),
+            "engine": engine, "steps": steps or self.steps, "out": str(self.folder / name), "start": start and str(start),
             "overrides": [*TINY, *CALM, f"run.batch={BATCH}", f"data.shards={self.shards}", *overrides], **more,
         }
 
@@ -81,18 +81,20 @@ class Runs:
         return json.loads((self.checkpoint(name) / "state.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """All steps under every engine, world and micro-batch; and what was saved on the way, continued under every other."""
-    runs = Runs(tmp_path_factory.mktemp("engines"), small_shards)
+@pytest.fixture(scope="module", params=[STEPS[0], pytest.param(STEPS[1], marks=pytest.mark.exhaustive)])
+def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Runs:
+    """All steps under every engine, world and micro-batch; and what was saved on the way, continued under others."""
+    runs = Runs(tmp_path_factory.mktemp("engines"), small_shards, request.param)
+    saved_at = runs.steps - LEFT
     launches = []
     for world, engines in ENGINES.items():
         whole = f"run.batch_gpu={BATCH // world}"
         cases = [runs.case(f"{engine}-{world}-1", engine, whole) for engine in engines]
         for case, engine in zip(cases, engines, strict=True):
-            at = {"half": SAVED_AT, "short": SHORT}
+            at = {"half": saved_at, "short": SHORT}
             case["on_the_way"] = {str(runs.folder / f"{engine}-{world}-{name}"): steps for name, steps in at.items()}
-        cases += divided(runs, world, SHORT)
+        cases += [runs.case(f"{engine}-{world}-{parts}", engine, f"run.batch_gpu={BATCH // world // parts}")
+                  for engine, ranks, parts in DIVIDED if ranks == world]
         if world == 1:
             cases.append(runs.case("flat-1-eight", "flat", steps=SHORT))
             cases.append(runs.case("flat-1-approximate", "flat", *APPROXIMATE))
@@ -115,17 +117,11 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for world in ENGINES:
         launches.append((world, [
             runs.case(f"{before}-to-{after}", after.removesuffix(f"-{world}"), f"run.batch_gpu={BATCH // world}",
-                      steps=STEPS - SAVED_AT, start=runs.folder / f"{before}-half/checkpoints/nimg-{SAVED_AT * BATCH:08d}")
-            for before, after in CONTINUED if after.endswith(f"-{world}")
+                      steps=LEFT, start=runs.folder / f"{before}-half/checkpoints/nimg-{saved_at * BATCH:08d}")
+            for before, after in (SOME if runs.steps == STEPS[0] else CONTINUED) if after.endswith(f"-{world}")
         ]))
     runs.train(launches)
     return runs
-
-
-def divided(runs: Runs, ranks: int, steps: int) -> list[dict]:
-    """Micro-batches under every engine."""
-    return [runs.case(f"{engine}-{world}-{parts}", engine, f"run.batch_gpu={BATCH // world // parts}", steps=steps)
-            for engine, world, parts in DIVIDED if world == ranks]
 
 
 def optimizers(name: str) -> list[str]:
@@ -180,22 +176,12 @@ def assert_same_draws(runs: Runs, one: str, other: str) -> None:
 
 @pytest.mark.parametrize(("one", "other"), [
     *(("flat-1-1", f"{engine}-{world}-1") for world, engines in ENGINES.items() for engine in engines),
-    *(("flat-1-eight", f"{engine}-{world}-{parts}") for engine, world, parts in DIVIDED),
+    *(("flat-1-1", f"{engine}-{world}-{parts}") for engine, world, parts in DIVIDED),
     *(("flat-1-eight", f"{engine}-2-2") for engine in VARIANTS),
 ])
 def test_every_engine_equals_one_process(one: str, other: str, runs: Runs):
     assert_same_run(runs, one, other)
     assert_same_draws(runs, one, other)
-
-
-@pytest.mark.exhaustive
-def test_micro_batches_for_all_steps(small_shards: Path, tmp_path: Path):
-    runs = Runs(tmp_path, small_shards)
-    runs.train([(1, [runs.case("flat-1-1", "flat", f"run.batch_gpu={BATCH}"), *divided(runs, 1, STEPS)]),
-                (2, divided(runs, 2, STEPS))])
-    for engine, world, parts in DIVIDED:
-        assert_same_run(runs, "flat-1-1", f"{engine}-{world}-{parts}")
-        assert_same_draws(runs, "flat-1-1", f"{engine}-{world}-{parts}")
 
 
 @pytest.mark.parametrize("engine", ENGINES[2])
@@ -220,8 +206,12 @@ def test_approximate_penalties(engine: str, runs: Runs):
     assert difference(runs.checkpoint("flat-1-1"), runs.checkpoint("flat-1-approximate")) > 1e-5
 
 
-@pytest.mark.parametrize(("before", "after"), CONTINUED)
+@pytest.mark.parametrize(("before", "after"), [
+    *SOME, *(pytest.param(*pair, marks=pytest.mark.exhaustive) for pair in CONTINUED[len(SOME):]),
+])
 def test_saved_under_one_continued_under_another(before: str, after: str, runs: Runs):
+    if runs.steps == STEPS[0] and (before, after) not in SOME:
+        pytest.skip(f"continued after {STEPS[1]} steps only")
     assert len(list(runs.checkpoint(f"{before}-half").glob("g-*-of-*.safetensors"))) > 1
     assert_same_run(runs, "flat-1-1", f"{before}-to-{after}")
     if before == after:
