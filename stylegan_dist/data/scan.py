@@ -26,6 +26,7 @@ from stylegan_dist.data.forms import MAX_ARRAY_BYTES, Normalisation, Values, mer
 from stylegan_dist.data.images import measure as measure_image
 from stylegan_dist.data.index import CHANNELS, INDEX_NAME, NO_LABEL, RESOLUTIONS, DatasetIndex, Shard
 from stylegan_dist.data.tar import TarError, members
+from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import write_whole
 from stylegan_dist.machine import available_cores
@@ -162,10 +163,7 @@ def _scan_remote(location: str, checksums: bool, array_key: str | None) -> _Foun
 
 def _is_md5_of(tag: str, path: str) -> bool:
     """Whether an entity tag is the MD5 of a file, as that of an S3 object which was uploaded in one piece and not encrypted."""
-    if not re.fullmatch("[0-9a-f]{32}", tag):
-        return False
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest() == tag
+    return bool(re.fullmatch("[0-9a-f]{32}", tag)) and file_digest(path, "md5") == tag
 
 
 def _scan_file(path: Path, location: str, checksums: bool, array_key: str | None) -> _Found:

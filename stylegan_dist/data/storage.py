@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fnmatch
-import hashlib
 import os
 import random
 import re
@@ -21,6 +20,7 @@ from typing import TypeVar
 import fsspec
 from braceexpand import braceexpand
 
+from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
 
 ATTEMPTS = 6
@@ -167,10 +167,8 @@ def check_file(path: str | os.PathLike, size: int | None, sha256: str = "") -> N
     found = os.path.getsize(path)
     if size is not None and found != size:
         raise ValueError(f"{found} bytes instead of {size}: truncated or altered")
-    if sha256:
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise ValueError(f"the SHA-256 differs from the index, although all {found} bytes are there: altered")
+    if sha256 and file_digest(path) != sha256:
+        raise ValueError(f"the SHA-256 differs from the index, although all {found} bytes are there: altered")
 
 
 def retrying(action: Callable[[], _RESULT], what: str, where: Callable[[Exception], str] = lambda error: "") -> _RESULT:

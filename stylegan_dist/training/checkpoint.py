@@ -16,7 +16,6 @@ The newest is found by looking, never by a pointer. No pickle is involved anywhe
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
 from stylegan_dist.training.engine import ALONE, Ranks, Sharded
 
@@ -237,16 +237,7 @@ def load_network(network: nn.Module, folder: Path, name: str) -> None:
 def _measure(path: Path, sync: bool = True) -> dict[str, int | str]:
     if sync:
         _sync(path)
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _digest(file):  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    for block in iter(lambda: file.read(1 << 20), b""):
-        digest.update(block)
-    return digest
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _sync(path: Path) -> None:
