@@ -188,7 +188,7 @@ def test_service_killed_under_us(run):
     out = run("""
         w = tracker()
         w.log({"loss/g_main": 1.0}, 1)
-        wait_for(lambda: w._run is not None)
+        wait_for(w._jobs.empty)  # then the start is over, not only begun
         os.kill(service(), signal.SIGKILL)
         time.sleep(0.5)
         for nimg in range(2, 20):
@@ -208,7 +208,8 @@ def test_service_killed_under_us(run):
 def test_service_that_hangs_delays_neither_training_nor_the_exit(run):
     out = run("""
         w = tracker(init_timeout=1.0, finish_timeout=2.0)
-        wait_for(lambda: w._run is not None)
+        w.log({"loss/g_main": 1.0}, 0)
+        wait_for(w._jobs.empty)
         os.kill(service(), signal.SIGSTOP)
         began_logging = time.monotonic()
         for nimg in range(2000):
