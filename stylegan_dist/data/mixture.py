@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from stylegan_dist.data.index import DatasetIndex
-from stylegan_dist.data.order import GlobalOrder
+from stylegan_dist.data.order import GlobalOrder, runs
 from stylegan_dist.randomness import permutation
 
 GROUP = 4096
@@ -34,30 +34,34 @@ class MixedOrder:
         self.orders = list(orders)
         self.seed = seed
         self.num_samples = sum(order.num_samples for order in orders)
-        self.shares = apportion(weights, GROUP)
+        self.shares = np.array(apportion(weights, GROUP))
         self._first_shard = np.cumsum([0, *(len(order.shard_samples) for order in orders)]).tolist()
         self._groups: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
     def locate(self, first: int, count: int) -> list[tuple[int, int]]:
         """(shard, sample within the shard) of images first, ..., first + count - 1; shards count through all sets."""
-        places, parts = np.empty((count, 2), np.int64), np.empty(count, np.int64)
-        for begin in range(first - first % GROUP, first + count, GROUP):
-            group = self._group(begin // GROUP)[0][max(0, first - begin):first + count - begin]
-            done = max(0, begin - first)
-            parts[done:done + len(group)] = group
-        for part in np.unique(parts).tolist():  # what a set gives to these images is a piece of its line
-            at = np.flatnonzero(parts == part)
-            _, number = self.part_of(first + int(at[0]))
-            places[at] = self.orders[part].places(number, len(at))
-            places[at, 0] += self._first_shard[part]
-        return [(shard, sample) for shard, sample in places.tolist()]
+        return [(shard, sample) for shard, sample in self.places(np.arange(first, first + count)).tolist()]
 
-    def part_of(self, image: int) -> tuple[int, int]:
-        """(set, number of the image on the line of that set)."""
-        group, within = divmod(image, GROUP)
-        parts, earlier = self._group(group)
-        part = int(parts[within])
-        return part, group * self.shares[part] + int(earlier[within])
+    def places(self, images: np.ndarray) -> np.ndarray:
+        """As `locate`, of images with rising numbers, int64 [n]: int64 [n, 2]."""
+        parts, numbers = self.numbers(images)
+        places = np.empty((len(images), 2), np.int64)
+        for part in np.unique(parts).tolist():
+            at = np.flatnonzero(parts == part)
+            places[at] = self.orders[part].places(numbers[at])
+            places[at, 0] += self._first_shard[part]
+        return places
+
+    def numbers(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of images with rising numbers, int64 [n]: the set of each, and its number on the line of that set, int64 [n]."""
+        groups, within = np.divmod(images, GROUP)
+        parts, numbers = np.empty_like(images), np.empty_like(images)
+        for begin, end in runs(groups):
+            group = int(groups[begin])
+            sets, earlier = (values[within[begin:end]] for values in self._group(group))
+            parts[begin:end] = sets
+            numbers[begin:end] = group * self.shares[sets] + earlier
+        return parts, numbers
 
     def slots_from(self, nimg: int, images: int, ahead: int) -> tuple[int, ...]:
         """As of one set, for all sets one after the other; `images` is the global batch."""
@@ -88,7 +92,7 @@ class MixedOrder:
         group, within = divmod(nimg, GROUP)
         parts, _ = self._group(group)
         before = np.bincount(parts[:within], minlength=len(self.orders))
-        return [(group * share + int(n), max(batch, order.lanes))
+        return [(int(group * share + n), max(batch, order.lanes))
                 for share, n, order in zip(self.shares, before, self.orders, strict=True)]
 
     def _group(self, group: int) -> tuple[np.ndarray, np.ndarray]:

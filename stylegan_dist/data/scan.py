@@ -187,6 +187,8 @@ def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key:
         stem, _, ending = base.partition(".")  # WebDataset: the key ends at the first dot of the file name
         key, ending = f"{folder}/{stem}", ending.lower()
         keys.add(key)
+        if size < 0:
+            continue
         if ending in _ENDINGS:
             if key in images:
                 raise TarError(f"a second image of the sample {key.lstrip('/')!r}", offset, name)

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 BLOCK = 512
 _LONG_NAME_BYTES = 1 << 16  # of the headers that hold names too long for a plain one
-_LONG_NAME, _EXTENDED, _GLOBAL = b"L", b"x", b"g"
+_LONG_NAME, _LONG_TARGET, _EXTENDED, _GLOBAL = b"L", b"K", b"x", b"g"
 
 
 class Member(NamedTuple):
     name: str
     offset: int  # where its bytes begin
-    bytes: int
+    bytes: int   # -1 for what has none here: a symbolic link, a device, a pipe
 
 
 class TarError(ValueError):
@@ -32,7 +32,7 @@ class TarError(ValueError):
 
 
 def members(content) -> Iterator[Member]:
-    """The regular files of a tar file in their order.
+    """What a tar file holds in its order, less the folders. A hard link is the file that it names, if that came before it.
 
     Args:
         content: bytes, or a memory map.
@@ -42,6 +42,7 @@ def members(content) -> Iterator[Member]:
     """
     start = 0
     extended: dict[str, str] = {}  # what an extended header says of the member that follows
+    files: dict[str, Member] = {}
     while start + BLOCK <= len(content):
         header = content[start:start + BLOCK]
         if not any(header):  # the end mark
@@ -56,17 +57,23 @@ def members(content) -> Iterator[Member]:
         if size < 0 or end > len(content):
             raise TarError("the tar file ends inside this member", payload, info.name)
         start = end
-        if info.type in (_LONG_NAME, _EXTENDED, _GLOBAL):
+        if info.type in (_LONG_NAME, _LONG_TARGET, _EXTENDED, _GLOBAL):
             if size > _LONG_NAME_BYTES:
                 raise TarError(f"an extended header of {size} bytes", payload, info.name)
             text = content[payload:payload + size]
-            if info.type == _LONG_NAME:
-                extended = {"path": text.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+            if info.type in (_LONG_NAME, _LONG_TARGET):  # both may stand before a member
+                what = "path" if info.type == _LONG_NAME else "linkpath"
+                extended[what] = text.rstrip(b"\0").decode("utf-8", "surrogateescape")
             elif info.type == _EXTENDED:
                 extended = _records(text, payload)
             continue
+        name = extended.get("path", info.name)
         if info.isreg():
-            yield Member(extended.get("path", info.name), payload, size)
+            files[name] = Member(name, payload, size)
+            yield files[name]
+        elif not info.isdir():
+            target = files.get(extended.get("linkpath", info.linkname)) if info.islnk() else None
+            yield target._replace(name=name) if target else Member(name, payload, -1)
         extended = {}
     raise TarError("the tar file has no end mark: it is truncated", start)
 

@@ -7,6 +7,7 @@ import mmap
 import os
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -132,8 +133,8 @@ def _check_content(
     problems: list[Problem], slot: int, progress: pool.Progress,
 ) -> None:
     images, labels = _scan(content, index.encoding, shard, problems)
-    if len(images) != shard.samples:
-        problems.append(Problem(shard.name, f"{len(images)} {index.noun} are found, the index promises {shard.samples}"))
+    if (found := sum(map(len, images.values()))) != shard.samples:
+        problems.append(Problem(shard.name, f"{found} {index.noun} are found, the index promises {shard.samples}"))
     if table is None:
         return
     values = np.empty((index.resolution, index.resolution, index.channels), index.dtype)
@@ -142,7 +143,7 @@ def _check_content(
         progress.done[slot] += 1
         if progress.stopped:
             return
-        name, found_size = images.get(offset, (None, None))
+        name, found_size = images[offset].pop(0) if images.get(offset) else (None, None)
         if found_size != size:
             problems.append(Problem(
                 shard.name, f"the offsets promise a sample of {size} bytes here, the tar file has none", name, offset
@@ -178,15 +179,17 @@ def _check_label(
 
 def _scan(
     content: mmap.mmap, ending: str, shard: Shard, problems: list[Problem]
-) -> tuple[dict[int, tuple[str, int]], dict[str, bytes]]:
-    """Walk the headers of a tar file: images as {payload offset: (name, bytes)}, labels as {key: text}."""
-    images: dict[int, tuple[str, int]] = {}
+) -> tuple[dict[int, list[tuple[str, int]]], dict[str, bytes]]:
+    """Walk the headers of a tar file: images as {payload offset: (name, bytes) of each with its bytes there}, labels by key."""
+    images: dict[int, list[tuple[str, int]]] = defaultdict(list)
     labels: dict[str, bytes] = {}
     try:
         for name, offset, size in members(content):
             key, kind = _split(name)
+            if size < 0:
+                continue
             if kind.lower() == ending:
-                images[offset] = (name, size)
+                images[offset].append((name, size))
             elif kind.lower() == "cls":
                 labels[key] = content[offset : offset + size].strip()
     except TarError as error:

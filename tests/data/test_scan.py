@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import time
 from pathlib import Path
@@ -116,6 +117,29 @@ def test_members_are_those_of_tarfile(entries, form):
     found = list(members(content))
     assert [(offset, size) for _, offset, size in found] == expected
     assert [name.rstrip("/") for name, _, _ in found] == [name.rstrip("/") for name in names]  # tarfile strips some
+
+
+@pytest.mark.parametrize(("form", "name"), [
+    (tarfile.USTAR_FORMAT, "first.png"), (tarfile.GNU_FORMAT, "x" * 90 + "/" + "y" * 90 + "/first.png"),
+    (tarfile.PAX_FORMAT, "x" * 90 + "/" + "y" * 90 + "/first.png")], ids=["ustar", "gnu", "pax"])
+def test_hard_links_are_samples(form, name, tmp_path, capsys):
+    """tar stores a file with two names once; the other name is a link to the first."""
+    path = tmp_path / "files" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(png(1))
+    os.link(path, tmp_path / "files" / "second.png")
+    (tmp_path / "files" / "third.png").symlink_to(path)
+    (tmp_path / "linked").mkdir()
+    with tarfile.open(tmp_path / "linked" / "a.tar", "w", format=form) as file:
+        for member in (name, "second.png", "third.png"):
+            file.add(tmp_path / "files" / member, member)
+        assert [info.type for info in file.getmembers()] == [tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE]
+    index = index_shards(str(tmp_path / "linked"))
+    assert index.num_samples == 2
+    assert "1 samples have no image" in capsys.readouterr().out
+    table = np.load(tmp_path / "linked" / "a.offsets.npy")
+    assert (table[0] == table[1]).all()
+    assert verify(tmp_path / "linked") == []
 
 
 def test_damage_says_where(tmp_path):
