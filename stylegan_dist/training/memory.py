@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import weakref
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -315,25 +317,28 @@ def propose_batch_gpu(resolved: Resolved, index: DatasetIndex, world_size: int, 
         free: bytes that this rank had before it built anything.
     """
     now = resolved.config.run
-    sizes = micro_batch_sizes(resolved.config, world_size)
-    attempts = [(size, now.recompute) for size in reversed(sizes) if size < now.batch_gpu]
-    if not now.recompute:
-        attempts += [(size, 2 * MIN_RESOLUTION) for size in reversed(sizes) if size <= now.batch_gpu]
-    least = float("inf")
-    for size, recompute in attempts:
+    fixed, factor = _AROUND[device_type]
+
+    def needed(recompute: int, size: int) -> float:
         changed = replace(resolved, config=copy.deepcopy(resolved.config))
         changed.config.run.batch_gpu, changed.config.run.recompute = size, recompute
-        fixed, factor = _AROUND[device_type]
-        needed = fixed + factor * estimate_memory(changed, index, world_size, device_type, choice).peak
-        least = min(least, needed)
-        if needed <= free:
+        return fixed + factor * estimate_memory(changed, index, world_size, device_type, choice).peak
+
+    least = float("inf")
+    for recompute in (now.recompute,) if now.recompute else (0, 2 * MIN_RESOLUTION):
+        sizes = [size for size in micro_batch_sizes(resolved.config, world_size)
+                 if size < now.batch_gpu + (recompute != now.recompute)]
+        bytes_of = cache(partial(needed, recompute))  # an estimate takes a second or two
+        if fitting := bisect_right(sizes, float(free), key=bytes_of):
+            size = sizes[fitting - 1]
             also = f" and run.recompute={recompute}" if recompute != now.recompute else ""
-            return (f"set run.batch_gpu={size}{also}: that needs at most about {_gib(needed)} of the {_gib(free)} that were "
-                    "free, and does not change the result")
+            return (f"set run.batch_gpu={size}{also}: that needs at most about {_gib(bytes_of(size))} of the {_gib(free)} that "
+                    "were free, and does not change the result")
+        least = min([least, *map(bytes_of, sizes[:1])])
     remedies = "set smaller generator.channel_base and discriminator.channel_base, which is another network"
     if world_size > 1 and not choice.zero:
         remedies = f"train with ZeRO, for example launch/accelerate/zero2.yaml, or {remedies}"
-    amount = f" (at least {_gib(least)})" if attempts else ""
+    amount = f" (at least {_gib(least)})" if least < float("inf") else ""
     return (f"no smaller run.batch_gpu fits into the {_gib(free)} that were free, not even with "
             f"run.recompute={2 * MIN_RESOLUTION}{amount}: {remedies}")
 

@@ -199,8 +199,8 @@ def test_micro_batches_that_are_allowed(overrides, ranks, expected):
 
 def test_the_largest_micro_batch_that_fits_is_proposed():
     resolved, index = resolved_for(32, *THIN, *NO_PENALTY, "run.batch=32", "run.batch_gpu=32"), make_index(32)
-    peaks = {n: estimate(32, *THIN, *NO_PENALTY, "run.batch=32", f"run.batch_gpu={n}").peak for n in (4, 8, 16)}
-    assert peaks[4] < peaks[8] < peaks[16]
+    peaks = {n: estimate(32, *THIN, *NO_PENALTY, "run.batch=32", f"run.batch_gpu={n}").peak for n in (4, 16)}
+    assert peaks[4] < peaks[16]
     for n, peak in peaks.items():
         assert f"run.batch_gpu={n}:" in propose_batch_gpu(resolved, index, 1, "cpu", round(AROUND + 1.6 * peak) + 1)
     # Not even the smallest: recompute, and if that is too much as well, another network.
