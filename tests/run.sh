@@ -8,6 +8,6 @@ bin=${VENV:-.venv}/bin
 "$bin/python" -m compileall -q stylegan_dist  # once, where Python was told to write no bytecode: hundreds of processes follow
 "$bin/ruff" check .
 "$bin/mypy"
-# Two workers, each test file on one of them: much of the time a test needs one core, or waits. In the order of the folders
-# the longest files are not the last, where one worker would wait for the other.
-"$bin/python" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
+# Three workers on two cores, each test file on one of them: some tests need one core, others wait; two workers take a third
+# longer. In the order of the folders the longest files are not the last, where one worker would wait for the others.
+"$bin/python" -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder "$@"

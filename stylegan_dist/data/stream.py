@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import itertools
 import math
@@ -206,11 +207,12 @@ class BatchStream:
         self.seconds_waited = self.seconds_read = self.seconds_decode = 0.0
         self._replaced: list[Replaced] = []
         self._reader = dataset.reader
-        self._batches: Iterator[_Loaded | InputError] = iter(DataLoader(
-            dataset, batch_size=None, sampler=_Numbers(start, batch), num_workers=workers,
-            prefetch_factor=prefetch if workers else None, pin_memory=pin_memory,
-            worker_init_fn=functools.partial(_start_reader, os.getpid()),
-        ))
+        with _stop_signals_wait():  # for the readers, until they have said that they ignore them
+            self._batches: Iterator[_Loaded | InputError] = iter(DataLoader(
+                dataset, batch_size=None, sampler=_Numbers(start, batch), num_workers=workers,
+                prefetch_factor=prefetch if workers else None, pin_memory=pin_memory,
+                worker_init_fn=functools.partial(_start_reader, os.getpid()),
+            ))
         _open_streams.add(self)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -249,6 +251,16 @@ def _close_streams() -> None:
         stream.close()
 
 
+@contextlib.contextmanager
+def _stop_signals_wait() -> Iterator[None]:
+    """Signals that ask a run to stop come after the block; processes that are started in it are born with them blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_reader(trainer: int, _worker: int) -> None:
     """In each reader: ignore the signals that ask a run to stop, and end with the training process.
 
@@ -258,6 +270,7 @@ def _start_reader(trainer: int, _worker: int) -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     end_with_parent(trainer)
 
 

@@ -136,17 +136,19 @@ def test_no_shard_stays_open(own_shards, monkeypatch):
     limited.close()
 
 
-def test_readers_outlive_a_stop_request_and_end_with_the_stream(shards):
-    """Slurm and Ctrl-C signal the readers as well; the step that is under way still needs them."""
+@pytest.mark.parametrize("steps", [0, 1])
+def test_readers_outlive_a_stop_request_and_end_with_the_stream(shards, steps):
+    """Slurm and Ctrl-C signal the readers as well, also those that have only just started; the step still needs them."""
     stream = open_stream(shards, workers=2)
-    next(stream)
+    for _ in range(steps):
+        next(stream)
     readers = multiprocessing.active_children()
     assert len(readers) == 2
     for number in STOP_SIGNALS:
         for reader in readers:
             os.kill(reader.pid, number)
-        time.sleep(0.05)
-    for step in range(1, 30):
+        time.sleep(0.05 * steps)
+    for step in range(steps, 30):
         assert next(stream).index[0] == 8 * step
     stream.close()
     assert not any(reader.is_alive() for reader in readers)
