@@ -71,7 +71,7 @@ class Runs:
         """Cases on so many ranks each."""
         path = self.folder / "launches.json"
         path.write_text(json.dumps(launches))
-        result = finished([sys.executable, str(ROOT / "tests/engine_cases.py"), str(path)], timeout=900, DS_ACCELERATOR="cpu")
+        result = finished([sys.executable, str(ROOT / "tests/engine_cases.py"), str(path)], timeout=1700, DS_ACCELERATOR="cpu")
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
 
     def checkpoint(self, name: str) -> Path:
