@@ -69,7 +69,7 @@ def main() -> int:
     bandwidth = copy_bandwidth(device, args.rounds)
     print(f"{name}; torch {torch.__version__}; copy {bandwidth / 1e9:.1f} GB/s; {native.native().reason}")
     print(f"{'operator':<12}{'shape':<18}{'dtype':<10}{'layout':<7}" + "".join(
-        f"{mode + ' us':>13}{'MB':>7}{'% copy':>7}{'x ref':>6}" + (f"{'x comp':>7}" if compares(args.compile, mode) else "")
+        f"{mode + ' us':>13}{'MB':>9}{'% copy':>7}{'x ref':>6}" + (f"{'x comp':>7}" if compares(args.compile, mode) else "")
         for mode in MODES))
     for operator in args.operators.split(","):
         function, passes = operators()[operator]
@@ -84,7 +84,7 @@ def main() -> int:
                     line = f"{operator:<12}{'x'.join(map(str, shape)):<18}{dtype:<10}{layout:<7}"
                     for mode, (fused, reference, compiled, elements, outputs) in zip(MODES, columns, strict=True):
                         moved = passes(mode, elements, outputs) * getattr(torch, dtype).itemsize
-                        line += (f"{fused * 1e6:>13.0f}{moved / 1e6:>7.2f}{100 * moved / fused / bandwidth:>7.0f}"
+                        line += (f"{fused * 1e6:>13.0f}{moved / 1e6:>9.2f}{100 * moved / fused / bandwidth:>7.0f}"
                                  f"{reference / fused:>6.2f}" + (f"{compiled / fused:>7.2f}" if compiled else ""))
                     print(line, flush=True)
     return 0
