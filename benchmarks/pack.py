@@ -49,7 +49,7 @@ def main() -> None:
         for _ in tqdm(range(args.rounds), desc="turns", disable=None):
             for workers in args.workers:
                 began = time.perf_counter()
-                start(source, folder / "out", args.resolution, workers).wait()
+                finish(source, folder / "out", args.resolution, workers)
                 seconds[workers].append(time.perf_counter() - began)
                 count, digest = load_index(folder / "out").num_samples, digest_of(folder / "out")
                 digests.add(digest)
@@ -65,10 +65,10 @@ def main() -> None:
                 process.wait(timeout=random.uniform(1, np.median(seconds[args.workers[-1]])))
                 break  # it was done before
             except subprocess.TimeoutExpired:
-                process.kill()
+                process.kill()  # its workers end by themselves
                 process.wait()
                 killed += 1
-        start(source, folder / "out", args.resolution, args.workers[-1]).wait()
+        finish(source, folder / "out", args.resolution, args.workers[-1])
         digests.add(digest_of(folder / "out"))
         print(f"\n{count} images; killed {killed} times and continued; {len(digests)} different outputs")
         if len(digests) > 1:
@@ -89,6 +89,12 @@ def start(source: Path, out: Path, resolution: int, workers: int) -> subprocess.
     command = [sys.executable, "-m", "stylegan_dist.cli", "pack", str(source), str(out), "--resolution", str(resolution),
                "--labels", "none", "--workers", str(workers)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def finish(*options) -> None:
+    """A run to its end."""
+    if code := start(*options).wait():
+        sys.exit(f"pack has failed with exit code {code}")
 
 
 def digest_of(folder: Path) -> str:

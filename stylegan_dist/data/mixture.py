@@ -18,7 +18,7 @@ from stylegan_dist.data.order import GlobalOrder, runs
 from stylegan_dist.randomness import permutation
 
 GROUP = 4096
-_KEPT_GROUPS = 4
+_KEPT_GROUPS = 64  # 4 MiB: readers look up places some batches ahead of those that they announce
 
 
 class MixedOrder:

@@ -183,5 +183,5 @@ class GlobalOrder:
 
 def runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
     """Begin and end of each run of equal values."""
-    ends = [*(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
+    ends = [*(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)] if len(values) else []
     return zip([0, *ends], ends, strict=False)

@@ -156,7 +156,7 @@ class Tape:
         """The bytes of a member. Raises ValueError with the reason when they cannot be had."""
         member = self._members[name]
         if member.bytes < 0:
-            raise ValueError("a symbolic link, a device or a pipe, not a file")
+            raise ValueError("a link to elsewhere, a device or a pipe, not a file")
         if member.bytes > MAX_FILE_BYTES:
             raise ValueError(f"{member.bytes} bytes are more than the limit of {MAX_FILE_BYTES}")
         try:

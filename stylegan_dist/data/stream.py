@@ -253,7 +253,7 @@ def _close_streams() -> None:
 
 @contextlib.contextmanager
 def _stop_signals_wait() -> Iterator[None]:
-    """Signals that ask a run to stop come after the block; processes that are started in it are born with them blocked."""
+    """Requests to stop reach this thread after the block; processes that are started in it are born with them blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 BLOCK = 512
 _LONG_NAME_BYTES = 1 << 16  # of the headers that hold names too long for a plain one
+_NOT_FILES = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 _LONG_NAME, _LONG_TARGET, _EXTENDED, _GLOBAL = b"L", b"K", b"x", b"g"
 
 
 class Member(NamedTuple):
     name: str
     offset: int  # where its bytes begin
-    bytes: int   # -1 for what has none here: a symbolic link, a device, a pipe
+    bytes: int   # -1 for what has none here: a symbolic link, a hard link to elsewhere, a device, a pipe
 
 
 class TarError(ValueError):
@@ -32,7 +33,9 @@ class TarError(ValueError):
 
 
 def members(content) -> Iterator[Member]:
-    """What a tar file holds in its order, less the folders. A hard link is the file that it names, if that came before it.
+    """The files of a tar file in their order, and what stands in the place of one.
+
+    A hard link is the file that it names, if that came before it.
 
     Args:
         content: bytes, or a memory map.
@@ -67,15 +70,22 @@ def members(content) -> Iterator[Member]:
             elif info.type == _EXTENDED:
                 extended = _records(text, payload)
             continue
-        name = extended.get("path", info.name)
+        name, member = extended.get("path", info.name), None
         if info.isreg():
-            files[name] = Member(name, payload, size)
-            yield files[name]
-        elif not info.isdir():
-            target = files.get(extended.get("linkpath", info.linkname)) if info.islnk() else None
-            yield target._replace(name=name) if target else Member(name, payload, -1)
+            member = Member(name, payload, size)
+        elif info.type in _NOT_FILES:
+            target = files.get(_plain(extended.get("linkpath", info.linkname))) if info.islnk() else None
+            member = target._replace(name=name) if target else Member(name, payload, -1)
+        if member:
+            files[_plain(name)] = member
+            yield member
         extended = {}
     raise TarError("the tar file has no end mark: it is truncated", start)
+
+
+def _plain(name: str) -> str:
+    """As `tar` compares names: it writes some of them with "./" and some without."""
+    return name.removeprefix("./")
 
 
 def _records(text: bytes, offset: int) -> dict[str, str]:

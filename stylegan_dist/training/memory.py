@@ -324,17 +324,24 @@ def propose_batch_gpu(resolved: Resolved, index: DatasetIndex, world_size: int, 
         changed.config.run.batch_gpu, changed.config.run.recompute = size, recompute
         return fixed + factor * estimate_memory(changed, index, world_size, device_type, choice).peak
 
-    least = float("inf")
+    least, whole = float("inf"), now.batch // world_size
     for recompute in (now.recompute,) if now.recompute else (0, 2 * MIN_RESOLUTION):
         sizes = [size for size in micro_batch_sizes(resolved.config, world_size)
-                 if size < now.batch_gpu + (recompute != now.recompute)]
+                 if size < now.batch_gpu or (size == now.batch_gpu and recompute != now.recompute)]
+        if not sizes:
+            continue
         bytes_of = cache(partial(needed, recompute))  # an estimate takes a second or two
-        if fitting := bisect_right(sizes, float(free), key=bytes_of):
-            size = sizes[fitting - 1]
+        # More images need more memory, except that a rank's whole batch adds up no gradients.
+        if sizes[-1] == whole and bytes_of(whole) <= free:
+            fitting = sizes
+        else:
+            rising = [size for size in sizes if size < whole]
+            fitting = rising[:bisect_right(rising, float(free), key=bytes_of)]
+        if fitting:
             also = f" and run.recompute={recompute}" if recompute != now.recompute else ""
-            return (f"set run.batch_gpu={size}{also}: that needs at most about {_gib(bytes_of(size))} of the {_gib(free)} that "
-                    "were free, and does not change the result")
-        least = min([least, *map(bytes_of, sizes[:1])])
+            return (f"set run.batch_gpu={fitting[-1]}{also}: that needs at most about {_gib(bytes_of(fitting[-1]))} of the "
+                    f"{_gib(free)} that were free, and does not change the result")
+        least = min(least, bytes_of(sizes[0]), bytes_of(sizes[-1]))
     remedies = "set smaller generator.channel_base and discriminator.channel_base, which is another network"
     if world_size > 1 and not choice.zero:
         remedies = f"train with ZeRO, for example launch/accelerate/zero2.yaml, or {remedies}"

@@ -13,6 +13,7 @@ from batches import ORDER, SAMPLES, STEPS, joined, open_shards_of, open_stream, 
 
 from stylegan_dist.data.images import decode
 from stylegan_dist.data.index import load_index, load_offsets
+from stylegan_dist.data.order import GlobalOrder
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError, LocalInputError
@@ -20,8 +21,6 @@ from stylegan_dist.errors import InputError, LocalInputError
 
 def first_place(folder, image: int = 0):
     """(shard, sample, offset, size) of an image of the line."""
-    from stylegan_dist.data.order import GlobalOrder
-
     index = load_index(folder)
     shard, sample = GlobalOrder([s.samples for s in index.shards], **ORDER).locate(image, 1)[0]
     offset, size, _ = load_offsets(index.shards[shard])[sample]
@@ -214,6 +213,3 @@ def test_index_errors(own_shards):
     path.unlink()
     with pytest.raises(InputError, match="pack the images first"):
         load_index(own_shards)
-
-
-# Resources

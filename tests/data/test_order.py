@@ -83,6 +83,7 @@ def test_lanes_and_blocks_bound_what_is_touched():
 ], ids=["one sample", "lanes > samples", "block 1", "block > lane", "a lane each", "one long lane"])
 def test_odd_sizes(layout, lanes, block):
     order = GlobalOrder(layout, 0, lanes, block)
+    assert order.locate(0, 0) == []
     n = sum(layout)
     assert order.num_samples == n
     line = order.locate(0, 4 * n)

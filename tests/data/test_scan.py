@@ -132,13 +132,17 @@ def test_hard_links_are_samples(form, name, tmp_path, capsys):
     (tmp_path / "linked").mkdir()
     with tarfile.open(tmp_path / "linked" / "a.tar", "w", format=form) as file:
         for member in (name, "second.png", "third.png"):
-            file.add(tmp_path / "files" / member, member)
-        assert [info.type for info in file.getmembers()] == [tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE]
+            file.add(tmp_path / "files" / member, f"./{member}" if member == "second.png" else member)
+        again, elsewhere = tarfile.TarInfo("fourth.png"), tarfile.TarInfo("fifth.png")
+        for link, target in ((again, "second.png"), (elsewhere, "nowhere.png")):
+            link.type, link.linkname = tarfile.LNKTYPE, target
+            file.addfile(link)
+        assert [info.type for info in file.getmembers()[:3]] == [tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE]
     index = index_shards(str(tmp_path / "linked"))
-    assert index.num_samples == 2
-    assert "1 samples have no image" in capsys.readouterr().out
+    assert index.num_samples == 3
+    assert "2 samples have no image" in capsys.readouterr().out
     table = np.load(tmp_path / "linked" / "a.offsets.npy")
-    assert (table[0] == table[1]).all()
+    assert (table == table[0]).all()
     assert verify(tmp_path / "linked") == []
 
 

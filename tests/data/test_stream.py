@@ -17,7 +17,9 @@ from launching import alive
 
 from stylegan_dist.data.images import decode
 from stylegan_dist.data.index import load_index
+from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.reader import ShardReader
+from stylegan_dist.data.stream import BatchDataset
 from stylegan_dist.errors import STOP_SIGNALS
 
 
@@ -60,6 +62,14 @@ def test_resume_anywhere(shards, reference, workers, step):
         assert all(same(joined(part), old) for part, old in zip(zip(*parts, strict=True), reference[step:], strict=True))
 
 
+def test_batches_in_any_order(shards, reference):
+    """Readers look some batches ahead, and the loader asks in order; what is asked for otherwise is the same, too."""
+    order = order_of(load_index(shards), **ORDER)
+    dataset = BatchDataset(ShardReader(load_index(shards)), order, batch=8, first=0, count=8, mirror=True)
+    for step in (3, 3, 0, 12, 1, 2, 11):
+        assert same(dataset[8 * step].batch, reference[step])
+
+
 def test_another_batch_size_goes_on_at_the_same_image(shards, reference):
     whole = joined(reference)
     part = take(shards, 3, mirror=True, start=40, batch=12)
@@ -90,7 +100,7 @@ def test_grey_images(tmp_path):
     assert same(joined(one), joined(two))
 
 
-# Damage
+# Resources
 
 
 def test_memory_is_used_again_but_never_what_somebody_holds(shards, reference):

@@ -37,8 +37,9 @@ OPTIMIZED = {  # name -> overrides, for both networks
     "l1": ("l1=0.01",),
 }
 SAVED = [f"{engine}-{world}" for world, engines in ENGINES.items() for engine in engines]
-# What is saved under one is continued under the other: by itself, and by the next. In the exhaustive run every pair on one
-# and two ranks; four, which take turns on the two cores of continuous integration, meet a single process both ways.
+# What is saved under one is continued under the other: by itself (not on four ranks, which take turns on the two cores of
+# continuous integration), and by the next. In the exhaustive run every pair on one and two ranks; four meet a single
+# process both ways.
 NEXT = dict(zip(SAVED, (*SAVED[1:], SAVED[0]), strict=True))
 SOME = [*((one, one) for one in SAVED if not one.endswith("-4")), *NEXT.items()]
 CONTINUED = [*SOME, *sorted({

@@ -213,6 +213,16 @@ def test_the_largest_micro_batch_that_fits_is_proposed():
         assert remedy in words
 
 
+def test_a_rank_s_whole_batch_may_fit_where_a_part_does_not():
+    """It adds up no gradients: of large networks for small images it needs less."""
+    wide = (*NO_PENALTY, "generator.channel_max=512", "discriminator.channel_max=512", "run.batch=8", "run.recompute=8")
+    peaks = {n: estimate(8, *wide, f"run.batch_gpu={n}").peak for n in (4, 8)}
+    assert peaks[8] < peaks[4]
+    resolved = resolved_for(8, *wide, "run.batch_gpu=8", "run.recompute=0")
+    free = round(AROUND + 1.6 * peaks[8]) + 1
+    assert "run.batch_gpu=8 and run.recompute=8:" in propose_batch_gpu(resolved, make_index(8), 1, "cpu", free)
+
+
 def test_limits_of_control_groups(tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("700\n")
