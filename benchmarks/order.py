@@ -26,6 +26,7 @@ from tqdm import tqdm
 from stylegan_dist.data.cache import Blob, NodeCache
 from stylegan_dist.data.mixture import MixedOrder
 from stylegan_dist.data.order import GlobalOrder
+from stylegan_dist.data.stream import LOCATED_AT_ONCE
 
 SHARDS, LANES, BLOCK = 100_000, 64, 4096
 
@@ -33,7 +34,7 @@ SHARDS, LANES, BLOCK = 100_000, 64, 4096
 def speed() -> list[str]:
     """CPU time of a seek to image 10^9 of 100,000 shards, and of each sample after: other work on the machine counts little.
 
-    A reader looks up 512 images at once, however few of each batch are its own.
+    A reader looks up LOCATED_AT_ONCE images together, however few of each batch are its own.
     """
     layout = np.random.default_rng(0).integers(9_000, 11_000, SHARDS)
 
@@ -51,13 +52,13 @@ def speed() -> list[str]:
             seeks.append(time.process_time() - began)
         each = []
         for count in (256, 8):
-            walked, calls, batches = order(sets, 0), 800, 512 // count
+            walked, calls, batches = order(sets, 0), 800, LOCATED_AT_ONCE // count
             walked.locate(10**9, 256)
             own = 256 * np.arange(batches)[:, None] + np.arange(count)
             began = time.process_time()
             for call in range(calls):
                 walked.places((10**9 + 256 * batches * call + own).ravel()).tolist()
-            each.append((time.process_time() - began) / calls / 512)
+            each.append((time.process_time() - began) / calls / LOCATED_AT_ONCE)
         name = "one set" if sets == 1 else f"{sets} sets, mixed"
         rows.append(f"| {name} | {1e3 * np.median(seeks):.1f} | {1e3 * max(seeks):.1f} | "
                     f"{1e6 * each[0]:.2f} | {1e6 * each[1]:.2f} |")

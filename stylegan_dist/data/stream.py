@@ -30,7 +30,7 @@ from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.errors import STOP_SIGNALS, InputError, LocalInputError
 
 _KEPT_BUFFERS = 2
-_LOCATED_AT_ONCE = 512  # images: below some hundreds the calls of NumPy cost more than the work
+LOCATED_AT_ONCE = 512  # images: below some hundreds the calls of NumPy cost more than the work
 
 
 @dataclass
@@ -110,7 +110,7 @@ class BatchDataset(Dataset):
         """Shard and sample of each image of this rank's part of a batch, for several of its batches at once."""
         if nimg not in self._located:
             reader = get_worker_info()
-            stride, batches = self.batch * (reader.num_workers if reader else 1), -(-_LOCATED_AT_ONCE // self.count)
+            stride, batches = self.batch * (reader.num_workers if reader else 1), -(-LOCATED_AT_ONCE // self.count)
             begins = nimg + stride * np.arange(batches)
             images = self.first + begins[:, None] + np.arange(self.count)
             places = self.order.places(images.ravel()).reshape(*images.shape, 2)

@@ -324,19 +324,15 @@ def propose_batch_gpu(resolved: Resolved, index: DatasetIndex, world_size: int, 
         changed.config.run.batch_gpu, changed.config.run.recompute = size, recompute
         return fixed + factor * estimate_memory(changed, index, world_size, device_type, choice).peak
 
-    least, whole = float("inf"), now.batch // world_size
+    least = float("inf")
     for recompute in (now.recompute,) if now.recompute else (0, 2 * MIN_RESOLUTION):
         sizes = [size for size in micro_batch_sizes(resolved.config, world_size)
                  if size < now.batch_gpu or (size == now.batch_gpu and recompute != now.recompute)]
         if not sizes:
             continue
         bytes_of = cache(partial(needed, recompute))  # an estimate takes a second or two
-        # More images need more memory, except that a rank's whole batch adds up no gradients.
-        if sizes[-1] == whole and bytes_of(whole) <= free:
-            fitting = sizes
-        else:
-            rising = [size for size in sizes if size < whole]
-            fitting = rising[:bisect_right(rising, float(free), key=bytes_of)]
+        # The largest by itself: more images need more memory, except that a rank's whole batch adds up no gradients.
+        fitting = sizes if bytes_of(sizes[-1]) <= free else sizes[:bisect_right(sizes[:-1], float(free), key=bytes_of)]
         if fitting:
             also = f" and run.recompute={recompute}" if recompute != now.recompute else ""
             return (f"set run.batch_gpu={fitting[-1]}{also}: that needs at most about {_gib(bytes_of(fitting[-1]))} of the "
