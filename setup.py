@@ -59,6 +59,7 @@ setup(
         "imagecodecs>=2025.3.30,<2027; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
         "numpy>=1.26,<3",
         "pyyaml>=6,<7",
+        "pydantic>=2.7,<3",      # checks what is read from JSON; wandb brings it, too
         "safetensors>=0.5,<1",
         "tqdm>=4.66,<5",
         "fsspec>=2024.6",        # dated versions; torch brings it, too
