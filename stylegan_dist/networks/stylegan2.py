@@ -137,7 +137,7 @@ class SynthesisBlock(nn.Module):
             precision of w.
         """
         if self.first:
-            x = self.precision.place(self.const.expand(len(w), -1, -1, -1), dtype)
+            x = self.precision.place(self.const.expand(w.shape[0], -1, -1, -1), dtype)
             x = x * styles[0].to(dtype)[:, :, None, None]
         else:
             assert x is not None
@@ -294,8 +294,12 @@ def minibatch_std(x: torch.Tensor, group: int) -> torch.Tensor:
     """
     n, _, h, w = x.shape
     assert n % group == 0, "the micro-batch must be a multiple of the minibatch standard deviation's group"
-    grouped = x.unflatten(0, (n // group, group))
-    std = (grouped.var(dim=1, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
+    grouped = x.unflatten(0, (-1, group))
+    # Not `var`: its second derivative loses most digits in float32 where images are alike. The shift by an image, a constant
+    # because no derivative depends on it, keeps the rounding of the mean out of the squares.
+    shifted = grouped - grouped[:, :1].detach()
+    variance = (shifted - shifted.mean(dim=1, keepdim=True)).square().mean(dim=1)
+    std = (variance + 1e-8).sqrt().mean(dim=(1, 2, 3))
     return torch.cat([x, std.repeat_interleave(group)[:, None, None, None].expand(n, 1, h, w)], dim=1)
 
 
