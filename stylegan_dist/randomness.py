@@ -86,7 +86,7 @@ def normal(seed: int, purpose: str, index: torch.Tensor, shape: Sequence[int]) -
     count = math.prod(shape)
     block = torch.arange((count + 3) // 4, device=index.device)
     draws = _box_muller(_addressed(seed, purpose, index, block, torch.zeros_like(block)))
-    return draws.flatten(1)[:, :count].reshape(len(index), *shape)
+    return draws.flatten(1)[:, :count].reshape(index.shape[0], *shape)
 
 
 class NoiseAddresses:
@@ -113,7 +113,7 @@ class NoiseAddresses:
         maps = []
         for (height, width), layer in zip(self.shapes, draws.split(self.blocks_per_layer, dim=1), strict=True):
             flat = layer.flatten(1)[:, : height * width]
-            maps.append(flat.reshape(len(index), 1, height, width))
+            maps.append(flat.reshape(index.shape[0], 1, height, width))
         return maps
 
 
@@ -139,7 +139,7 @@ def layer_noise(address: torch.Tensor, layer: int, shape: Sequence[int]) -> torc
     block = torch.arange((math.prod(shape) + 3) // 4, device=address.device)[None]
     words = philox4x32(block, torch.full_like(block, layer), *_index_words(index), *_index_words(key))
     draws = _box_muller(torch.stack(torch.broadcast_tensors(*words), dim=-1))
-    return draws.flatten(1)[:, : math.prod(shape)].reshape(len(address), 1, *shape)
+    return draws.flatten(1)[:, : math.prod(shape)].reshape(address.shape[0], 1, *shape)
 
 
 def permutation(seed: int, purpose: str, index: int, size: int) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stylegan_dist.constants import constant
 from stylegan_dist.data.audio import LogMel
 
 DTYPES = ("uint8", "int16", "float16", "float32")
@@ -82,8 +83,8 @@ class ArrayForm:
         return values[:, :3]
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Offset and scale, [1 or C, 1, 1] each. Cached, because making them on a GPU waits for the GPU."""
-        return _constants(self.offset, self.scale, device)
+        """Offset and scale, [1 or C, 1, 1] each."""
+        return _channels(self.offset, device), _channels(self.scale, device)
 
     @classmethod
     def from_record(cls, record: dict) -> ArrayForm:
@@ -93,10 +94,9 @@ class ArrayForm:
         return cls(**{**record, **fields, "log_mel": log_mel and LogMel(**log_mel)})
 
 
-@lru_cache(maxsize=16)
-def _constants(offset: tuple[float, ...], scale: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    first, second = torch.tensor([offset, scale], dtype=torch.float32, device=device)[:, :, None, None]
-    return first, second
+@constant
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
 def to_network(samples: Tensor, form: ArrayForm | None) -> Tensor:

@@ -240,16 +240,20 @@ class Generator(nn.Module):
         self.num_ws = self.synthesis.num_ws
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
-    def truncate(self, w: torch.Tensor, psi: float) -> torch.Tensor:
-        """Pull w towards its mean, w_avg + psi (w - w_avg): trades variety for fidelity (2019, section B)."""
-        return w if psi == 1 else self.w_avg.lerp(w, psi)
+    def truncate(self, w: torch.Tensor, psi: float | torch.Tensor) -> torch.Tensor:
+        """Pull w towards its mean, w_avg + psi (w - w_avg): trades variety for fidelity (2019, section B).
+
+        Args:
+            psi: a number, or a tensor of no dimensions, as an exported network has it for an input.
+        """
+        return w if not isinstance(psi, torch.Tensor) and psi == 1 else self.w_avg.lerp(w, psi)
 
     def forward(
         self,
         z: torch.Tensor,
         label: torch.Tensor | None = None,
         noise: torch.Tensor | Sequence[torch.Tensor] | None = None,
-        truncation: float = 1.0,
+        truncation: float | torch.Tensor = 1.0,
     ) -> torch.Tensor:
         """Images for latents z [N, z_dim] and labels int64 [N]; noise as in `SynthesisNetwork.forward`."""
         w = self.truncate(self.mapping(z, label), truncation)

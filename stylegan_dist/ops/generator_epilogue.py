@@ -186,4 +186,4 @@ def register() -> None:
 
 
 def _layer_noise_fake(address: Tensor, layer: int, height: int, width: int) -> Tensor:
-    return address.new_empty(len(address), 1, height, width, dtype=torch.float32)
+    return address.new_empty(address.shape[0], 1, height, width, dtype=torch.float32)

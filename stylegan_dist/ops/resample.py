@@ -8,11 +8,10 @@ keep every second pixel.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 
+from stylegan_dist.constants import constant
 from stylegan_dist.ops import convolution, fused, native
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
@@ -72,11 +71,11 @@ def padded(x: torch.Tensor, before: int, after: int) -> torch.Tensor:
 
 
 def low_pass(taps: tuple[float, ...], gain: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The two-dimensional filter. Cached, because making it on a GPU waits for the GPU."""
+    """The two-dimensional filter."""
     return _low_pass(taps, gain, dtype, device)
 
 
-@functools.cache
+@constant
 def _low_pass(taps: tuple[float, ...], gain: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     line = torch.tensor(taps, dtype=dtype, device=device)
     line = line / line.sum()

@@ -99,7 +99,8 @@ def _tiles(function: Callable, image: Tensor, rows: int, columns: int, *options:
     real = type(image) is Tensor  # memory of a fake one is none
     memory = getattr(_kept, function.__name__, None) if real else None
     if memory is None or len(memory) < 16 * count * channels:
-        memory = image.new_empty(16 * count * channels)
+        with torch.inference_mode(False):  # kept memory serves all later calls, too
+            memory = image.new_empty(16 * count * channels)
         if real:
             setattr(_kept, function.__name__, memory)
     tiles = memory[:16 * count * channels].view(16, count, channels)

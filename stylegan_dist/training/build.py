@@ -54,7 +54,7 @@ def _with_values(network: N, config: Config, purpose: str) -> N:
     return network
 
 
-def build_optimizer(network: nn.Module, settings: OptimizerConfig, where: str, lazy_interval: int) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, settings: OptimizerConfig, where: str, main_share: float = 1.0) -> torch.optim.Optimizer:
     """The optimizer of one network, corrected for lazy regularisation.
 
     A regulariser with an optimizer step of its own every k steps makes k + 1 updates of k. The learning
@@ -63,15 +63,14 @@ def build_optimizer(network: nn.Module, settings: OptimizerConfig, where: str, l
 
     Args:
         where: the configuration section, for messages.
-        lazy_interval: k; 1 if no regulariser of this network has a step of its own.
+        main_share: m, from `phases.main_share`; 1 if no regulariser of this network has a step of its own.
     """
     arguments = optimizer_arguments(settings, where)
-    if lazy_interval > 1:
-        m = lazy_interval / (lazy_interval + 1)
-        arguments["lr"] *= m
+    if main_share < 1:
+        arguments["lr"] *= main_share
         if "betas" in arguments:
-            arguments["betas"] = tuple(beta**m for beta in arguments["betas"])
+            arguments["betas"] = tuple(beta**main_share for beta in arguments["betas"])
         for name, decay in (("RMSprop", "alpha"), ("Adadelta", "rho")):
             if settings.name == name:
-                arguments[decay] **= m
+                arguments[decay] **= main_share
     return getattr(torch.optim, settings.name)(network.parameters(), **arguments)

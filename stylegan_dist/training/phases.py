@@ -10,8 +10,9 @@ All randomness is addressed by (seed, "phase.purpose", global image number).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -45,6 +46,21 @@ class Phase:
     interval: int             # takes place in every interval-th step
     losses: tuple[Loss, ...]  # added up
     second_order: bool        # whether a loss differentiates through a gradient of this network
+    regulariser: bool = False  # whether it only regularises, in steps beside those of the game
+
+
+def main_share(phases: Sequence[Phase], network: str) -> float:
+    """Which part of a network's optimizer steps belongs to its game, and not to regularisers: m in (0, 1].
+
+    A regulariser of interval k adds one step to every k of the main phase, m = k / (k + 1) (Karras et al. 2020, appendix B).
+    Several add up, m = 1 / (1 + sum of 1 / k), of which the paper says nothing. A main phase may be a rare one, too: that
+    alone gives m = 1.
+    """
+    def steps(regulariser: bool) -> Fraction:
+        of_both = (phase for phase in phases if phase.network == network and phase.regulariser == regulariser)
+        return sum((Fraction(1, phase.interval) for phase in of_both), Fraction())
+
+    return float(steps(False) / (steps(False) + steps(True)))
 
 
 class Objective:
@@ -86,7 +102,7 @@ class Objective:
             twice = network == "g" or c.penalty == "exact"
             result.append(Phase(f"{network}_main", network, 1, (main, regulariser) if joined else (main,), joined and twice))
             if active and not joined:
-                result.append(Phase(name, network, interval, (regulariser,), twice))
+                result.append(Phase(name, network, interval, (regulariser,), twice, regulariser=True))
         return result
 
     def g_main(self, real: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:

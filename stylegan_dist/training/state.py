@@ -16,7 +16,7 @@ from stylegan_dist.training.checkpoint import SavedTensors, Tensors, load_state
 from stylegan_dist.training.ema import AveragedGenerator, SpreadAverage, restore_buffers
 from stylegan_dist.training.engine import Engine, Learner, Ranks
 from stylegan_dist.training.engine.data_parallel import FlatLearner
-from stylegan_dist.training.phases import Objective
+from stylegan_dist.training.phases import Objective, main_share
 from stylegan_dist.training.rules import Resolved
 from stylegan_dist.training.statistics import TickStatistics
 
@@ -55,8 +55,7 @@ class TrainState:
         self.optimizers = {}
         self.learners: dict[str, Learner] = {}
         for name, network in self.networks.items():
-            lazy = next((p.interval for p in self.phases if p.network == name and p.interval > 1), 1)
-            optimizer = build_optimizer(network, getattr(config.optim, name), f"optim.{name}", lazy)
+            optimizer = build_optimizer(network, getattr(config.optim, name), f"optim.{name}", main_share(self.phases, name))
             self.optimizers[name] = optimizer
             self.learners[name] = (engine.learner(name, network, optimizer) if engine
                                    else FlatLearner(network, optimizer, Ranks(device=device)))

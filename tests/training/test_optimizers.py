@@ -10,6 +10,7 @@ from torch import nn
 from stylegan_dist.config.schema import OptimizerConfig
 from stylegan_dist.errors import InputError
 from stylegan_dist.training.build import build_optimizer
+from stylegan_dist.training.phases import Phase, main_share
 
 KNOBS = {  # optimizer -> what lazy regularisation with k = 16 makes of its knobs; m = 16 / 17
     "Adam": ({"betas": [0.5, 0.9]}, {"betas": (0.5 ** (16 / 17), 0.9 ** (16 / 17))}),
@@ -21,18 +22,39 @@ KNOBS = {  # optimizer -> what lazy regularisation with k = 16 makes of its knob
 }
 
 
+def phase(network: str, interval: int, regulariser: bool) -> Phase:
+    return Phase("", network, interval, (), False, regulariser)
+
+
+def share_of(*intervals: int) -> float:
+    """m of a network with such regularisers; beside it a network that learns in every fifth step, and has none."""
+    return main_share([phase("d", 5, False), phase("g", 1, False), *(phase("g", k, True) for k in intervals if k > 1)], "g")
+
+
+@pytest.mark.parametrize(("phases", "share"), [
+    ([(1, False)], 1), ([(5, False)], 1), ([(1, False), (1, False)], 1),
+    *(([(1, False), (k, True)], k / (k + 1)) for k in range(2, 40)),  # to the last bit
+    ([(1, False), (16, True), (4, True)], 16 / 21), ([(1, False), (8, True), (8, True)], 8 / 10),
+    ([(4, False), (16, True)], 4 / 5),
+])
+def test_who_is_corrected(phases, share):
+    """For steps that regularisers add, and not for steps that are left out."""
+    others = [phase("d", 1, False), phase("d", 2, True)]
+    assert main_share([*others, *(phase("g", *one) for one in phases)], "g") == share
+
+
 @pytest.mark.parametrize("name", KNOBS)
 def test_lazy_correction_by_optimizer(name):
     options, expected = KNOBS[name]
     network = nn.Linear(3, 2)
     settings = OptimizerConfig(name=name, lr=0.02, **options)
-    corrected = build_optimizer(network, settings, "optim.g", lazy_interval=16)
+    corrected = build_optimizer(network, settings, "optim.g", 16 / 17)
     assert type(corrected) is getattr(torch.optim, name)
     group, = corrected.param_groups
     assert group["lr"] == pytest.approx(0.02 * 16 / 17, rel=1e-12)
     for key, value in expected.items():
         assert group[key] == pytest.approx(value, rel=1e-12), key
-    plain, = build_optimizer(network, settings, "optim.g", lazy_interval=1).param_groups
+    plain, = build_optimizer(network, settings, "optim.g").param_groups
     assert plain["lr"] == 0.02
     for key, value in options.items():
         assert plain[key] == (tuple(value) if key == "betas" else value), key
@@ -46,20 +68,20 @@ def test_lazy_correction_by_optimizer(name):
 )
 def test_a_knob_that_the_optimizer_does_not_have(name, options):
     with pytest.raises(InputError, match=rf"optim\.d\.{next(iter(options))}.*{name}"):
-        build_optimizer(nn.Linear(2, 2), OptimizerConfig(name=name, lr=0.1, **options), "optim.d", 1)
+        build_optimizer(nn.Linear(2, 2), OptimizerConfig(name=name, lr=0.1, **options), "optim.d")
 
 
 def test_unknown_optimizer():
     for name in ("Adamm", "Optimizer", "lr_scheduler"):
         with pytest.raises(InputError, match=r"optim\.g\.name"):
-            build_optimizer(nn.Linear(2, 2), OptimizerConfig(name=name, lr=0.1), "optim.g", 1)
+            build_optimizer(nn.Linear(2, 2), OptimizerConfig(name=name, lr=0.1), "optim.g")
 
 
 @pytest.mark.parametrize("interval", [1, 4, 16])
 @pytest.mark.parametrize("betas", [(0.0, 0.99), (0.5, 0.9)])
 def test_adam_takes_textbook_steps(interval, betas):
     network = nn.Linear(4, 3).double()
-    optimizer = build_optimizer(network, OptimizerConfig(lr=0.01, betas=list(betas)), "optim.g", interval)
+    optimizer = build_optimizer(network, OptimizerConfig(lr=0.01, betas=list(betas)), "optim.g", share_of(interval))
     start = network.weight.detach().clone()
     gradients = [reference.normals(i, 3, 4) * 10.0 ** (1 - i) for i in range(5)]
     for gradient in gradients:
