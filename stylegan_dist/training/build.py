@@ -54,7 +54,8 @@ def _with_values(network: N, config: Config, purpose: str) -> N:
     return network
 
 
-def build_optimizer(network: nn.Module, settings: OptimizerConfig, where: str, main_share: float = 1.0) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, settings: OptimizerConfig, where: str,
+                    main_share: float = 1.0) -> torch.optim.Optimizer:
     """The optimizer of one network, corrected for lazy regularisation.
 
     A regulariser with an optimizer step of its own every k steps makes k + 1 updates of k. The learning

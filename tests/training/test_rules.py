@@ -15,6 +15,8 @@ from stylegan_dist.config import Config, load_config, to_dict
 from stylegan_dist.config.schema import OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
+from stylegan_dist.training.build import build_optimizer
+from stylegan_dist.training.phases import Phase, main_share
 from stylegan_dist.training.rules import optimizer_arguments, resolve, steps_in
 
 PRESETS = sorted((Path(__file__).parents[2] / "launch" / "presets").glob("*.yaml"))
@@ -127,6 +129,40 @@ def test_presets_resolve(preset):
     for resolution in (16, 256):
         config = load_config(preset, ["data.shards=somewhere"])
         assert resolve(config, index_of(resolution), 2, "cuda", True).config.run.batch_gpu > 0
+
+
+PUBLISHED = {  # Karras et al. 2020b, appendix C, and the configurations that came with it
+    # kimg, batch, group, channel_base, R1 gamma, EMA half-life and ramp-up, layers, path length, mixing, architecture; learning rate
+    "cifar10": ((100000, 64, 32, 32768, 0.01, 500, 0.05, 2, 0, 0, "orig"), 0.0025),
+    "ffhq256": ((25000, 64, 8, 16384, 1, 20, 0, 8, 2, 0.9, "resnet"), 0.0025),
+    "ffhq512": ((25000, 64, 8, 32768, 0.5, 20, 0, 8, 2, 0.9, "resnet"), 0.0025),
+    "ffhq1024": ((25000, 32, 4, 32768, 2, 10, 0, 8, 2, 0.9, "resnet"), 0.002),
+}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_published_recipes(preset):
+    resolution = int(preset.removeprefix("ffhq")) if preset.startswith("ffhq") else 32
+    path = PRESETS[0].with_name(f"{preset}.yaml")
+    c = resolve(load_config(path, ["data.shards=somewhere"]), index_of(resolution), 2, "cuda", True).config
+    g, d, loss = c.generator, c.discriminator, c.loss
+    expected, lr = PUBLISHED[preset]
+    assert (c.run.kimg, c.run.batch, d.mbstd_group, g.channel_base, loss.r1_gamma, c.ema.half_life_kimg, c.ema.rampup,
+            g.mapping_layers, loss.path_length_weight, loss.style_mixing, d.architecture) == expected
+    assert (d.channel_base, d.mapping_layers, g.z_dim, g.w_dim, g.channel_max, d.channel_max) == (
+        g.channel_base, 8, 512, 512, 512, 512)
+    assert (g.w_avg_decay, loss.path_length_decay, loss.path_length_shrink, loss.penalty) == (0.995, 0.01, 2, "exact")
+    assert (c.precision.top_resolutions, loss.adversarial, loss.r2_gamma) == (4, "nonsaturating", 0)
+    # Adam as it trains: G is corrected for an interval of 4 in all of them.
+    lazy = {"g": (lr * 4 / 5, 0.99 ** (4 / 5)), "d": (lr * 16 / 17, 0.99 ** (16 / 17))}
+    phases = [Phase("", "g", 1, (), False), Phase("", "d", 1, (), False), Phase("", "d", loss.penalty_interval, (), True, True)]
+    if loss.path_length_weight:
+        phases.append(Phase("", "g", loss.path_length_interval, (), True, True))
+    for name, expected_adam in lazy.items():
+        optimizer = build_optimizer(torch.nn.Linear(2, 2), getattr(c.optim, name), "", main_share(phases, name))
+        group, = optimizer.param_groups
+        assert (group["lr"], group["betas"][1]) == pytest.approx(expected_adam, rel=1e-12)
+        assert (group["betas"][0], group["eps"]) == (0, 1e-8)
 
 
 # The micro-batch
