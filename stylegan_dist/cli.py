@@ -117,7 +117,8 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
         "generate",
         help="draw pictures with a trained generator",
         description="Draw pictures with the averaged generator of a run's newest checkpoint. Each is computed alone, so\n"
-        "that the pixels of a seed depend on the seed, the class and the truncation, and on nothing else.\n"
+        "that the pixels of a seed depend on the seed, the class, the truncation and the noise, on one machine with one\n"
+        "PyTorch and the same --ops and --device, and on nothing else.\n"
         "After training on arrays these are written too (.npy), and sounds (.wav) if they are log-mel spectrograms.",
         epilog="example:\n  stylegan-dist generate runs/demo --seeds 0-63 --trunc 0.7 --class 3 --out pictures",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -130,6 +131,9 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--noise", choices=["const", "none"], default="const", help="layer noise (default: %(default)s)")
     parser.add_argument("--columns", type=int, default=8, help="columns of the grid (default: %(default)s)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument("--ops", choices=["reference", "fused"], default="reference",
+                        help="fused: the native operators, faster on CPUs, compiled at their first use; pixels differ in few "
+                        "places by one level (default: %(default)s)")
     parser.add_argument("--out", required=True, help="folder for the files and grid.png")
     parser.set_defaults(run=_generate)
 
@@ -142,7 +146,7 @@ def _generate(args: argparse.Namespace) -> int:
     if args.columns < 1:
         raise InputError("--columns must be at least 1")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options = GenerateOptions(parse_seeds(args.seeds), args.trunc, args.label, args.noise, device, args.columns)
+    options = GenerateOptions(parse_seeds(args.seeds), args.trunc, args.label, args.noise, device, args.columns, args.ops)
     print(generate(args.run_dir, args.out, options))
     return EXIT_OK
 

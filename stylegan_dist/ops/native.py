@@ -2,8 +2,8 @@
 convolutions of `convolution.py` ("closed"), which are PyTorch's too, but ordered as GPUs like it.
 
 The library is looked for in this folder (put there by `pip install`), then in the cache folder, where the first
-use compiles it. `STYLEGAN_DIST_BUILD` says whether: `auto` (the default) goes on without it if it cannot be had, `require`
-stops, `never` uses only what is already there.
+use compiles it; who selects a path of PyTorch does not look for it. `STYLEGAN_DIST_BUILD` says whether: `auto` (the
+default) goes on without it if it cannot be had, `require` stops, `never` uses only what is already there.
 """
 
 from __future__ import annotations

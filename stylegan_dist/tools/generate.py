@@ -2,7 +2,9 @@
 
 The picture of a seed depends on the seed, the class and the truncation alone: not on the other seeds,
 their order or the batch. To that end each is computed alone: matrix products and convolutions sum in
-another order for another batch, which moves about one pixel value in 10,000 by one level.
+another order for another batch, which moves about one pixel value in 10,000 by one level. So do the
+native operators, so that they are not taken because they happen to be there, and nobody waits for
+a compiler in order to see a picture.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.images import save_grid, to_uint8
 from stylegan_dist.networks.sampling import sample_images
 from stylegan_dist.networks.stylegan2 import Generator
+from stylegan_dist.ops import native
 from stylegan_dist.training.snapshot import load_generator
 
 GRID_NAME = "grid.png"
@@ -41,6 +44,7 @@ class GenerateOptions:
     noise: str = "const"         # "const" or "none"
     device: str = "cpu"
     columns: int = 8             # of the grid
+    ops: str = "reference"       # "reference": the operators of PyTorch; "fused": native ones, which are compiled if need be
 
 
 def generate(run_dir: str | os.PathLike, out: str | os.PathLike, options: GenerateOptions) -> Path:
@@ -50,14 +54,21 @@ def generate(run_dir: str | os.PathLike, out: str | os.PathLike, options: Genera
     and if these are log-mel spectrograms a sound as .wav.
 
     Raises:
-        InputError: no such run, no checkpoint, a class or device that does not exist, an unwritable folder.
+        InputError: no such run, no checkpoint, a class or device that does not exist, an unwritable folder, native
+            operators that are wanted and cannot be had.
     """
     if not math.isfinite(options.truncation):
         raise InputError(f"--trunc {options.truncation} must be a number, usually from 0 to 1")
+    if options.ops == "fused" and not (found := native.native()).devices:
+        raise InputError(f"--ops fused: there are no native operators ({found.reason}): use --ops reference")
+    with native.using(options.ops):
+        return _generate(run_dir, Path(out), options)
+
+
+def _generate(run_dir: str | os.PathLike, out: Path, options: GenerateOptions) -> Path:
     device = _device(options.device)
     generator, _, array = load_generator(run_dir, device)
     labels = _labels(generator, options)
-    out = Path(out)
     grid: list[torch.Tensor] = []
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from stylegan_dist.config import load_config
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
+from stylegan_dist.ops import native
 from stylegan_dist.tools.generate import GRID_NAME, GenerateOptions, generate, parse_seeds
 from stylegan_dist.training.checkpoint import checkpoint_folder, save_checkpoint
 from stylegan_dist.training.rules import resolve
@@ -133,6 +134,28 @@ def test_a_large_grid_is_cut(plain, tmp_path, monkeypatch):
     monkeypatch.setattr("stylegan_dist.tools.generate.GRID_LIMIT", 5)
     assert len(draw(plain, tmp_path, range(12), columns=5)) == 12
     assert Image.open(tmp_path / GRID_NAME).size == (5 * 64 + 4 * 2, 64)
+
+
+def test_nobody_waits_for_a_compiler(plain, reference, tmp_path, monkeypatch):
+    """Pixels do not depend on whether there are native operators, unless these are asked for."""
+    def search() -> native.Native:
+        raise AssertionError("it looks for native operators, and would build them")
+
+    found = native.native()
+    monkeypatch.setattr(native, "native", search)
+    part = draw(plain, tmp_path / "reference", range(3))
+    assert same(part, {name: reference[name] for name in part})
+    with pytest.raises(AssertionError):
+        draw(plain, tmp_path / "fused", range(3), ops="fused")
+    monkeypatch.setattr(native, "native", lambda: found)
+    if found.devices:
+        for name, picture in draw(plain, tmp_path / "fused", range(3), ops="fused").items():
+            steps = np.abs(picture.astype(int) - part[name])
+            assert steps.max() <= 1
+            assert (steps > 0).mean() < 0.01
+    monkeypatch.setattr(native, "native", lambda: native.Native((), "no compiler"))
+    with pytest.raises(InputError, match=r"--ops fused.*no compiler.*--ops reference"):
+        draw(plain, tmp_path / "none", range(3), ops="fused")
 
 
 # Errors

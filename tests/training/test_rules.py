@@ -132,7 +132,7 @@ def test_presets_resolve(preset):
 
 
 PUBLISHED = {  # Karras et al. 2020b, appendix C, and the configurations that came with it
-    # kimg, batch, group, channel_base, R1 gamma, EMA half-life and ramp-up, layers, path length, mixing, architecture; learning rate
+    # kimg, batch, group, channel_base, gamma, EMA half-life, ramp-up, layers, path length, mixing, architecture; learning rate
     "cifar10": ((100000, 64, 32, 32768, 0.01, 500, 0.05, 2, 0, 0, "orig"), 0.0025),
     "ffhq256": ((25000, 64, 8, 16384, 1, 20, 0, 8, 2, 0.9, "resnet"), 0.0025),
     "ffhq512": ((25000, 64, 8, 32768, 0.5, 20, 0, 8, 2, 0.9, "resnet"), 0.0025),
