@@ -24,7 +24,7 @@ step() {  # step COMMAND...: run it with its output in the log, and say what it 
   job=$!
   set +m
   while kill -0 "$job" 2> /dev/null; do
-    doing=$(grep -aoE '^ *(Collecting|Downloading|Building|Installing|Compiling) .*' "$log" | tail -n 1) || doing=
+    doing=$(grep -aoE '^ *(Collecting|Downloading|Building|Installing|Compiling) .*' "$log" | tail -n 1) || doing='Starting pip'
     if [ -t 1 ]; then
       printf '\r\033[K%s' "$(printf '  %3d s  %s' $((SECONDS - began)) "$(sed 's/^ *//; s/ (from .*//' <<< "$doing")" | cut -c "1-$((width - 1))")"
     elif [ $((SECONDS - began - said)) -ge 20 ]; then
@@ -72,7 +72,7 @@ fi
 
 echo "installing into $venv: some two minutes and 1.5 GB of disk; several times that with a PyTorch for CUDA ($log has the details)"
 if [ -n "${PYTHON:-}" ] && [ "$version" != "$(release "$venv/bin/python")" ] || ! has_pip; then
-  said=$("$python" -I -m venv --clear "$venv" 2>&1) || fail "no virtual environment can be made in $venv:" "$said"
+  said=$("$python" -I -m venv --clear "$venv" 2>&1) || fail "no virtual environment can be made in $venv: ${said##*$'\n'}"
 fi
 : > "$log"
 "$venv/bin/python" -I launch/venv_state.py mend >> "$log"
