@@ -162,3 +162,22 @@ def test_pip_will_install_again_what_is_broken(venv: Path):
     assert state(venv, "mend") == 0
     assert sorted(path.name for path in site.glob("*-info")) == ["stylegan_dist-1.0.dist-info"]
     assert not (site / "~umpy").exists()
+
+
+@pytest.mark.parametrize(("overrides", "run_dir"), [
+    ([], "runs/demo"),
+    (["run.dir=a", "run.kimg=1", "run.dir=b c"], "b c"),
+    (["--dry-run", 'run.dir="quoted"'], "quoted"),
+])
+def test_where_the_demo_finds_its_run(overrides: list[str], run_dir: str):
+    done = subprocess.run([sys.executable, ROOT / "launch/settings.py", ROOT / "launch/presets/demo.yaml", *overrides],
+                          capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines() == [run_dir, "data/digits"]
+
+
+def test_the_demo_refuses_a_wrong_key():
+    done = subprocess.run([sys.executable, ROOT / "launch/settings.py", ROOT / "launch/presets/demo.yaml", "run.kimgs=1"],
+                          capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "run.kimg" in done.stderr
