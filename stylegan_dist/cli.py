@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         leave_last_word("interrupted")
         return 130
     except Exception as error:
-        leave_last_word(f"error: {type(error).__name__}: {error} (the traceback is further up)")
+        first = str(error).strip().partition("\n")[0]
+        leave_last_word(f"error: {type(error).__name__}: {first} (its traceback is further up)")
         raise
 
 
