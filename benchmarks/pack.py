@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from data import photo
+from readers import photo
 from tqdm import tqdm
 
 from stylegan_dist.data.index import load_index

@@ -21,6 +21,7 @@ from stylegan_dist.errors import (
     LocalInputError,
     RankLost,
 )
+from stylegan_dist.last_word import leave_last_word
 from stylegan_dist.tools.data_commands import add_bench_data, add_peek
 
 SECONDS_TO_SPEAK = 10  # for the rank that prints an error, by which it may be later than others
@@ -54,20 +55,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Ranks fail together and say the same; one line is enough on each machine, which may have a log of its own.
         first_here = "0" in (os.environ.get("RANK") or "0", os.environ.get("LOCAL_RANK"))
         if first_here or isinstance(error, LocalInputError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            _say_error(error)
         else:  # a launcher kills all when the first ends, which must not happen before somebody has spoken
             time.sleep(SECONDS_TO_SPEAK)
         return EXIT_BAD_INPUT
     except RankLost as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        _say_error(error)
         return EXIT_FAILURE
     except Interrupted as stop:
-        if str(stop):
+        if not stop.shown:
             print(stop, file=sys.stderr, flush=True)
+        leave_last_word(str(stop))
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        leave_last_word("interrupted")
         return 130
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        leave_last_word(f"error: {type(error).__name__}: {first} (its traceback is further up)")
+        raise
+
+
+def _say_error(error: Exception) -> None:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    leave_last_word(f"error: {error}")
 
 
 def _add_train(verbs: argparse._SubParsersAction) -> None:

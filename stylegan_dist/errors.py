@@ -29,4 +29,12 @@ class RankLost(Exception):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, has saved its state, and can be continued."""
+    """The run was asked to stop, has saved its state, and can be continued.
+
+    Attributes:
+        shown: whether the message is on the terminal already.
+    """
+
+    def __init__(self, message: str = "", shown: bool = False):
+        super().__init__(message)
+        self.shown = shown

@@ -1,7 +1,8 @@
-"""Data sets that several test files use."""
+"""The same surroundings for all tests, and data sets that several test files use."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from surroundings import ensure_home, forget
 
 from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.pack import PackOptions, pack
 
+forget(os.environ)  # before test files are imported; workers of pytest and processes of tests inherit it
+ensure_home(os.environ)
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("unhurried", deadline=None)  # other work on the machine is no failure
 hypothesis.settings.load_profile("unhurried")

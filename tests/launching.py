@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -43,8 +44,9 @@ def train_command(shards: Path, run_dir: Path, *overrides: str, processes: int =
 
 
 def launcher_command(config: str, processes: int) -> list[str]:
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch/accelerate" / config),
-            "--num_processes", str(processes)]
+    """What the shell makes of `accelerate launch`; `python -m` would look for modules in the current folder."""
+    return [sys.executable, str(Path(sysconfig.get_path("scripts"), "accelerate")), "launch",
+            "--config_file", str(ROOT / "launch/accelerate" / config), "--num_processes", str(processes)]
 
 
 def late_entry(folder: Path, rank: int, seconds: float) -> Path:
@@ -62,8 +64,7 @@ def started(command: Sequence[str], forked: bool = False, **environment: str) ->
     Args:
         forked: from one that has imported everything. `environment` must not say what to import, or how.
     """
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "WANDB_"))}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     process: subprocess.Popen | Forked
     if forked:
         process = Forked(command, env, str(ROOT))

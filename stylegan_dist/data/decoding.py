@@ -3,7 +3,7 @@
 A run must not depend on what happens to be installed. So a faster decoder takes only files that it gives the same pixels
 for as Pillow, bit for bit, and what it refuses goes to Pillow, which has the last word. JPEG: simplejpeg (libjpeg-turbo,
 accurate DCT, smooth upsampling). PNG and WebP of the plain form that `pack` writes: imagecodecs (libpng, libwebp), where
-it is installed. All else: Pillow. benchmarks/data.py compares them.
+it is installed. All else: Pillow. benchmarks/readers.py compares them.
 """
 
 from __future__ import annotations

@@ -168,8 +168,9 @@ class Trainer:
         if self.unsaved:
             raise InputError("stopped on request, but the state could not be saved (see the warning above); the run will "
                              "continue from its last whole checkpoint")
-        self.monitor.line(f"stopped on request at {self.state.nimg / 1000:g} kimg; the same command continues")
-        raise Interrupted
+        text = f"stopped on request at {self.state.nimg / 1000:g} kimg; the same command continues"
+        self.monitor.line(text)
+        raise Interrupted(text, shown=True)
 
     def _step(self, batch: Batch, stop_requested: bool) -> Callable[[], float]:
         """Train both networks on one global batch; returns a function that tells if any rank wants to stop."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 import yaml
-from launching import ROOT, TIMEOUT, finished, late_entry, started, train_command
+from launching import ROOT, TIMEOUT, finished, late_entry, launcher_command, started, train_command, wait_for
 from wandb_reader import read_offline_runs
 
 from stylegan_dist.cli import main
@@ -72,11 +73,30 @@ def test_two_machines(labelled_shards: Path, tmp_path: Path):
 
 def test_fewer_processes_than_asked_for(labelled_shards: Path, tmp_path: Path):
     command = train_command(labelled_shards, tmp_path / "run", *SHORT)
-    launcher = [command[0], "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", *command[1:]]
+    launcher = [*launcher_command("cpu.yaml", 2)[:3], "--cpu", "--num_processes", "2", *command[1:]]
     result = finished(launcher)
     assert result.returncode != 0
     assert "asked for several processes but started one" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_one_process_ends_with_our_line(tmp_path: Path):
+    result = finished(train_command(tmp_path / "nowhere", tmp_path / "run", config="1gpu.yaml"))
+    assert result.returncode == 1
+    first, *_, last = result.stderr.splitlines()
+    assert first == last
+    assert str(tmp_path / "nowhere") in last
+
+
+def test_a_stop_ends_with_how_to_go_on(labelled_shards: Path, tmp_path: Path):
+    with started(train_command(labelled_shards, tmp_path / "run", "run.kimg=1000", processes=2)) as process:
+        wait_for(tmp_path / "run/samples/reals.png", process)  # the first that is made when stops are awaited
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode != 0
+    last = err.splitlines()[-1]
+    assert last in out
+    assert "the same command continues" in last
 
 
 def test_wrong_world_size(labelled_shards: Path, tmp_path: Path):
@@ -84,7 +104,9 @@ def test_wrong_world_size(labelled_shards: Path, tmp_path: Path):
     result = finished(train_command(labelled_shards, tmp_path / "run", *SHORT, "run.world_size=4", processes=2,
                                     entry=late_entry(tmp_path, 0, 3)))
     assert result.returncode != 0
-    assert result.stderr.count("error: this run was promised 4 processes") == 1
+    said = [line for line in result.stderr.splitlines() if line.startswith("error: this run was promised 4 processes")]
+    assert len(said) == 2  # when it happened, and below the launcher's traceback
+    assert result.stderr.splitlines()[-1] == said[0]
 
 
 def test_a_damaged_shard_ends_all(labelled_shards: Path, tmp_path: Path):
@@ -107,6 +129,8 @@ def test_a_damaged_shard_ends_all(labelled_shards: Path, tmp_path: Path):
     assert f"{index.shards[shard].name}, sample " in result.stderr
     assert f"the shard is damaged, not one of its {index.shards[shard].samples} samples is good" in result.stderr
     assert "stylegan_dist/training" not in result.stderr, "a traceback of ours"
+    assert f"error: {shards}" in result.stderr.partition("Root Cause")[2]
+    assert f"{index.shards[shard].name}, sample " in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("preset", sorted((ROOT / "launch/presets").glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,8 +1,8 @@
 """How many samples a second does one core read, decode and batch, and in how much memory?
 
-    python benchmarks/data.py                     # all of it, about half an hour
-    python benchmarks/data.py --sizes 256 --formats jpg --images photos.zip
-    python benchmarks/data.py --only decoders     # where other decoders are installed, a few minutes
+    python benchmarks/readers.py                     # all of it, about half an hour
+    python benchmarks/readers.py --sizes 256 --formats jpg --images photos.zip
+    python benchmarks/readers.py --only decoders     # where other decoders are installed, a few minutes
 
 In one run, over the same images: our stream; plain `webdataset` over the same shards, with a shuffle of 1000 and its
 own decoding into uint8 (its cheapest) or float (what the examples of its documentation train on); a reader of
