@@ -107,7 +107,7 @@ def save_checkpoint(run_dir: Path, nimg: int, tensors: Tensors, state: dict, ran
 def _make_room(temporary: Path) -> None:
     temporary.parent.mkdir(exist_ok=True)  # not the run's folder: where that has gone, half a run must not appear
     for leftover in temporary.parent.glob(".*.tmp"):  # of a process that was killed while it wrote or removed
-        shutil.rmtree(leftover, ignore_errors=True)
+        _delete(leftover)
     temporary.mkdir()
 
 
@@ -154,7 +154,14 @@ def _publish(temporary: Path, final: Path, state: dict, files: dict) -> None:
 def _remove(folder: Path) -> None:
     hidden = folder.with_name(f".{folder.name}.removed.tmp")
     folder.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    _delete(hidden)
+
+
+def _delete(hidden: Path) -> None:
+    if hidden.is_symlink():  # somebody moved a checkpoint to another disk, where it stays
+        hidden.unlink()
+    else:
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def prune_checkpoints(run_dir: Path, keep: int, archive_every: int) -> list[str]:

@@ -92,9 +92,9 @@ def read_manifest(folder: Path) -> tuple[dict[str, FileMeasure], dict[str, list[
     layout = {}
     for name in NAMES:
         parts = [file for file in files if re.fullmatch(rf"{name}(-\d{{5}}-of-\d{{5}})?\.safetensors", file)]
-        layout[name] = file_names(name, len(parts))
+        layout[name] = file_names(name, max(len(parts), 1))
         if sorted(parts) != layout[name]:
-            raise InputError(f"{folder / MANIFEST} is damaged (it does not name {layout[name][0] if parts else name})")
+            raise InputError(f"{folder / MANIFEST} is damaged (it does not name all files of {name})")
     known = {STATE, *(file for parts in layout.values() for file in parts)}
     if files.keys() != known:
         wrong = min(files.keys() ^ known)

@@ -118,8 +118,10 @@ def test_failure_during_truncation_leaves_the_old_file(path, monkeypatch):
     assert path.read_bytes() == before
 
 
-DAMAGE = {"zeros": b"\0\0\0", "list": b"[1, 2]", "no nimg": b"{}", "empty": b"", "truth": b'{"nimg": true}',
-          "text": b'{"nimg": "5"}', "float": b'{"nimg": 5.0}', "half": b'{"nimg": 5, "kimg"', "two": b'{"nimg": 5} {"nimg": 6}', "return": b"a\rb",
+DAMAGE = {"zeros": b"\0\0\0", "list": b"[1, 2]", "no nimg": b"{}", "empty": b"",
+          "truth": b'{"nimg": true}',
+          "text": b'{"nimg": "5"}', "float": b'{"nimg": 5.0}', "half": b'{"nimg": 5, "kimg"',
+          "two": b'{"nimg": 5} {"nimg": 6}', "return": b"a\rb",
           "deep": b'{"nimg": 5, "a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "no text": b'{"nimg": 5, "a": "\xff"}',
           "long": b'{"nimg": 5, "a": "' + b"x" * MAX_LINE + b'"}', "digits": b'{"nimg": 5, "a": ' + b"9" * 5000 + b".}"}
 

@@ -19,7 +19,6 @@ from stylegan_dist.training.checkpoint import (
     checkpoint_folder,
     list_checkpoints,
     newest_whole_checkpoint,
-    prune_checkpoints,
 )
 from stylegan_dist.training.saved import NAMES, SavedData, SavedTensors, load_network, load_state
 
@@ -282,20 +281,6 @@ def test_file_size_limit(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "InputError:" in done.stdout
     assert RESULT in done.stdout
-
-
-@pytest.mark.parametrize(("keep", "archive", "left"), [
-    (3, 0, [800, 900, 1000]), (1, 0, [1000]), (20, 0, list(range(100, 1001, 100))),
-    (2, 300, [100, 300, 600, 900, 1000]), (1, 1000, [100, 1000]), (1, 10**9, [100, 1000]),
-    (1, 100, list(range(100, 1001, 100))),
-])
-def test_prune(keep, archive, left, tmp_path):
-    for nimg in range(100, 1001, 100):
-        save_small(tmp_path, nimg)
-        prune_checkpoints(tmp_path, keep, archive)  # as the loop does: the outcome is the same as at the end
-        assert list_checkpoints(tmp_path)[-1][0] == nimg
-    assert [nimg for nimg, _ in list_checkpoints(tmp_path)] == left
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [f"nimg-{nimg:08d}" for nimg in left]
 
 
 def test_checkpoints_sort_by_number(tmp_path):
