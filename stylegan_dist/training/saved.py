@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -26,6 +26,8 @@ MAX_JSON = 1 << 24  # bytes of a manifest or a state
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
           "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
 
+Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Float32 = Annotated[float, AfterValidator(lambda value: torch.tensor(value).item())]  # what is larger becomes infinite
 Expected = Mapping[str, tuple[torch.Size, torch.dtype]]  # name of a tensor -> what it must be
 _Record = TypeVar("_Record")
 
@@ -68,8 +70,8 @@ class SavedState:
 
     nimg: Annotated[int, Field(ge=1, le=2**63 - 1)]
     segment: Count
-    path_mean: float
-    statistics: dict[str, tuple[int | float, Count]]
+    path_mean: Float32
+    statistics: dict[str, tuple[Int64 | Float32, Count]]
     data: SavedData
     config: dict[str, Any]
     replaced: Count = 0  # older checkpoints do not count

@@ -115,6 +115,18 @@ def test_states_that_are_none(kind, folder):
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("value", [1e300, 10**30, -(10**400), float("nan"), 2**63 - 1])
+def test_numbers_that_tensors_cannot_hold(value, folder):
+    """They are no reason to end; they may even be a diverging run's own."""
+    change(folder, "state.json", lambda s: s.update(path_mean=value, statistics={"loss/g": [value, 1]}))
+    problem = check_checkpoint(folder)
+    assert problem is None or "state.json is damaged (" in problem
+    if problem is None:
+        state = new_state()
+        state.restore(folder)
+        state.statistics.take()
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "state.json"])
 @pytest.mark.parametrize("text", [b"", b"[" * 100_000, b'{"files":' * 5000, b"\xff", b"{} {}", b"\0" * 100, b"9" * 5000])
 def test_text_that_is_no_record(name, text, folder):
