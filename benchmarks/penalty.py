@@ -41,9 +41,10 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.networks.stylegan2 import Discriminator
 from stylegan_dist.objective.penalties import approximate_gradient_penalty, gradient_penalty
 from stylegan_dist.training.build import build_discriminator, build_generator
-from stylegan_dist.training.checkpoint import checkpoint_folder, load_network, load_state, newest_whole_checkpoint
+from stylegan_dist.training.checkpoint import checkpoint_folder, newest_whole_checkpoint
 from stylegan_dist.training.phases import MicroBatch
 from stylegan_dist.training.run_folder import read_run_config
+from stylegan_dist.training.saved import load_network, load_state
 from stylegan_dist.training.step import micro_batches
 
 SIGMAS = (1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
@@ -80,7 +81,7 @@ def measure(args: argparse.Namespace) -> None:
     # CUDA has a third arithmetic: fp32 with products of 10-bit mantissas.
     dtypes = ("fp32", "tf32", "bf16") if device.type == "cuda" else ("fp32", "bf16")
     networks = {dtype: load_discriminator(config, folder, dtype, device) for dtype in dtypes}
-    num_classes = load_state(folder)["data"]["num_classes"]
+    num_classes = load_state(folder).data.num_classes
     real = real_images(args.data or config.data.shards, config, args.images, num_classes, device)
     sets = {"real": real, "generated": generated_images(config, folder, real)}
     print(f"{args.run_dir.name} after {nimg / 1000:g} kimg, {real.images.shape[-1]} px, {args.images} images, "
@@ -138,9 +139,9 @@ def compare(name: str, part: MicroBatch, networks: dict[str, Discriminator], bat
 
 
 def load_discriminator(config: Config, folder: Path, dtype: str, device: torch.device) -> Discriminator:
-    config, data = copy.deepcopy(config), load_state(folder)["data"]
+    config, data = copy.deepcopy(config), load_state(folder).data
     config.precision.dtype = "bf16" if dtype == "bf16" else "fp32"
-    discriminator = build_discriminator(config, data["resolution"], data["channels"], data["num_classes"], device)
+    discriminator = build_discriminator(config, data.resolution, data.channels, data.num_classes, device)
     load_network(discriminator, folder, "d")
     return discriminator
 
@@ -155,9 +156,9 @@ def real_images(shards: str, config: Config, count: int, num_classes: int, devic
 
 def generated_images(config: Config, folder: Path, real: MicroBatch) -> MicroBatch:
     """Images of the generator in training, in full precision, with the labels of the real ones."""
-    config, data = copy.deepcopy(config), load_state(folder)["data"]
+    config, data = copy.deepcopy(config), load_state(folder).data
     config.precision.dtype = "fp32"
-    g = build_generator(config, data["resolution"], data["channels"], data["num_classes"], real.images.device)
+    g = build_generator(config, data.resolution, data.channels, data.num_classes, real.images.device)
     load_network(g, folder, "g")
     z = randomness.normal(config.run.seed, "benchmark.z", real.index, (g.z_dim,))
     noise = randomness.NoiseAddresses(g.synthesis.noise_shapes, real.images.device)

@@ -131,11 +131,13 @@ def train(case: dict, engine: engines.Engine, draws: Draws) -> None:
         state.nimg += batch
         for folder, steps in case.get("on_the_way", {}).items():
             if state.nimg == steps * batch:
+                engine.on_main(lambda folder=folder: Path(folder).mkdir(parents=True, exist_ok=True))
                 save_checkpoint(Path(folder), state.nimg, state.tensors(), state.facts(), engine, SMALL_FILES)
     stream.close()
     facts = {**state.facts(), "draws": draws.taken(engine), "records": records, "replays": recorder.replays,
              "samples": sorted(line for part in engine.gather(samples) for line in part)}
     assert engine.agree(state.checksums())
+    engine.on_main(lambda: out.mkdir(parents=True, exist_ok=True))
     save_checkpoint(out, state.nimg, state.tensors(), facts, engine, 1 << 30)
     for learner in state.learners.values():
         learner.close()

@@ -12,6 +12,8 @@ from typing import BinaryIO, TextIO
 
 from tqdm import tqdm
 
+from stylegan_dist.files import is_at
+
 # What a status line shows after the progress, in this order: metric, how it is written.
 STATUS_FIELDS = (
     ("time/img_per_sec", "img/s {:<7.1f}"),
@@ -129,6 +131,9 @@ class Console:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         lines = "".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""])
         try:
+            if self._log is not None and not is_at(self._log, self._log_path):
+                self._log.close()  # deleted or replaced: lines would go to nowhere
+                self._log = None
             if self._log is None:
                 self._log = open(self._log_path, "ab", buffering=0)  # noqa: SIM115 (stays open)
             self._log.write(lines.encode("utf-8", "replace"))

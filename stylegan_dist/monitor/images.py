@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from stylegan_dist.files import replacing
+
 GAP = 2                # pixels between the images of a grid
 SMALLEST_SHOWN = 64    # smaller images are enlarged by an integer factor to at least this many pixels
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -63,8 +65,7 @@ def save_grid(path: str | os.PathLike, images: torch.Tensor, columns: int) -> No
         ValueError: see `image_grid`.
         OSError: the file cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    # Level 1: the other ranks may wait for this file, and level 6 takes twice as long to save a tenth of it.
-    image_grid(images, columns).save(temporary, format="PNG", compress_level=1)
-    temporary.replace(path)
+    sheet = image_grid(images, columns)
+    with replacing(Path(path)) as temporary:
+        # Level 1: the other ranks may wait for this file, and level 6 takes twice as long to save a tenth of it.
+        sheet.save(temporary, format="PNG", compress_level=1)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from stylegan_dist.monitor.console import Console
-from stylegan_dist.monitor.jsonl import MetricsFile
+from stylegan_dist.monitor.jsonl import MAX_PENDING, MetricsFile, damaged_path
 from stylegan_dist.monitor.wandb_tracker import WandbTracker
 
 METRICS_NAME = "metrics.jsonl"
@@ -48,11 +49,17 @@ class Monitor:
         run_dir = Path(run_dir)
         self._segment = segment
         self._total_nimg = total_nimg
-        self._metrics_warned = False
+        self._waiting = self._lost = self._renewed = 0  # records, and files, that warnings have told of
         self._console = Console(run_dir / LOG_NAME, quiet)
         self._metrics = MetricsFile(run_dir / METRICS_NAME)
-        if dropped := self._metrics.truncate_after(resume_nimg):
-            self.line(f"{METRICS_NAME}: dropped {dropped} lines beyond the checkpoint at {resume_nimg / 1000:g} kimg")
+        dropped = self._metrics.truncate_after(resume_nimg)
+        if dropped.beyond:
+            self.line(f"{METRICS_NAME}: dropped {dropped.beyond} lines beyond "
+                      + (f"the checkpoint at {resume_nimg / 1000:g} kimg" if resume_nimg else "the beginning: no checkpoint")
+                      + "; they will be recorded again")
+        if dropped.damaged:
+            self.warn(f"{METRICS_NAME}: {dropped.damaged} damaged lines, which are no records, are moved to "
+                      f"{damaged_path(METRICS_NAME)}; their ticks are missing")
         self._wandb = WandbTracker(
             run_dir, wandb_mode, wandb_project, wandb_entity, wandb_name, config, segment,
             say=self.line, warn=self.warn,
@@ -88,13 +95,27 @@ class Monitor:
     def record(self, metrics: dict[str, float], nimg: int) -> None:
         """Record metrics without a status line, such as those of an evaluation."""
         stamp = {"nimg": nimg, "kimg": nimg / 1000, "segment": self._segment, "time": time.time()}
-        try:
-            self._metrics.append({**stamp, **metrics})
-        except OSError as error:
-            if not self._metrics_warned:
-                self._metrics_warned = True
-                self.warn(f"{METRICS_NAME} cannot be written ({error}); training goes on, records are missing")
+        self._write_metrics(lambda: self._metrics.append({**stamp, **metrics}))
         self._wandb.log(metrics, nimg)
+
+    def _write_metrics(self, write: Callable[[], None]) -> None:
+        file, failure = self._metrics, None
+        try:
+            write()
+        except OSError as error:
+            failure = error
+        if file.renewed > self._renewed:
+            self._renewed = file.renewed
+            self.warn(f"{METRICS_NAME} was deleted or replaced while the run was going on; it begins anew, without what it had")
+        if failure and not self._waiting:
+            self.warn(f"{METRICS_NAME} cannot be written ({failure.strerror or failure}); training goes on, and up to "
+                      f"{MAX_PENDING} records wait in memory until it can")
+        if file.lost and not self._lost:
+            self.warn(f"{METRICS_NAME}: the first records that wait in memory are given up, {MAX_PENDING} are kept")
+        if self._waiting and not failure:
+            self.line(f"{METRICS_NAME} can be written again: {self._waiting} records that waited are there now"
+                      + (f", {file.lost} are lost" if file.lost else ""))
+        self._waiting, self._lost = file.pending, file.lost
 
     def progress(self, nimg: int) -> None:
         """Move the progress bar; cheap enough for every step."""
@@ -107,6 +128,10 @@ class Monitor:
     def close(self, exit_code: int) -> None:
         """Finish W&B (bounded, see `WandbTracker.finish`) and close the files."""
         self._wandb.finish(exit_code)
+        if self._waiting:
+            self._write_metrics(self._metrics.flush)
+            if self._waiting:
+                self.warn(f"{METRICS_NAME} still cannot be written: {self._waiting + self._lost} records are lost")
         self._metrics.close()
         self._console.close()
 

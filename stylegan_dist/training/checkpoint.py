@@ -9,34 +9,40 @@
 Whatever engine trained: tensors are whole and have their own names. A file that would become too large is cut
 into g-00001-of-00003.safetensors and so on, between tensors. The ranks take turns in writing files.
 
-The folder is written under a temporary name, synced and renamed, so one that has a manifest is whole.
-The newest is found by looking, never by a pointer. No pickle is involved anywhere.
+The folder is written under a hidden name, synced and renamed, and goes back to a hidden name before it is removed.
+So a process that is killed never leaves a part of a checkpoint, and one that is not whole was damaged later.
+The newest is found by looking, never by a pointer. No pickle is involved anywhere. `saved.py` reads.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
 from stylegan_dist.training.engine import ALONE, Ranks, Sharded
+from stylegan_dist.training.saved import MANIFEST, NAMES, STATE, SavedTensors, file_names, load_state, read_manifest, sound
 
 Tensors = Mapping[str, Mapping[str, Tensor | Sharded]]  # file name without ending -> tensors by name
 
 FOLDER = "checkpoints"
-MANIFEST = "manifest.json"
-STATE = "state.json"
-_NAME = re.compile(r"nimg-(\d{8,})")
+_NAME = re.compile(r"nimg-(\d{8,19})")
+# What this process knows of checkpoints that it has written or examined: the states of the files then, and the damage.
+_known: dict[Path, tuple[dict[str, tuple[int, ...]], str | None]] = {}
+
+
+class Diverged(InputError):
+    """The state of the run has values that are not finite, so that it is not worth saving."""
 
 
 def checkpoint_folder(run_dir: Path, nimg: int) -> Path:
@@ -44,11 +50,12 @@ def checkpoint_folder(run_dir: Path, nimg: int) -> Path:
 
 
 def list_checkpoints(run_dir: str | os.PathLike) -> list[tuple[int, Path]]:
-    """(images seen, folder) of all complete checkpoints, oldest first."""
+    """(images seen, folder) of all checkpoints, whole or damaged, oldest first."""
     folder = Path(run_dir) / FOLDER
     entries = folder.iterdir() if folder.is_dir() else ()
     found = [(int(match[1]), entry) for entry in entries if (match := _NAME.fullmatch(entry.name))]
-    return sorted((nimg, entry) for nimg, entry in found if (entry / MANIFEST).is_file())
+    return sorted((nimg, entry) for nimg, entry in found
+                  if nimg and entry == checkpoint_folder(Path(run_dir), nimg) and entry.is_dir())
 
 
 def save_checkpoint(run_dir: Path, nimg: int, tensors: Tensors, state: dict, ranks: Ranks = ALONE,
@@ -62,17 +69,20 @@ def save_checkpoint(run_dir: Path, nimg: int, tensors: Tensors, state: dict, ran
         state: what state.json holds.
         file_bytes: largest file, except for single tensors that are larger.
     Raises:
-        InputError: the disk is full or not writable, on all ranks; nothing is left behind under a final name.
+        Diverged: a value is not finite, see `sound`.
+        InputError: the disk is full or not writable.
+        On all ranks; nothing is left behind.
     """
     final = checkpoint_folder(run_dir, nimg)
     temporary = final.parent / f".{final.name}.tmp"
     ranks.on_main(lambda: _make_room(temporary))
     try:
-        written, failure = {}, None
+        written, failure, broken = {}, None, []
         for number, (name, content) in enumerate(_cut(tensors, file_bytes).items()):
             mine = number % ranks.world_size == ranks.rank
             host = {key: whole.detach().cpu().contiguous() for key, value in content.items()
                     if (whole := _whole(value, mine)) is not None and mine}
+            broken += [f"{key} in {name}" for key, value in host.items() if not sound(name, value)]
             # Reading needs all ranks, so one that cannot write goes on reading, and fails at the end.
             if mine and failure is None:
                 try:
@@ -81,8 +91,11 @@ def save_checkpoint(run_dir: Path, nimg: int, tensors: Tensors, state: dict, ran
                 except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
                     failure = str(error)
             del host  # before the next file is there
+        gathered = ranks.gather([written, broken[:1]])
+        if found := [key for _, keys in gathered for key in keys]:
+            raise Diverged(f"{found[0]} has values that are not finite")
         ranks.together(lambda: _raise(failure))
-        files = {name: measure for part in ranks.gather(written) for name, measure in part.items()}
+        files = {name: measure for part, _ in gathered for name, measure in part.items()}
         ranks.on_main(lambda: _publish(temporary, final, state, files))
     except BaseException:
         if ranks.is_main:
@@ -92,12 +105,9 @@ def save_checkpoint(run_dir: Path, nimg: int, tensors: Tensors, state: dict, ran
 
 
 def _make_room(temporary: Path) -> None:
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in temporary.parent.glob(".*.tmp"):  # of a process that was killed while it wrote
-        shutil.rmtree(leftover, ignore_errors=True)
-    for entry in temporary.parent.iterdir():  # and of one that was killed while it removed
-        if _NAME.fullmatch(entry.name) and not (entry / MANIFEST).is_file():
-            shutil.rmtree(entry, ignore_errors=True)
+    temporary.parent.mkdir(exist_ok=True)  # not the run's folder: where that has gone, half a run must not appear
+    for leftover in temporary.parent.glob(".*.tmp"):  # of a process that was killed while it wrote or removed
+        _delete(leftover)
     temporary.mkdir()
 
 
@@ -114,8 +124,7 @@ def _cut(tensors: Tensors, limit: int) -> dict[str, Mapping[str, Tensor | Sharde
                 size = 0
             parts[-1][key] = value
             size += added
-        for i, part in enumerate(parts, 1):
-            files[f"{name}{f'-{i:05d}-of-{len(parts):05d}' if len(parts) > 1 else ''}.safetensors"] = part
+        files.update(zip(file_names(name, len(parts)), parts, strict=True))
     return files
 
 
@@ -135,39 +144,103 @@ def _publish(temporary: Path, final: Path, state: dict, files: dict) -> None:
     files = dict(sorted({**files, STATE: _measure(temporary / STATE)}.items()))
     (temporary / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n")
     _sync(temporary / MANIFEST)
-    if final.exists():  # saved before, then continued from an older one: the content is the same
-        shutil.rmtree(final)
+    if final.exists():  # damaged, so that the run continued from an older one
+        _remove(final)
     temporary.rename(final)
     _sync(final.parent)
+    _known[final] = _file_states(final), None
 
 
-def prune_checkpoints(run_dir: Path, keep: int, archive_every: int) -> None:
-    """Remove all but the newest `keep`, and the first in each stretch of `archive_every` images (0: none)."""
+def _remove(folder: Path) -> None:
+    hidden = folder.with_name(f".{folder.name}.removed.tmp")
+    folder.rename(hidden)
+    _delete(hidden)
+
+
+def _delete(hidden: Path) -> None:
+    if hidden.is_symlink():  # somebody moved a checkpoint to another disk, where it stays
+        hidden.unlink()
+    else:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def prune_checkpoints(run_dir: Path, keep: int, archive_every: int) -> list[str]:
+    """Remove what is older than the newest `keep`, but the first in each stretch of `archive_every` images (0: none).
+
+    Damaged checkpoints do not count, neither as new nor as first; they go where enough newer whole ones are there.
+    Reads only those that this process has neither written nor examined, and only where something could be removed.
+
+    Returns: damage that nobody knew of.
+    """
+    news: list[str] = []
     checkpoints = list_checkpoints(run_dir)
-    archived, stretch = set(), -1
-    for nimg, folder in checkpoints:
-        if archive_every and nimg // archive_every > stretch:
-            stretch = nimg // archive_every
-            archived.add(folder)
-    for _, folder in checkpoints[:-keep]:
-        if folder not in archived:
-            # Without its manifest a half-removed folder counts as none.
-            (folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+    if len(checkpoints) <= keep:
+        return news
+    kept, whole = [], 0
+    for nimg, folder in reversed(checkpoints):
+        if whole == keep:
+            break
+        kept.append((nimg, folder))
+        whole += _is_whole(folder, news)
+    if archive_every:
+        for _, group in groupby(checkpoints, key=lambda one: one[0] // archive_every):
+            stretch = list(group)
+            if len(stretch) > 1 and stretch[0] not in kept:
+                kept.append(next((one for one in stretch if _is_whole(one[1], news)), stretch[0]))
+            else:
+                kept.append(stretch[0])
+    for one in checkpoints:
+        if one not in kept:
+            _remove(one[1])
+    return news
+
+
+def _is_whole(folder: Path, news: list[str]) -> bool:
+    states, problem = _known.get(folder, ({}, None))
+    if states != _file_states(folder):
+        problem = check_checkpoint(folder)
+        news += [problem] if problem else []
+    return problem is None
+
+
+def _file_states(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What changes when somebody writes to a file, or puts another in its place."""
+    states: dict[str, tuple[int, ...]] = {}
+    for entry in os.scandir(folder):
+        if entry.is_file():
+            state = entry.stat()
+            states[entry.name] = state.st_size, state.st_mtime_ns, state.st_ino
+    return states
 
 
 def check_checkpoint(folder: Path) -> str | None:
-    """What is wrong with a checkpoint: a file missing, of another size or content. None if it is whole."""
+    """What is wrong with a checkpoint, read completely. None if it is whole: a run can continue from it.
+
+    Whole: all files are there, of the size and content that the manifest promises, and hold what they must.
+    """
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        for name, promised in files.items():
-            path = folder / os.path.basename(name)
+        states = _file_states(folder)
+        problem = _damage(folder)
+    except OSError as error:
+        return f"{folder} cannot be read ({error})"
+    _known[folder] = states, problem
+    return problem
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        for name, promised in read_manifest(folder)[0].items():
+            path = folder / name
             if not path.is_file():
                 return f"{path} is missing"
-            if _measure(path, sync=False) != promised:
+            if path.stat().st_size != promised.bytes or file_digest(path) != promised.sha256:
                 return f"{path} is damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{folder / MANIFEST} is damaged ({error})"
+        load_state(folder)
+        for name in NAMES:
+            for _ in SavedTensors(folder, name).values():  # looks at each
+                pass
+    except InputError as error:
+        return str(error)
     return None
 
 
@@ -182,61 +255,8 @@ def newest_whole_checkpoint(run_dir: Path) -> tuple[int, list[str]]:
     return 0, damage
 
 
-class SavedTensors(Mapping[str, Tensor]):
-    """Tensors of a checkpoint by name, each read from the disk when it is asked for, on the CPU.
-
-    Args:
-        name: the file's name without ending, and without the number of a part.
-    Raises:
-        InputError: there is no such file, or it is damaged.
-    """
-
-    def __init__(self, folder: Path, name: str):
-        self.path = folder / f"{name}.safetensors"
-        paths = [self.path] if self.path.exists() else sorted(folder.glob(f"{name}-*-of-*.safetensors")) or [self.path]
-        with self._explained():
-            self._files = [safe_open(path, framework="pt") for path in paths]
-        self._where = {key: file for file in self._files for key in file.keys()}  # noqa: SIM118 - not a dictionary
-
-    def __getitem__(self, key: str) -> Tensor:
-        file = self._where[key]
-        with self._explained():
-            return file.get_tensor(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
-
-    def __len__(self) -> int:
-        return len(self._where)
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"cannot read {self.path}: {error}; remove the folder to use an older one") from None
-
-
-def load_state(folder: Path) -> dict:
-    """The content of state.json."""
-    try:
-        return json.loads((folder / STATE).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {folder / STATE}: {error}; remove the folder to use an older one") from None
-
-
-def load_network(network: nn.Module, folder: Path, name: str) -> None:
-    """Set parameters and buffers; every name and shape must fit."""
-    try:
-        network.load_state_dict(dict(SavedTensors(folder, name)), strict=True)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise InputError(f"{folder / name}.safetensors does not fit the configured network: {first}") from None
-
-
-def _measure(path: Path, sync: bool = True) -> dict[str, int | str]:
-    if sync:
-        _sync(path)
+def _measure(path: Path) -> dict[str, int | str]:
+    _sync(path)
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 

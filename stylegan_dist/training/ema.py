@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from stylegan_dist.errors import InputError
 from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.training.engine import Learner, Sharded, assemble
 
@@ -119,12 +118,6 @@ class SpreadAverage(AveragedGenerator):
 
 
 def restore_buffers(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Set all buffers.
-
-    Raises:
-        InputError: one is missing or has another shape.
-    """
+    """Set all buffers, to values that fit."""
     for name, buffer in network.named_buffers():
-        if name not in tensors or tensors[name].shape != buffer.shape:
-            raise InputError(f"the checkpoint has no {name} of shape {list(buffer.shape)}")
         buffer.copy_(tensors[name])

@@ -23,7 +23,7 @@ from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 from stylegan_dist.networks.sampling import sample_images
 from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.ops import native
-from stylegan_dist.training.checkpoint import checkpoint_folder, prune_checkpoints, save_checkpoint
+from stylegan_dist.training.checkpoint import Diverged, checkpoint_folder, prune_checkpoints, save_checkpoint
 from stylegan_dist.training.compiled import compile_networks, networks_to_compile, why_not_compiled
 from stylegan_dist.training.engine import Engine
 from stylegan_dist.training.engine.preflight import check_agreement
@@ -147,6 +147,7 @@ class Trainer:
                 tick = last or crossed(before, state.nimg, c.monitor.tick_kimg)
                 save = last or interrupted or crossed(before, state.nimg, c.checkpoint.every_kimg)
                 if tick or save:
+                    self.engine.on_main(self._check_folder)
                     self._count_replaced(stream)
                 if tick:
                     self._tick(stream)
@@ -289,6 +290,7 @@ class Trainer:
             stream.close()
 
     def _save_picture(self, name: str, path: Path, images: torch.Tensor) -> None:
+        self._check_folder()
         try:
             save_grid(path, images, self.config.monitor.grid_columns)
         except OSError as error:
@@ -305,12 +307,18 @@ class Trainer:
         self.unsaved = True
         try:
             save_checkpoint(self.run_dir, state.nimg, state.tensors(), state.facts(), self.engine, int(c.file_mib * 2**20))
+        except Diverged as error:  # going on would only move away from the last checkpoint
+            raise InputError(f"training has diverged: at {state.nimg / 1000:g} kimg {error}. This state is not saved; the same "
+                             "command continues from the last checkpoint: lower the learning rates (optim.*.lr), raise "
+                             "loss.r1_gamma, or compute in fp32 (precision.*)") from None
         except InputError as error:  # the same on all ranks
             self.monitor.alert("checkpoint not saved", f"{error}; training goes on and tries again at the next one")
             return
         self.unsaved = False
         try:
-            self.engine.on_main(lambda: prune_checkpoints(self.run_dir, c.keep, int(c.archive_kimg * 1000)))
+            damage = self.engine.on_main(lambda: prune_checkpoints(self.run_dir, c.keep, int(c.archive_kimg * 1000)))
+            for problem in damage or ():
+                self.monitor.warn(f"a damaged checkpoint, which does not count among checkpoint.keep={c.keep}: {problem}")
         except InputError as error:
             self.monitor.warn(f"an old checkpoint cannot be removed: {error}")
 
@@ -322,6 +330,10 @@ class Trainer:
             raise InputError(f"rank 0 continues from {folder}, which is not there on {platform.node()}: run.dir must be a "
                              "folder that all nodes share")
         self.state.restore(folder)
+
+    def _check_folder(self) -> None:
+        assert self.folder is not None  # runs on rank 0
+        self.folder.check()
 
     def _starting_point(self) -> tuple[int, list[str]]:
         assert self.folder is not None  # runs on rank 0

@@ -181,7 +181,8 @@ class Objective:
         if (w_mean := means.pop("w_mean", None)) is not None:
             self.generator.w_avg.copy_(w_mean.lerp(self.generator.w_avg, w_avg_decay))
         if "path_length/mean" in means:
-            self.path_mean.lerp_(means["path_length/mean"], self.config.path_length_decay)
+            mean = means["path_length/mean"]  # one that is not finite would stay in the running mean for ever
+            self.path_mean.lerp_(torch.where(mean.isfinite(), mean, self.path_mean), self.config.path_length_decay)
 
     def _share(self, per_image: Tensor) -> Tensor:
         return per_image.sum() / self.batch

@@ -13,10 +13,12 @@ from typing import Any
 from stylegan_dist.config import Config, dump_config, load_config, to_dict
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import write_whole
-from stylegan_dist.training.checkpoint import checkpoint_folder, load_state, newest_whole_checkpoint
+from stylegan_dist.training.checkpoint import FOLDER, checkpoint_folder, newest_whole_checkpoint
+from stylegan_dist.training.saved import load_state
 
 CONFIG_NAME = "config.yaml"
 SAMPLES_NAME = "samples"
+LOCK_NAME = ".lock"
 # The reader processes of a trainer that was killed hold its lock until they notice, which takes 5 seconds.
 LOCK_SECONDS = 10.0
 # A run that continues with another value of one of these would not be the same run.
@@ -31,34 +33,54 @@ INCIDENTAL = ("run.dir", "run.kimg", "run.batch_gpu", "run.recompute", "run.worl
 class RunFolder:
     """A run's folder, locked for this process until it ends. For rank 0.
 
+    Two locks: a file is what network file systems can lock; the folder itself cannot be deleted on its own.
+
     Raises:
         InputError: the folder cannot be written, or another process trains in it.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
+        self._held: list[int] = []
         try:
             (self.path / SAMPLES_NAME).mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the process ends
+            self._held.append(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY))
+            self._held.append(os.open(self.path / LOCK_NAME, os.O_WRONLY | os.O_CREAT, 0o666))
         except OSError as error:
+            self.close()
             raise InputError(
                 f"cannot write to the run's folder {self.path}: {error.strerror}; choose another run.dir"
             ) from None
         deadline = time.monotonic() + LOCK_SECONDS
-        while self._locked_by_another():
+        while not all(_lock(held) for held in self._held):
             if time.monotonic() > deadline:
-                self._lock.close()
+                self.close()
                 raise InputError(
                     f"another process is training in {self.path}: wait for it, or choose another run.dir"
                 )
             time.sleep(0.1)
+        self.check()
+        for pattern in ("config.yaml.tmp", "metrics.jsonl*.tmp", f"{SAMPLES_NAME}/*.png.tmp"):
+            for leftover in self.path.glob(pattern):  # of a process that was killed while it wrote
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
 
-    def _locked_by_another(self) -> bool:
+    def check(self) -> None:
+        """Make sure that the run's folder is still the one that this process has locked.
+
+        Raises:
+            InputError: it was deleted, moved or replaced.
+        """
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.errno in (errno.EWOULDBLOCK, errno.EACCES)  # not: a network file system without locks
-        return False
+            there = os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            there = None
+        except OSError:  # of a network that hiccups, perhaps; the next write will tell
+            return
+        if there is None or not os.path.samestat(there, os.fstat(self._held[0])):
+            raise InputError(f"the run's folder {self.path} was {'replaced' if there else 'deleted or moved'} while the run "
+                             "was going on, so nothing more can be saved: move it back if you have it, and run the same "
+                             "command again")
 
     def starting_point(self, config: Config, data_fingerprint: str) -> tuple[int, list[str]]:
         """Where the run continues.
@@ -66,18 +88,23 @@ class RunFolder:
         Returns: images seen at the newest whole checkpoint (0 for a new run), and lines that the user
             should read: damaged checkpoints passed over, settings that have changed.
         Raises:
-            InputError: the run was trained with other data or networks than configured now.
+            InputError: the run was trained with other data or networks than configured now, or all its checkpoints are
+                damaged.
         """
         nimg, damage = newest_whole_checkpoint(self.path)
-        lines = [f"passing over a damaged checkpoint: {problem}" for problem in damage]
         if nimg == 0:
-            return 0, lines
+            if damage:  # beginning at 0 would overwrite what can perhaps be saved
+                raise InputError(f"no checkpoint in {self.path / FOLDER} is whole: {damage[0]}"
+                                 + (f"; and {len(damage) - 1} older ones" if damage[1:] else "")
+                                 + ": restore the files of one; to begin anew, choose another run.dir or move that folder away")
+            return 0, []
+        lines = [f"passing over a damaged checkpoint: {problem}" for problem in damage]
         state = load_state(checkpoint_folder(self.path, nimg))
-        if state["data"]["fingerprint"] != data_fingerprint:
+        if state.data.fingerprint != data_fingerprint:
             raise InputError(f"{self.path} was trained on other data than {config.data.shards}: choose another run.dir, "
                              "or set data.shards to the data it was started with")
         # A knob that did not exist then had what is its default now.
-        before = _flat(to_dict(Config())) | _flat(state["config"])
+        before = _flat(to_dict(Config())) | _flat(state.config)
         now = _flat(to_dict(config))
         for key in now:
             if before[key] == now[key] or _within(key, INCIDENTAL):
@@ -94,8 +121,18 @@ class RunFolder:
 
     def close(self) -> None:
         """Give the folder free."""
-        with contextlib.suppress(OSError):
-            self._lock.close()
+        while self._held:
+            with contextlib.suppress(OSError):
+                os.close(self._held.pop())
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file or folder; False if another process has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)  # others: a network file system that cannot lock this
+    return True
 
 
 def read_run_config(path: Path) -> Config:

@@ -13,8 +13,9 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.networks.layers import Precision
 from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.training.build import build_generator, precision_policy
-from stylegan_dist.training.checkpoint import checkpoint_folder, load_network, load_state, newest_whole_checkpoint
+from stylegan_dist.training.checkpoint import checkpoint_folder, newest_whole_checkpoint
 from stylegan_dist.training.run_folder import read_run_config
+from stylegan_dist.training.saved import load_network, load_state
 
 
 class Snapshot(NamedTuple):
@@ -29,20 +30,21 @@ def load_generator(run_dir: str | os.PathLike, device: torch.device) -> Snapshot
     """The averaged generator of a run's newest whole checkpoint, in full precision.
 
     Raises:
-        InputError: not a run, or no whole checkpoint.
+        InputError: not a run, no whole checkpoint, or one that does not fit the run's configuration.
     """
     run_dir = Path(run_dir)
     config = read_run_config(run_dir)
     nimg, damage = newest_whole_checkpoint(run_dir)
     if nimg == 0:
-        reason = f" ({damage[0]})" if damage else ""
-        raise InputError(f"{run_dir} has no whole checkpoint{reason}: train it first")
+        raise InputError(f"{run_dir} has no whole checkpoint" + (f" ({damage[0]}): restore the files of one" if damage
+                                                                 else ": train it first"))
     folder = checkpoint_folder(run_dir, nimg)
-    data = load_state(folder)["data"]
+    data = load_state(folder).data
     generator = build_generator(
-        config, data["resolution"], data["channels"], data["num_classes"], torch.device("meta"),
+        config, data.resolution, data.channels, data.num_classes, torch.device("meta"),
         precision=Precision(clamp=precision_policy(config).clamp),
-    ).to_empty(device=device)
+    )
+    load_network(generator, folder, "g_ema")  # compares, before there is memory for what the files promise
+    generator = generator.to_empty(device=device)
     load_network(generator, folder, "g_ema")
-    array = ArrayForm.from_record(data["array"]) if "array" in data else None
-    return Snapshot(generator.eval().requires_grad_(False), nimg, array)
+    return Snapshot(generator.eval().requires_grad_(False), nimg, data.array)

@@ -12,12 +12,13 @@ from stylegan_dist.config import to_dict
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
 from stylegan_dist.training.build import build_discriminator, build_generator, build_optimizer
-from stylegan_dist.training.checkpoint import SavedTensors, Tensors, load_state
+from stylegan_dist.training.checkpoint import Tensors
 from stylegan_dist.training.ema import AveragedGenerator, SpreadAverage, restore_buffers
 from stylegan_dist.training.engine import Engine, Learner, Ranks
 from stylegan_dist.training.engine.data_parallel import FlatLearner
 from stylegan_dist.training.phases import Objective, main_share
 from stylegan_dist.training.rules import Resolved
+from stylegan_dist.training.saved import NAMES, Expected, SavedTensors, expected_of, load_state
 from stylegan_dist.training.statistics import TickStatistics
 
 
@@ -86,21 +87,38 @@ class TrainState:
         }
 
     def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint; counts as a new segment."""
-        facts = load_state(folder)
-        for name, learner in self.learners.items():
-            saved = SavedTensors(folder, name)
-            try:
-                learner.restore(saved, SavedTensors(folder, f"optimizer_{name}"))
-                restore_buffers(learner.network, saved)
-            except InputError as error:
-                raise InputError(f"{saved.path} does not fit the configured network: {error}") from None
-        self.ema.restore(SavedTensors(folder, "g_ema"))
-        self.objective.path_mean.fill_(facts["path_mean"])
-        self.statistics.restore(facts["statistics"], self.objective.path_mean.device)
-        self.nimg = facts["nimg"]
-        self.segment = facts["segment"] + 1
-        self.replaced = facts.get("replaced", 0)  # older checkpoints do not count
+        """Continue from a checkpoint of any engine; counts as a new segment.
+
+        Raises:
+            InputError: it is damaged or does not fit; the state is not to be used then.
+        """
+        try:
+            facts, saved = load_state(folder), {name: SavedTensors(folder, name) for name in NAMES}
+            own = self.tensors()
+            for name, learner in self.learners.items():
+                saved[name].must_fit(expected_of(own[name]))
+                saved[f"optimizer_{name}"].must_fit(self._optimizer_state(name), f"optim.{name}")
+                learner.restore(saved[name], saved[f"optimizer_{name}"])
+                restore_buffers(learner.network, saved[name])
+            saved["g_ema"].must_fit(expected_of(own["g_ema"]))
+            self.ema.restore(saved["g_ema"])
+        except InputError as error:
+            raise InputError(f"{error}: restore that file, or move {folder} away to continue from an older one") from None
+        self.objective.path_mean.fill_(facts.path_mean)
+        self.statistics.restore(facts.statistics, self.objective.path_mean.device)
+        self.nimg = facts.nimg
+        self.segment = facts.segment + 1
+        self.replaced = facts.replaced
+
+    def _optimizer_state(self, name: str) -> Expected:
+        """What the optimizer of a network keeps after a step, whole, found out by a step of another parameter."""
+        probe = nn.Linear(2, 3, bias=False, device="cpu")
+        lazy = build_optimizer(probe, getattr(self.config.optim, name), f"optim.{name}", 1)
+        probe.weight.grad = torch.zeros_like(probe.weight)
+        lazy.step()
+        kept = {key: torch.as_tensor(value) for key, value in lazy.state[probe.weight].items() if value is not None}
+        return {f"{parameter}.{key}": (shape if value.shape == probe.weight.shape else value.shape, value.dtype)
+                for parameter, shape in self.learners[name].shapes.items() for key, value in kept.items()}
 
     def checksums(self) -> list[float]:
         """One number per network and average, equal on all ranks that train the same run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class TickStatistics:
         """name -> [sum, count], for state.json; a float32 goes through JSON unchanged."""
         return {name: [value.item(), self._counts[name]] for name, value in self._sums.items()}
 
-    def restore(self, facts: Mapping[str, list], device: torch.device) -> None:
+    def restore(self, facts: Mapping[str, Sequence], device: torch.device) -> None:
         """The inverse of `facts`."""
         self._sums = {name: torch.tensor(value, device=device) for name, (value, _) in facts.items()}
         self._counts = {name: count for name, (_, count) in facts.items()}

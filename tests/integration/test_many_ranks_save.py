@@ -19,8 +19,9 @@ SCRIPT = """
     from pathlib import Path
     import torch
     from stylegan_dist.errors import InputError
-    from stylegan_dist.training.checkpoint import SavedTensors, check_checkpoint, list_checkpoints, save_checkpoint
+    from stylegan_dist.training.checkpoint import Diverged, check_checkpoint, list_checkpoints, save_checkpoint
     from stylegan_dist.training.engine import Engine, Sharded, assemble
+    from stylegan_dist.training.saved import NAMES, SavedTensors
 
     engine = Engine("cpu", threads=1, timeout=30)
     ranks, folder = engine.world_size, Path(sys.argv[1])
@@ -31,10 +32,14 @@ SCRIPT = """
         return assemble(torch.Size([SIZE]), part, engine.rank * SIZE // ranks, engine)
 
     def tensors():
-        return {"g": {f"w{i}": Sharded(torch.Size([SIZE]), torch.float32, lambda i=i: read(i)) for i in range(COUNT)},
-                "d": {"b": torch.ones(3)}}
+        return {name: {} for name in NAMES} | {
+            "g": {f"w{i}": Sharded(torch.Size([SIZE]), torch.float32, lambda i=i: read(i)) for i in range(COUNT)},
+            "d": {"b": torch.ones(3)}}
 
-    save_checkpoint(folder, 1, tensors(), {}, engine, file_bytes=4 * SIZE * 4)
+    data = {"fingerprint": "x", "resolution": 8, "channels": 3, "num_classes": 0}
+    facts = {"nimg": 1, "segment": 0, "path_mean": 0.5, "statistics": {}, "data": data, "config": {}}
+    engine.on_main(folder.mkdir)
+    save_checkpoint(folder, 1, tensors(), facts, engine, file_bytes=4 * SIZE * 4)
     if engine.is_main:
         (_, saved), = list_checkpoints(folder)
         assert check_checkpoint(saved) is None
@@ -42,11 +47,16 @@ SCRIPT = """
         assert all(torch.equal(loaded[f"w{i}"], torch.arange(SIZE).float() + i) for i in range(COUNT))
         print("files", len(list(saved.glob("g-*-of-00006.safetensors"))))
 
+    bad = {name: {} for name in NAMES} | {"d": {"b": torch.tensor([1.0, float("nan")])}}
+    try:
+        save_checkpoint(folder, 2, bad, facts, engine)
+    except Diverged as error:
+        print("diverged", engine.rank, error, flush=True)
     if engine.rank == 1:  # as if its disk were full
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
-        save_checkpoint(folder, 2, tensors(), {}, engine, file_bytes=4 * SIZE * 4)
+        save_checkpoint(folder, 2, tensors(), facts, engine, file_bytes=4 * SIZE * 4)
         print("saved", engine.rank)
     except InputError as error:
         print("refused", engine.rank, "too large" in str(error), flush=True)
@@ -64,6 +74,8 @@ def test_one_rank_that_cannot_write_fails_all(tmp_path: Path):
                      str(tmp_path / "run")])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "files 6" in done.stdout
+    assert "diverged 0 b in d.safetensors" in done.stdout
+    assert "diverged 1 b in d.safetensors" in done.stdout
     assert "refused 0 True" in done.stdout
     assert "refused 1 True" in done.stdout
     assert "left ['nimg-00000001']" in done.stdout

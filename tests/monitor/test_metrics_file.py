@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from stylegan_dist.errors import InputError
-from stylegan_dist.monitor.jsonl import MetricsFile, read
+from stylegan_dist.monitor import jsonl
+from stylegan_dist.monitor.jsonl import MAX_LINE, MetricsFile, damaged_path, read
 
 
 def record(nimg, **metrics):
@@ -59,13 +60,23 @@ def test_required_keys_are_an_invariant(path):
         MetricsFile(path).append({"nimg": 1, "kimg": 0.001, "time": 0.0})
 
 
-@pytest.mark.parametrize("cut", [1, 5, 30])
+@pytest.mark.parametrize("cut", [2, 5, 30])
 def test_torn_last_line_is_dropped_and_the_next_record_is_whole(path, cut):
     write(path, 1000, 2000)
     path.write_bytes(path.read_bytes()[:-cut])
     assert [r["nimg"] for r in read(path)] == [1000]
+    torn = path.read_bytes().splitlines()[1]
     write(path, 3000)
     assert [r["nimg"] for r in read(path)] == [1000, 3000]
+    assert damaged_path(path).read_bytes() == torn + b"\n"
+
+
+def test_a_last_record_without_an_end_of_line_is_kept(path):
+    write(path, 1000, 2000)
+    path.write_bytes(path.read_bytes()[:-1])
+    write(path, 3000)
+    assert [r["nimg"] for r in read(path)] == [1000, 2000, 3000]
+    assert not damaged_path(path).exists()
 
 
 def test_torn_only_line(path):
@@ -79,7 +90,7 @@ def test_truncate_drops_what_lies_beyond_the_checkpoint(path):
     write(path, 1000, 2000, 3000, 4000)
     before = path.read_bytes().splitlines(keepends=True)
     file = MetricsFile(path)
-    assert file.truncate_after(2000) == 2
+    assert file.truncate_after(2000) == (2, 0)
     assert path.read_bytes() == b"".join(before[:2])  # the kept lines are not rewritten
     file.append(record(2500))
     assert [r["nimg"] for r in read(path)] == [1000, 2000, 2500]
@@ -89,7 +100,7 @@ def test_truncate_drops_what_lies_beyond_the_checkpoint(path):
 def test_truncate_with_nothing_to_drop_leaves_the_file_alone(path):
     write(path, 1000, 2000)
     inode = path.stat().st_ino
-    assert MetricsFile(path).truncate_after(2000) == 0
+    assert MetricsFile(path).truncate_after(2000) == (0, 0)
     assert path.stat().st_ino == inode
 
 
@@ -107,17 +118,78 @@ def test_failure_during_truncation_leaves_the_old_file(path, monkeypatch):
     assert path.read_bytes() == before
 
 
-def test_damaged_line_is_named_by_read_and_dropped_on_resume(path):
-    write(path, 1000, 2000)
+DAMAGE = {"zeros": b"\0\0\0", "list": b"[1, 2]", "no nimg": b"{}", "empty": b"",
+          "truth": b'{"nimg": true}',
+          "text": b'{"nimg": "5"}', "float": b'{"nimg": 5.0}', "half": b'{"nimg": 5, "kimg"',
+          "two": b'{"nimg": 5} {"nimg": 6}', "return": b"a\rb",
+          "deep": b'{"nimg": 5, "a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "no text": b'{"nimg": 5, "a": "\xff"}',
+          "long": b'{"nimg": 5, "a": "' + b"x" * MAX_LINE + b'"}', "digits": b'{"nimg": 5, "a": ' + b"9" * 5000 + b".}"}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_line_is_named_by_read_and_kept_aside_on_resume(path, kind):
+    write(path, 1000, 2000, 3000)
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + b"\0\0\0\n" + b"[1, 2]\n" + lines[1])
+    path.write_bytes(lines[0] + DAMAGE[kind] + b"\n" + b"[]\n" + lines[1] + lines[2])
     with pytest.raises(InputError, match="line 2"):
         read(path)
-    assert MetricsFile(path).truncate_after(5000) == 2
+    assert MetricsFile(path).truncate_after(2000) == (1, 2)
     assert [r["nimg"] for r in read(path)] == [1000, 2000]
+    assert damaged_path(path).read_bytes() == DAMAGE[kind] + b"\n[]\n"
 
 
-def test_failed_append_leaves_the_file_as_it_was(path):
+def test_damaged_lines_stay_where_they_cannot_be_kept_aside(path):
+    write(path, 1000)
+    path.write_bytes(b"damaged\n" + path.read_bytes())
+    before = path.read_bytes()
+    damaged_path(path).mkdir()
+    with pytest.raises(OSError, match="damaged"):
+        MetricsFile(path).truncate_after(5000)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_was_deleted_begins_anew(path):
+    file = MetricsFile(path)
+    file.append(record(1000))
+    path.unlink()
+    file.append(record(2000))
+    assert [r["nimg"] for r in read(path)] == [2000]
+    path.with_name("other").write_bytes(path.read_bytes())
+    path.with_name("other").replace(path)
+    file.append(record(3000))
+    assert [r["nimg"] for r in read(path)] == [2000, 3000]
+    assert file.renewed == 2
+
+
+def test_a_folder_that_was_moved_gets_no_new_file(path):
+    folder = path.parent / "run"
+    folder.mkdir()
+    file = MetricsFile(folder / path.name)
+    folder.rename(path.parent / "moved")
+    for waiting in (1, 2):
+        with pytest.raises(FileNotFoundError):
+            file.append(record(waiting))
+        assert file.pending == waiting
+    assert not folder.exists()
+    (path.parent / "moved").rename(folder)
+    file.append(record(3))
+    assert [r["nimg"] for r in read(folder / path.name)] == [1, 2, 3]
+
+
+def test_of_too_many_waiting_records_the_newest_are_kept(path, monkeypatch):
+    monkeypatch.setattr(jsonl, "MAX_PENDING", 3)
+    file = MetricsFile(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(file, "_write", lambda line: os.stat("/no/such/path"))
+        for nimg in range(5):
+            with pytest.raises(OSError, match="/no/such"):
+                file.append(record(nimg))
+    assert (file.pending, file.lost) == (3, 2)
+    file.flush()
+    assert [r["nimg"] for r in read(path)] == [2, 3, 4]
+
+
+def test_failed_append_leaves_the_file_as_it_was_and_the_record_waits(path):
     write(path, 1000)
     before = path.read_bytes()
     # A limit on the file size stands for a full disk: the kernel takes a part of the record, as there.
@@ -127,17 +199,17 @@ from stylegan_dist.monitor.jsonl import MetricsFile
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 file = MetricsFile({str(path)!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 20}, resource.RLIM_INFINITY))
-for _ in range(2):
+for nimg in (2000, 2001):
     try:
-        file.append(dict(nimg=2000, kimg=2.0, segment=0, time=0.0))
+        file.append(dict(nimg=nimg, kimg=2.0, segment=0, time=0.0))
     except OSError:
-        print("OSError")
+        print("OSError", file.pending, file.path.stat().st_size == {len(before)})
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 file.append(dict(nimg=3000, kimg=3.0, segment=0, time=0.0))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["OSError", "OSError"]
-    assert [r["nimg"] for r in read(path)] == [1000, 3000]
+    assert result.stdout.split() == ["OSError", "1", "True", "OSError", "2", "True"]
+    assert [r["nimg"] for r in read(path)] == [1000, 2000, 2001, 3000]
 
 
 def test_records_survive_kill_9(path):

@@ -49,19 +49,66 @@ def test_resume_leaves_no_overlap(tmp_path, capsys):
     assert "dropped 1 lines beyond the checkpoint at 2 kimg" in capsys.readouterr().out
 
 
-def test_metrics_that_cannot_be_written_are_one_warning(tmp_path, capsys, monkeypatch):
+def full(line):
+    raise OSError(28, "No space left on device")
+
+
+def test_metrics_that_cannot_be_written_are_one_warning_and_come_later(tmp_path, capsys, monkeypatch):
     monitor = make(tmp_path)
-
-    def full(record):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(monitor._metrics, "append", full)
-    for nimg in (1000, 2000):
-        monitor.tick({"loss/g_main": 1.0}, nimg)
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor._metrics, "_write", full)
+        for nimg in (1000, 2000):
+            monitor.tick({"loss/g_main": 1.0}, nimg)
     shown = capsys.readouterr().out
     assert shown.count("WARNING") == 1
+    assert "No space left" in shown
     assert shown.count("G 1.000") == 2
+    monitor.tick({}, 3000)
+    assert "2 records" in capsys.readouterr().out
+    monitor.tick({}, 4000)
+    assert "records" not in capsys.readouterr().out
     monitor.close(0)
+    assert [record["nimg"] for record in read(tmp_path / "metrics.jsonl")] == [1000, 2000, 3000, 4000]
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_records_that_wait_at_the_end(room, tmp_path, capsys, monkeypatch):
+    monitor = make(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor._metrics, "_write", full)
+        monitor.tick({}, 1000)
+        if not room:
+            monitor.close(0)
+    if room:
+        monitor.close(0)
+    assert ("1 records are lost" in capsys.readouterr().out) != room
+    assert len(read(tmp_path / "metrics.jsonl")) == room
+
+
+def test_what_is_dropped_is_said_by_kind(tmp_path, capsys):
+    first = make(tmp_path)
+    for nimg in (1000, 2000):
+        first.tick({}, nimg)
+    first.close(75)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write("damaged\ntorn")
+    make(tmp_path, resume_nimg=1000).close(0)
+    shown = capsys.readouterr().out
+    assert "dropped 1 lines beyond the checkpoint" in shown
+    assert "2 damaged lines" in shown
+    assert (tmp_path / "metrics.jsonl.damaged").read_text() == "torn\ndamaged\n"
+
+
+def test_deleted_files_are_begun_anew_and_that_is_said(tmp_path, capsys):
+    monitor = make(tmp_path)
+    monitor.tick({}, 1000)
+    for name in ("metrics.jsonl", "log.txt"):
+        (tmp_path / name).unlink()
+    monitor.tick({}, 2000)
+    monitor.close(0)
+    assert "metrics.jsonl was deleted or replaced" in capsys.readouterr().out
+    assert [record["nimg"] for record in read(tmp_path / "metrics.jsonl")] == [2000]
+    assert "kimg 2.0" in (tmp_path / "log.txt").read_text()
 
 
 def test_null_monitor_has_every_method_of_the_monitor(capsys):

@@ -188,7 +188,7 @@ def test_what_is_no_run(plain, tmp_path):
         generate(tmp_path, tmp_path / "out", GenerateOptions([0]))
     run = shutil.copytree(plain, tmp_path / "run")
     (checkpoint_folder(run, 1000) / "g_ema.safetensors").write_bytes(b"damaged")
-    with pytest.raises(InputError, match=r"has no whole checkpoint \(.*g_ema\.safetensors is damaged\): train it first"):
+    with pytest.raises(InputError, match=r"has no whole checkpoint \(.*g_ema\.safetensors is damaged\): restore"):
         generate(run, tmp_path / "out", GenerateOptions([0]))
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(InputError, match="has no whole checkpoint: train it first"):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import shutil
+import stat
 import subprocess
 import sys
 
@@ -40,6 +44,71 @@ def test_the_lock_waits_for_processes_that_are_about_to_end(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"
         RunFolder(tmp_path).close()
+
+
+def test_a_deleted_lock_admits_nobody(tmp_path, impatient):
+    """Two living processes; the folder itself is locked, too."""
+    code = f"import stylegan_dist.training.run_folder as r; f = r.RunFolder({str(tmp_path)!r}); " \
+           "print('locked', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        (tmp_path / ".lock").unlink()
+        with pytest.raises(InputError, match="another process is training"):
+            RunFolder(tmp_path)
+        other.communicate("end\n", timeout=60)
+    RunFolder(tmp_path).close()
+
+
+def test_a_file_system_that_cannot_lock_folders_has_the_file_s_lock(tmp_path, impatient, monkeypatch):
+    lock = fcntl.flock
+
+    def network(descriptor, operation):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", network)
+    first = RunFolder(tmp_path)
+    with pytest.raises(InputError, match="another process is training"):
+        RunFolder(tmp_path)
+    first.close()
+
+    def nothing(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", nothing)
+    folders = [RunFolder(tmp_path) for _ in range(2)]
+    for folder in folders:
+        folder.close()
+
+
+@pytest.mark.parametrize("change", ["move", "delete", "replace", "link", "file"])
+def test_a_folder_that_is_gone_is_missed(change, tmp_path):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    folder = RunFolder(run)
+    folder.check()
+    run.rename(moved)
+    if change == "delete":
+        shutil.rmtree(moved)
+    elif change == "replace":
+        run.mkdir()
+    elif change == "file":
+        run.write_text("")
+    if change == "link":  # it was moved to another disk, say, and is still there
+        run.symlink_to(moved)
+        folder.check()
+    else:
+        with pytest.raises(InputError, match=r"run was (deleted or moved|replaced)"):
+            folder.check()
+    folder.close()
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+    RunFolder(tmp_path).close()
+    for name in ("config.yaml.tmp", "metrics.jsonl.tmp", "samples/nimg-00000100.png.tmp", "mine.tmp", "samples/mine.png"):
+        (tmp_path / name).write_text("")
+    RunFolder(tmp_path).close()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".lock", "mine.png", "mine.tmp"]
 
 
 def test_folders_that_cannot_be_written(tmp_path):
@@ -127,3 +196,24 @@ def test_damage_is_told(trained):
     nimg, lines = trained.starting_point(config_with().config, INDEX.fingerprint)
     assert nimg == 4
     assert lines == [f"passing over a damaged checkpoint: {folder / 'd.safetensors'} is damaged"]
+
+
+def test_all_damaged_is_an_error_that_changes_nothing(trained):
+    (trained.path / "metrics.jsonl").write_text("records")
+    for nimg in (4, 8):
+        folder = trained.path / "checkpoints" / f"nimg-{nimg:08d}"
+        if nimg == 8:
+            shutil.copytree(folder.with_name("nimg-00000004"), folder)
+        os.truncate(folder / "g.safetensors", 10)
+    before = sorted(trained.path.rglob("*"))
+    words = r"nimg-00000008.*g\.safetensors is damaged; and 1 older.*restore .*run\.dir or move"
+    with pytest.raises(InputError, match=words) as caught:
+        trained.starting_point(config_with().config, INDEX.fingerprint)
+    assert "\n" not in str(caught.value)
+    assert sorted(trained.path.rglob("*")) == before
+
+
+def test_a_checkpoint_without_its_manifest_is_damage_too(trained):
+    (trained.path / "checkpoints" / "nimg-00000004" / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"manifest\.json is missing"):
+        trained.starting_point(config_with().config, INDEX.fingerprint)

@@ -74,7 +74,6 @@ class FlatLearner(Learner):
 
     @torch.no_grad()
     def restore(self, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
-        self._check(parameters, optimizer_state)
         numbers = {}
         for number, (name, parameter) in enumerate(self.network.named_parameters()):
             parameter.copy_(parameters[name])

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stylegan_dist.errors import InputError
 from stylegan_dist.training.engine.ranks import Ranks
 
 LIMIT = 1e5  # infinite gradients become this large, as in Karras et al. 2020b
@@ -90,10 +89,9 @@ class Learner(abc.ABC):
 
     @abc.abstractmethod
     def restore(self, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
-        """Take over what `parameters` and `optimizer_state` of any engine gave. Needs no other rank.
+        """Take over what `parameters` and `optimizer_state` of any engine gave. Names, shapes and types must fit.
 
-        Raises:
-            InputError: names or shapes do not fit.
+        Needs no other rank.
         """
 
     def local(self) -> Iterator[tuple[str, Tensor, int]]:
@@ -111,18 +109,6 @@ class Learner(abc.ABC):
     def checksum(self) -> float:
         """A number that is the same on all ranks if they hold the same network."""
         return float(sum(p.detach().double().sum() for p in self.network.parameters()))
-
-    def _check(self, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
-        for name, shape in self.shapes.items():
-            if name not in parameters:
-                raise InputError(f"the checkpoint has no {name}, which the configured network has")
-            if parameters[name].shape != shape:
-                raise InputError(f"{name} has the shape {list(parameters[name].shape)} in the checkpoint and {list(shape)} in "
-                                 "the configured network")
-        for full_name in optimizer_state:
-            if full_name.rpartition(".")[0] not in self.shapes:
-                raise InputError(f"the checkpoint's optimizer state names {full_name.rpartition('.')[0]}, which the configured "
-                                 "network does not have")
 
 
 class LossInForward(nn.Module):

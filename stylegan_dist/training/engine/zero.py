@@ -160,7 +160,6 @@ class ZeroLearner(Learner):
 
     @torch.no_grad()
     def restore(self, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
-        self._check(parameters, optimizer_state)
         modules: dict[str, Any] = dict(self.network.named_parameters())
         pieces = dict(self._pieces())
         for name, parameter in modules.items():
