@@ -14,6 +14,11 @@ _HOME = re.compile(r"(?<!\S)~[^/\s@]*")      # at the beginning of a word
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # surrogates stand for bytes that are not UTF-8
 
 
+def is_plain(text: str) -> bool:
+    """Whether it has no control characters, and nothing that is not UTF-8."""
+    return not _CONTROL.search(text)
+
+
 def check_text(text: str, name: str) -> None:
     """Refuse text that no file system, terminal or log can take.
 

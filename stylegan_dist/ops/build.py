@@ -137,7 +137,7 @@ def cache_folder() -> Path:
     """Raises: CannotBuild: this user has no home. A folder that others can write to would be no place for what is executed."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if base.startswith("~"):
-        raise CannotBuild("there is no home folder to keep them in (set XDG_CACHE_HOME or HOME)")
+        raise CannotBuild("there is no home folder to keep native operators in: set XDG_CACHE_HOME or HOME")
     return Path(base) / "stylegan_dist"
 
 

@@ -18,13 +18,13 @@ from stylegan_dist.config.loading import check_ranges
 from stylegan_dist.config.schema import MOST_IMAGES, Config, OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
+from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels
 from stylegan_dist.objective.adversarial import ADVERSARIAL
 from stylegan_dist.ops import native
 from stylegan_dist.records import shorten
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_CLAMP = 256.0
-MOST_GRID_PIXELS = 1 << 29  # of the pictures of samples: 6 GB while they are drawn
 SHOWN_NUMBERS = 24          # in a message
 # Which knobs an optimizer takes is read from its constructor; these are passed on if it has them.
 OWN_DEFAULTS = ("eps", "alpha", "rho")
@@ -182,10 +182,10 @@ def _check(config: Config, resolution: int, world_size: int, advice: str) -> Non
     """
     run, loss = config.run, config.loss
     check_ranges(config)  # what the rules have chosen, too
-    pixels = config.monitor.grid_columns * config.monitor.grid_rows * resolution**2
-    if pixels > MOST_GRID_PIXELS:
-        raise InputError(f"monitor.grid_columns={config.monitor.grid_columns} x monitor.grid_rows={config.monitor.grid_rows} "
-                         f"images of {resolution} px are {pixels} pixels, more than {MOST_GRID_PIXELS}: set fewer")
+    columns, rows = config.monitor.grid_columns, config.monitor.grid_rows
+    if (pixels := grid_pixels(columns * rows, resolution)) > MOST_PIXELS:
+        raise InputError(f"monitor.grid_columns={columns} x monitor.grid_rows={rows} images make a picture of {pixels} pixels, "
+                         f"more than {MOST_PIXELS}: set fewer")
     for name in ("generator", "discriminator"):
         if (base := getattr(config, name).channel_base) < resolution:
             raise InputError(f"{name}.channel_base={base} leaves no feature maps at {resolution} px: it must be at least "
