@@ -25,6 +25,7 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.records import shorten
 
 MOST_LOCATIONS = 10_000_000  # that one pattern may stand for
+_DEEPEST = 50                # braces inside each other
 ATTEMPTS = 6
 FIRST_PAUSE = 0.5  # seconds; doubles with every attempt, 15 in all
 CONNECT_SECONDS, SILENT_SECONDS = 20, 60  # without a connection, without a byte
@@ -87,7 +88,7 @@ def expand(pattern: str) -> list[str]:
         if _most_expanded(pattern) > MOST_LOCATIONS:
             raise InputError(f"the braces of {shorten(pattern)} stand for more than {MOST_LOCATIONS} places: name fewer")
         locations = list(braceexpand(pattern, escape=False))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"the braces of {shorten(pattern)} do not match ({shorten(str(error))})") from None
     found = []
     for location in locations:
@@ -102,13 +103,15 @@ def expand(pattern: str) -> list[str]:
 
 
 def _most_expanded(pattern: str) -> int:
-    """An upper bound of what braces expand to: the numbers of choices of all of them, multiplied."""
+    """An upper bound of what braces expand to: the numbers of choices of all of them, multiplied. Raises ValueError."""
     total, open_lists = 1, []
     for first, last in re.findall(r"{(-?\d+)\.\.(-?\d+)", pattern):
         total *= abs(int(last) - int(first)) + 1
     for character in pattern:
         if character == "{":
             open_lists.append(1)
+            if len(open_lists) > _DEEPEST:
+                raise ValueError(f"nested more than {_DEEPEST} deep")
         elif character == "," and open_lists:
             open_lists[-1] += 1
         elif character == "}" and open_lists:

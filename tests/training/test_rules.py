@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,49 @@ def test_limits_themselves_are_allowed():
     resolve_with("run.seed=4294967295", "loss.style_mixing=0", "data.workers=0", "precision.top_resolutions=0")
     resolve_with("generator.channel_base=64", "loss.path_length_weight=0", "run.batch=3")
     resolve_with("run.world_size=2", world=2)
+
+
+# Numbers of processes that messages advise
+
+@pytest.mark.parametrize("overrides", [
+    ("run.batch=8",), ("run.batch=10",), ("run.batch=12", "discriminator.mbstd_group=3"), ("run.batch=96", "run.batch_gpu=8"),
+    ("run.batch=64", "discriminator.mbstd_group=32"), ("run.batch=48", "loss.path_length_shrink=3"), ("run.batch=7",),
+    ("run.batch=48", "loss.path_length_shrink=5", "loss.path_length_weight=0"), ("run.batch=60", "run.batch_gpu=20"),
+    ("run.batch=8", "discriminator.mbstd_group=3"), ("run.batch=40", "run.batch_gpu=3"),
+], ids=" ".join)
+def test_exactly_the_advised_processes_are_accepted(overrides, monkeypatch):
+    """By the message for any other number; a batch or a micro-batch that it names is accepted, too."""
+    monkeypatch.setattr("stylegan_dist.training.rules.optimizer_arguments", lambda *_: {})  # slow, and no part of this
+    accepted, advised = [], {}
+    for world in range(1, 26):
+        try:
+            resolve_with(*overrides, world=world)
+            accepted.append(world)
+        except InputError as error:
+            advised[world] = str(error)
+    for world, message in advised.items():
+        also = ["run.batch_gpu=auto"] if "run.batch_gpu=auto" in message else []
+        if found := re.search(r"processes out of ([0-9]+(?:, [0-9]+)*)", message):
+            named = [int(number) for number in found[1].split(", ")]
+            assert named == (accepted or named)
+            for number in named:
+                resolve_with(*overrides, *also, world=number)
+        if found := re.search(r"a batch that is a multiple of (\d+)", message):
+            resolve_with(*overrides, f"run.batch={found[1]}", world=world)
+        if found := re.search(r"use run.batch_gpu=([0-9]+(?:, [0-9]+)*)", message):
+            for number in found[1].split(", "):
+                resolve_with(*overrides, f"run.batch_gpu={number}", world=world)
+        assert re.search("out of|a multiple of \\d+$|use run.batch_gpu|smaller groups", message)
+
+
+def test_a_very_large_batch_is_refused_or_resolved_at_once():
+    for batch in (1048576, 720720, 999983):
+        resolve_with(f"run.batch={batch}", "discriminator.mbstd_group=1", "loss.path_length_weight=0")
+    with pytest.raises(InputError, match=r"run\.batch=10000000 .* must be from 1 to"):
+        resolve_with("run.batch=10000000")
+    with pytest.raises(InputError, match="cannot be divided") as caught:
+        resolve_with("run.batch=720720", world=17)
+    assert len(str(caught.value)) < 400
 
 
 # Optimizers
