@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from stylegan_dist import __version__
+from stylegan_dist.arguments import CELLS, MANY, path, real, whole, word
 from stylegan_dist.config import describe, load_config
 from stylegan_dist.data.commands import add_index, add_pack, add_verify
 from stylegan_dist.errors import (
@@ -22,6 +23,9 @@ from stylegan_dist.errors import (
     RankLost,
 )
 from stylegan_dist.last_word import leave_last_word
+from stylegan_dist.machine import name_the_user
+from stylegan_dist.paths import user_path
+from stylegan_dist.ranges import Range
 from stylegan_dist.tools.data_commands import add_bench_data, add_peek
 
 SECONDS_TO_SPEAK = 10  # for the rank that prints an error, by which it may be later than others
@@ -44,17 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_train(verbs)
     _add_generate(verbs)
     _add_doctor(verbs)
-    args, rest = parser.parse_known_args(argv)
-    if not hasattr(args, "overrides") or any(word.startswith("-") for word in rest):
-        parser.parse_args(argv)  # complains about what is left over
-    else:
-        args.overrides += rest  # overrides may stand behind options, too
+    trains = False
     try:
+        args, rest = parser.parse_known_args(argv)
+        if not hasattr(args, "overrides") or any(word.startswith("-") for word in rest):
+            parser.parse_args(argv)  # complains about what is left over
+        else:
+            args.overrides += rest  # overrides may stand behind options, too
+        trains = args.run is _train
         return args.run(args)
     except InputError as error:
         # Ranks fail together and say the same; one line is enough on each machine, which may have a log of its own.
         first_here = "0" in (os.environ.get("RANK") or "0", os.environ.get("LOCAL_RANK"))
-        if first_here or isinstance(error, LocalInputError):
+        if first_here or not trains or isinstance(error, LocalInputError):
             _say_error(error)
         else:  # a launcher kills all when the first ends, which must not happen before somebody has spoken
             time.sleep(SECONDS_TO_SPEAK)
@@ -109,12 +115,14 @@ def _train(args: argparse.Namespace) -> int:
         return EXIT_OK
     if args.preset and "=" in args.preset:  # only overrides were given
         args.preset, args.overrides = None, [args.preset, *args.overrides]
-    config = load_config(args.preset, args.overrides)
+    config = load_config(args.preset and user_path(args.preset, "the preset"), args.overrides)
+    name_the_user()  # after all `~` of paths are expanded
     if args.dry_run:
+        from stylegan_dist.training.engine.launch_check import number_of
         from stylegan_dist.training.plan import describe_plan
 
         promised = config.run.world_size
-        world_size = int(os.environ.get("WORLD_SIZE") or "1") if promised == "auto" else promised
+        world_size = number_of(os.environ, "WORLD_SIZE", 1) if promised == "auto" else promised
         if (os.environ.get("RANK") or "0") == "0":
             print(describe_plan(config, world_size))
         return EXIT_OK
@@ -135,18 +143,20 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
         epilog="example:\n  stylegan-dist generate runs/demo --seeds 0-63 --trunc 0.7 --class 3 --out pictures",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_dir", metavar="RUN", help="folder of the run")
+    parser.add_argument("run_dir", metavar="RUN", type=path("RUN"), help="folder of the run")
     parser.add_argument("--seeds", default="0-63", help="for example 0-63 or 1,5,10-12 (default: %(default)s)")
-    parser.add_argument("--trunc", type=float, default=1.0, metavar="PSI",
+    parser.add_argument("--trunc", type=real("--trunc", Range(-1000, 1000)), default=1.0, metavar="PSI",
                         help="truncation: below 1 gives better and less varied pictures (default: %(default)s)")
-    parser.add_argument("--class", dest="label", type=int, metavar="C", help="class number (default: all in turn)")
+    parser.add_argument("--class", dest="label", type=whole("--class", Range(0, MANY.most)), metavar="C",
+                        help="class number (default: all in turn)")
     parser.add_argument("--noise", choices=["const", "none"], default="const", help="layer noise (default: %(default)s)")
-    parser.add_argument("--columns", type=int, default=8, help="columns of the grid (default: %(default)s)")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument("--columns", type=whole("--columns", CELLS), default=8,
+                        help="columns of the grid (default: %(default)s)")
+    parser.add_argument("--device", type=word("--device"), help="cpu or cuda (default: cuda if there is one)")
     parser.add_argument("--ops", choices=["reference", "fused"], default="reference",
                         help="fused: the native operators, faster on CPUs, compiled at their first use; pixels differ in few "
                         "places by one level (default: %(default)s)")
-    parser.add_argument("--out", required=True, help="folder for the files and grid.png")
+    parser.add_argument("--out", type=path("--out"), required=True, help="folder for the files and grid.png")
     parser.set_defaults(run=_generate)
 
 
@@ -155,8 +165,6 @@ def _generate(args: argparse.Namespace) -> int:
 
     from stylegan_dist.tools.generate import GenerateOptions, generate, parse_seeds
 
-    if args.columns < 1:
-        raise InputError("--columns must be at least 1")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     options = GenerateOptions(parse_seeds(args.seeds), args.trunc, args.label, args.noise, device, args.columns, args.ops)
     print(generate(args.run_dir, args.out, options))

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import resource
 import sys
 from pathlib import Path
 
 import torch
+
+
+def name_the_user() -> None:
+    """Give a user without an entry in the list of users, as in many containers, the name and the home that libraries ask for.
+
+    The home is that of such users under Docker. Nothing is written there.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError: from Python 3.13 on
+        os.environ["USER"] = f"uid{os.getuid()}"
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = "/"
 
 
 def available_cores() -> int:

@@ -61,6 +61,8 @@ def read_record(kind: type[_Record], text: bytes | str, most: int = MAX_BYTES) -
 
 def shorten(value: object, most: int = SHOWN) -> str:
     """A value for a message, on one line and never long."""
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to write out very long ones
+        return f"a number of {value.bit_length()} bits"
     text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
     return text if len(text) <= most else text[: most - 3] + "..."
 

@@ -14,14 +14,18 @@ from typing import Any, Literal
 import yaml
 
 from stylegan_dist.config.schema import Config
+from stylegan_dist.config.text import MAX_BYTES, read_yaml
 from stylegan_dist.errors import InputError
+from stylegan_dist.paths import check_text, expand_home
+from stylegan_dist.ranges import Range
+from stylegan_dist.records import shorten
 
 
 def load_config(preset: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """A configuration from a YAML file and dotted overrides such as "optim.g.lr=0.002".
 
     Raises:
-        InputError: unreadable file, unknown key (names the nearest one) or value of the wrong type.
+        InputError: unreadable file, unknown key (names the nearest one), value of the wrong type or outside its range.
     """
     config = Config()
     if preset is not None:
@@ -29,10 +33,10 @@ def load_config(preset: str | Path | None, overrides: Sequence[str] = ()) -> Con
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise InputError(f"{override!r} is no override: write key=value, for example run.batch=32")
+            raise InputError(f"{shorten(override)} is no override: write key=value, for example run.batch=32")
         try:
-            value = yaml.safe_load(text) if text else ""
-        except (yaml.YAMLError, ValueError):  # ValueError: an impossible date
+            value = read_yaml(text) if text else ""
+        except ValueError:
             value = text
         _set(config, key.strip(), value, origin="on the command line", text=text)
     return config
@@ -49,9 +53,16 @@ def dump_config(config: Config) -> str:
 
 
 def describe() -> Iterator[tuple[str, str, str]]:
-    """(dotted key, default, documentation) of every knob, in the order of the schema."""
+    """(dotted key, default, documentation with the range) of every knob, in the order of the schema."""
     for key, owner, knob in _knobs(Config(), ""):
-        yield key, str(getattr(owner, knob.name)), knob.metadata["doc"]
+        span = knob.metadata["range"]
+        yield key, str(getattr(owner, knob.name)), knob.metadata["doc"] + (f" ({span})" if span else "")
+
+
+def check_ranges(config: Config) -> None:
+    """Raise InputError where a number, however it came to be set, lies outside the range of its knob."""
+    for key, owner, knob in _knobs(config, ""):
+        _check_range(key, getattr(owner, knob.name), "", knob.metadata)
 
 
 def _knobs(node: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
@@ -63,34 +74,24 @@ def _knobs(node: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
             yield f"{prefix}{item.name}", node, item
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice; YAML's usual answer is to forget the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:  # before super() puts the keys of a `<<` merge among them
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # refused by super()
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _apply_file(config: Config, path: Path) -> None:
     try:
-        content = yaml.load(path.read_text(), _StrictLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read the configuration {path}: {reason}") from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise InputError(f"{path}{line} is not valid YAML: {problem}") from None
-    except ValueError as error:  # an impossible date
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
+    if len(content) > MAX_BYTES:
+        raise InputError(f"cannot read the configuration {path}: it has more than {MAX_BYTES} bytes; is it the right file?")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read the configuration {path}: byte {error.start} is not UTF-8; is it the right "
+                         "file?") from None
+    try:
+        values = read_yaml(text)
+    except ValueError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
-    for key, value in _flatten(content or {}, "", path):
+    for key, value in _flatten(values or {}, "", path):
         _set(config, key, value, origin=f"in {path}")
 
 
@@ -99,7 +100,8 @@ def _flatten(node: Any, prefix: str, path: Path) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{path}: expected `key: value` lines {'below ' + prefix if prefix else 'at the top'}")
     sections = _sections()
     for key, value in node.items():
-        dotted = f"{prefix}.{key}" if prefix else str(key)
+        word = key if isinstance(key, str) else shorten(key)
+        dotted = f"{prefix}.{word}" if prefix else word
         if dotted in sections:
             yield from _flatten(value if value is not None else {}, dotted, path)
         else:
@@ -118,20 +120,42 @@ def _set(config: Config, dotted: str, value: Any, origin: str, text: str | None 
         if dotted in _sections():
             raise InputError(f"{dotted} {origin} is a section; set one of its keys, for example "
                              f"{next(key for key in known if key.startswith(dotted + '.'))}")
-        raise InputError(f"unknown configuration key {dotted!r} {origin}; the nearest is {_nearest(dotted, known)!r} "
+        raise InputError(f"unknown configuration key {shorten(dotted)} {origin}; the nearest is {_nearest(dotted, known)!r} "
                          "(stylegan-dist train --help-config lists all)")
     owner, knob = known[dotted]
     wanted = typing.get_type_hints(type(owner))[knob.name]
     if wanted is str and text is not None:
         value = text
     try:
-        setattr(owner, knob.name, _convert(value, wanted))
-    except (TypeError, ValueError):
-        raise InputError(f"{dotted} {origin} must be {_type_name(wanted)}, not {value!r} ({knob.metadata['doc']})") from None
+        value = _convert(value, wanted)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{dotted} {origin} must be {_type_name(wanted)}, not {_show(value)} "
+                         f"({knob.metadata['doc']})") from None
+    if wanted is str:
+        check_text(value, f"{dotted} {origin}")
+        value = expand_home(value, words=knob.metadata["path"] == "several") if knob.metadata["path"] else value
+    _check_range(dotted, value, f" {origin}", knob.metadata)
+    setattr(owner, knob.name, value)
+
+
+def _check_range(dotted: str, value: Any, origin: str, metadata: Any) -> None:
+    span: Range | None = metadata["range"]
+    for number in value if isinstance(value, list) else [value]:
+        if span is not None and number != "auto" and number not in span:
+            raise InputError(f"{dotted}={_show(value)}{origin} must be {'numbers ' * isinstance(value, list)}{span} "
+                             f"({metadata['doc']})")
+
+
+def _show(value: Any) -> str:
+    """A value for a message, never long."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(shorten, value[:4]))}{', ...' if len(value) > 4 else ''}]"
+    return shorten(value)
 
 
 def _nearest(dotted: str, known: Sequence[str] | dict) -> str:
     """The known key most like a wrong one; a right last word in the wrong section counts most."""
+    dotted = dotted[:100]  # the comparison takes the square of the length
     last = dotted.rsplit(".", 1)[-1]
     same_word = [key for key in known if key.rsplit(".", 1)[-1] == last]
     return difflib.get_close_matches(dotted, same_word or list(known), n=1, cutoff=0.0)[0]

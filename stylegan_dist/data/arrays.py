@@ -20,14 +20,16 @@ from torch import Tensor
 
 from stylegan_dist.constants import constant
 from stylegan_dist.data.audio import LogMel
+from stylegan_dist.records import shorten
 
 DTYPES = ("uint8", "int16", "float16", "float32")
 MAX_CHANNELS = 4        # what the first layer of the discriminator reads
 ENCODINGS = ("npy", "npz")
 PACKED_KEY = "array"    # name of the array in the npz files that `pack` writes
 _ZIP_START = b"PK"
-_MAX_HEADER = 4096      # bytes; those of plain arrays have 128
+MAX_HEADER = 4096      # bytes; those of plain arrays have 128
 _ZIP_ENCRYPTED = 1
+_MAX_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def read_array(data: bytes, key: str | None, most: int) -> np.ndarray:
     try:
         if data[:2] == _ZIP_START:
             data = _member(data, key, most)
-        values = _parse(data, most)
+        values = parse_npy(data, most)
     except MemoryError:
         raise
     except Exception as error:  # zipfile and NumPy raise nearly every kind on damaged bytes
@@ -209,7 +211,7 @@ def _member(data: bytes, key: str | None, most: int) -> bytes:
         if key not in names:
             raise ValueError(f"no array {key!r}; it holds {', '.join(map(repr, names[:8])) or 'nothing'}")
         info = archive.getinfo(f"{key}.npy")
-        if info.file_size > most + _MAX_HEADER:
+        if info.file_size > most + MAX_HEADER:
             raise ValueError(f"the array {key!r} has {info.file_size} bytes, more than the {most} that are expected")
         if info.flag_bits & _ZIP_ENCRYPTED or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("encrypted, or compressed by another method than deflate")
@@ -217,22 +219,41 @@ def _member(data: bytes, key: str | None, most: int) -> bytes:
             return file.read(info.file_size)  # without the number it would unpack everything, whatever is promised
 
 
-def _parse(data: bytes, most: int) -> np.ndarray:
-    file = io.BytesIO(data[:_MAX_HEADER])
+def parse_npy(data: bytes, most: int) -> np.ndarray:
+    """The array of numbers in an npy file, a view of `data`. Its header is short, and is not believed.
+
+    Args:
+        most: bytes that its values may have.
+
+    Raises:
+        ValueError: with the reason, when it is no such file.
+    """
     if data[:6] != b"\x93NUMPY":
         raise ValueError("not an array (npy, npz)")
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"an npy file of version {version}, which plain arrays do not need")
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(file)
+    shape, fortran, dtype, begin = _header(data[:MAX_HEADER])
     if dtype.kind not in "buif":
         raise ValueError(f"an array of {dtype}, which is not of numbers")
+    if len(shape) > _MAX_DIMENSIONS or any(length < 0 for length in shape):
+        raise ValueError(f"an array of shape {list(shape[:_MAX_DIMENSIONS + 1])}, which no array has")
     count = math.prod(shape)
     if count * dtype.itemsize > most:
         raise ValueError(f"an array of shape {list(shape)} and {dtype}: {count * dtype.itemsize} bytes, more than the "
                          f"{most} that are expected")
-    if len(data) != file.tell() + count * dtype.itemsize:
-        raise ValueError(f"{len(data)} bytes, its header promises {file.tell() + count * dtype.itemsize}")
-    values = np.frombuffer(data, dtype, count, offset=file.tell())
+    if len(data) != begin + count * dtype.itemsize:
+        raise ValueError(f"{len(data)} bytes, its header promises {begin + count * dtype.itemsize}")
+    values = np.frombuffer(data, dtype, count, offset=begin)
     return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
+
+
+def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, order, dtype and length of an npy file's header. Raises ValueError."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"an npy file of version {version}, which plain arrays do not need")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return *read(file), file.tell()
+    # NumPy has Python parse it, which has its own words for what is nested deeply: RecursionError, MemoryError.
+    except Exception as error:
+        raise ValueError(f"not the header of an array ({shorten(str(error))})") from None

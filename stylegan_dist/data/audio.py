@@ -23,6 +23,8 @@ import torch
 
 from stylegan_dist import randomness
 
+MAX_WINDOW = 1 << 17         # samples, 0.7 s at 192 kHz; the filters have as many columns as half of it
+MAX_RATE = 1_000_000_000     # Hz
 ITERATIONS, MOMENTUM = 100, 0.99
 _MAX_CONDITION = 100
 _LINEAR_HZ, _LINEAR_MELS = 1000.0, 15.0      # the mel scale is linear up to 1 kHz, at 66.7 Hz a mel,
@@ -51,6 +53,8 @@ class LogMel:
         """Raise ValueError saying which value is impossible."""
         if min(self.sample_rate, self.hop, self.bands, self.frames) < 1:
             raise ValueError("sample rate, hop, bands and frames must be at least 1")
+        if self.window > MAX_WINDOW or self.sample_rate > MAX_RATE:
+            raise ValueError(f"a window of {self.window} samples at {self.sample_rate} Hz: at most {MAX_WINDOW} at {MAX_RATE}")
         if self.window < 2 * self.hop:
             raise ValueError(f"a window of {self.window} samples with a hop of {self.hop} loses sound between windows: the "
                              "window must be at least twice the hop, and four times is usual")

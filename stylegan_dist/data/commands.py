@@ -6,8 +6,10 @@ import argparse
 from dataclasses import fields
 from functools import partial
 
+from stylegan_dist.arguments import FLOAT32, MANY, SEEDS, WORKERS, path, real, whole, word
 from stylegan_dist.data.arrays import DTYPES, MAX_CHANNELS
 from stylegan_dist.data.arrays import ENCODINGS as ARRAY_ENCODINGS
+from stylegan_dist.data.audio import MAX_WINDOW
 from stylegan_dist.data.forms import NORMALISATIONS, ArrayOptions, Form, LogMelOptions, Normalisation
 from stylegan_dist.data.images import ENCODINGS, FILTERS, FITS, ImageOptions
 from stylegan_dist.data.index import RESOLUTIONS, read_index
@@ -16,6 +18,7 @@ from stylegan_dist.data.scan import index_shards
 from stylegan_dist.data.sources import LABEL_MODES, Listing, kind_of, list_source
 from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
+from stylegan_dist.ranges import Range
 
 _SHOWN = 50
 _FORMS = {"images": ImageOptions, "arrays": ArrayOptions, "sounds": LogMelOptions}
@@ -75,8 +78,9 @@ def add_pack(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_pack)
-    parser.add_argument("source", metavar="SOURCE", help="a folder (searched with its sub-folders), a zip or a tar")
-    parser.add_argument("out", metavar="OUT", help="the folder for the shards; made if it is not there")
+    parser.add_argument("source", metavar="SOURCE", type=path("SOURCE"),
+                        help="a folder (searched with its sub-folders), a zip or a tar")
+    parser.add_argument("out", metavar="OUT", type=path("OUT"), help="the folder for the shards; made if it is not there")
 
     common = parser.add_argument_group("samples")
     kinds = common.add_mutually_exclusive_group()
@@ -86,9 +90,9 @@ def add_pack(subparsers) -> None:
                        help="take the .wav files, and make a log-mel spectrogram of each")
     # What is not given is not in the result: so it is known what was asked for, and the defaults stand in one place.
     option = partial(_option, common)
-    option("--resolution", type=int, required=True, metavar="PIXELS",
+    option("--resolution", type=whole("--resolution", Range(1, 65536)), required=True, metavar="PIXELS",
            help=f"side of the square images or arrays: {', '.join(map(str, RESOLUTIONS))}")
-    option("--channels", type=int, choices=range(1, MAX_CHANNELS + 1),
+    option("--channels", type=whole("--channels", Range(1, MAX_CHANNELS)), choices=range(1, MAX_CHANNELS + 1),
            help="of images: 1 grey, 3 colour, 4 colour with transparency (default 3); of arrays: default those of the first")
     option("--encoding", choices=[*ENCODINGS, *ARRAY_ENCODINGS],
            help="of images: png: lossless; webp: lossless, smaller, slower to write; jpg: smallest, and the loss is learnt by "
@@ -99,10 +103,10 @@ def add_pack(subparsers) -> None:
            help="crop: the largest square from the centre; pad: the whole image with borders (default crop)")
     option("--filter", choices=list(FILTERS),
            help="how pixels are averaged: lanczos is sharper, box keeps hard edges free of ringing (default lanczos)")
-    option("--background", metavar="COLOUR",
+    option("--background", type=word("--background"), metavar="COLOUR",
            help="a name or #rrggbb: below transparent pixels and in the borders of --fit pad; with 4 channels both stay "
                 "transparent (default white)")
-    option("--quality", type=int, metavar="1..100", help="of jpg (default 95)")
+    option("--quality", type=whole("--quality", Range(1, 100)), metavar="1..100", help="of jpg (default 95)")
 
     group = parser.add_argument_group("arrays", "[C, H, W] or [H, W], all alike; training sees (x - offset) / scale")
     option = partial(_option, group)
@@ -112,12 +116,14 @@ def add_pack(subparsers) -> None:
     option = partial(_option, parser.add_argument_group(
         "sounds", "with --log-mel: PCM WAV files of one sample rate become as many bands and frames as --resolution says; what "
         "is longer than frames x hop is cut off, what is shorter is followed by silence"))
-    option("--hop", type=int, metavar="SAMPLES", help="from one frame to the next (default: the power of two nearest to 16 ms)")
-    option("--window", type=int, metavar="SAMPLES",
+    option("--hop", type=whole("--hop", Range(1, MAX_WINDOW)), metavar="SAMPLES",
+           help="from one frame to the next (default: the power of two nearest to 16 ms)")
+    option("--window", type=whole("--window", Range(2, MAX_WINDOW)), metavar="SAMPLES",
            help="of each frame (default: 2, 4 or 8 hops, the shortest that tells the bands apart)")
-    option("--low-hz", type=float, metavar="HZ", help="where the lowest band begins (default 0)")
-    option("--high-hz", type=float, metavar="HZ", help="where the highest one ends (default: half the sample rate)")
-    option("--floor-db", type=float, metavar="DB",
+    option("--low-hz", type=real("--low-hz", Range(0, 1e9)), metavar="HZ", help="where the lowest band begins (default 0)")
+    option("--high-hz", type=real("--high-hz", Range(above=0, most=1e9)), metavar="HZ",
+           help="where the highest one ends (default: half the sample rate)")
+    option("--floor-db", type=real("--floor-db", Range(-1000, 0)), metavar="DB",
            help="what is quieter, compared with a full-scale sine, becomes this (default -80)")
 
     content = parser.add_argument_group("labels and order")
@@ -129,14 +135,14 @@ def add_pack(subparsers) -> None:
     content.add_argument("--no-shuffle", dest="shuffle", action="store_false",
                          help="keep the order of the names; by default the samples are mixed, so that every shard "
                               "holds all classes")
-    content.add_argument("--seed", type=int, default=0, help="of the mixing (default 0)")
-    content.add_argument("--samples-per-shard", type=int, metavar="N",
+    content.add_argument("--seed", type=whole("--seed", SEEDS), default=0, help="of the mixing (default 0)")
+    content.add_argument("--samples-per-shard", type=whole("--samples-per-shard", MANY), metavar="N",
                          help="default: about 64 MiB of pixels or values, but 256 to 4096 samples, and a multiple of 8 "
                               "shards where there are enough samples")
 
     running = parser.add_argument_group("running")
-    running.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    running.add_argument("--max-skipped", type=int, metavar="N",
+    running.add_argument("--workers", type=whole("--workers", WORKERS), metavar="N", help="processes (default: one a core)")
+    running.add_argument("--max-skipped", type=whole("--max-skipped", Range(0, MANY.most)), metavar="N",
                          help="stop when more than N files cannot be read (default: 1 %% of the files, at least 1)")
     running.add_argument("--overwrite", action="store_true", help="replace a shard set that is already in OUT")
 
@@ -150,15 +156,17 @@ def add_index(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_index)
-    parser.add_argument("shards", metavar="SHARDS", help="a folder, a URL (s3://, gs://, http://, hf://, ...), or a pattern "
+    parser.add_argument("shards", metavar="SHARDS", type=path("SHARDS"),
+                        help="a folder, a URL (s3://, gs://, http://, hf://, ...), or a pattern "
                                                          "of tar files with braces and wildcards")
-    parser.add_argument("out", metavar="FOLDER", nargs="?", help="the folder for the index; default: that of the shards")
+    parser.add_argument("out", metavar="FOLDER", type=path("FOLDER"), nargs="?",
+                        help="the folder for the index; default: that of the shards")
     parser.add_argument("--checksums", action="store_true",
                         help="store the SHA-256 of local shards, too, which are read whole for it: verify compares with it. "
                              "That of shards at URLs is stored anyway, and compared whenever one is fetched; with --checksums "
                              "it counts only once two readings agree on it, or the storage confirms the first (MD5 of S3)")
     parser.add_argument("--overwrite", action="store_true", help="replace an index that is already there")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--workers", type=whole("--workers", WORKERS), metavar="N", help="processes (default: one a core)")
     _add_normalisation(parser.add_argument_group("arrays", "[C, H, W] or [H, W]; training sees (x - offset) / scale"))
 
 
@@ -171,9 +179,9 @@ def add_verify(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_verify)
-    parser.add_argument("folder", metavar="FOLDER", help="the folder or URL that holds index.json")
+    parser.add_argument("folder", metavar="FOLDER", type=path("FOLDER"), help="the folder or URL that holds index.json")
     parser.add_argument("--quick", action="store_true", help="do not decode the samples")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--workers", type=whole("--workers", WORKERS), metavar="N", help="processes (default: one a core)")
 
 
 def _run_pack(args: argparse.Namespace) -> int:
@@ -206,9 +214,10 @@ def _add_normalisation(group) -> None:
     _option(group, "--normalise", choices=NORMALISATIONS,
             help="range: offset and scale so that each channel has its least value at -1 and its greatest at 1; std: so that "
                  "it has mean 0 and standard deviation 1/2; none: 0 and 1 (default range)")
-    _option(group, "--offset", type=float, nargs="+", metavar="X", help="given instead: one, or one for each channel")
-    _option(group, "--scale", type=float, nargs="+", metavar="X", help="as many")
-    _option(group, "--key", metavar="NAME", help="which array of npz files (default: the only one)")
+    _option(group, "--offset", type=real("--offset", FLOAT32), nargs="+", metavar="X",
+            help="given instead: one, or one for each channel")
+    _option(group, "--scale", type=real("--scale", FLOAT32), nargs="+", metavar="X", help="as many")
+    _option(group, "--key", type=word("--key"), metavar="NAME", help="which array of npz files (default: the only one)")
 
 
 def _run_index(args: argparse.Namespace) -> int:

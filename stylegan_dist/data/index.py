@@ -7,10 +7,10 @@ the whole set, and one `*.offsets.npy` per shard, so that any sample can be read
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,16 +18,24 @@ from pathlib import Path
 import numpy as np
 
 from stylegan_dist.data import storage
-from stylegan_dist.data.arrays import ArrayForm
+from stylegan_dist.data.arrays import MAX_HEADER, ArrayForm, parse_npy
+from stylegan_dist.data.index_file import CHANNELS as CHANNELS
+from stylegan_dist.data.index_file import FORMAT, VERSION, read_index_file
+from stylegan_dist.data.index_file import RESOLUTIONS as RESOLUTIONS
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import write_whole
+from stylegan_dist.paths import is_plain
+from stylegan_dist.records import MAX_BYTES, shorten
 
 INDEX_NAME = "index.json"
-FORMAT = "stylegan-dist-shards"
-VERSION = 1
 NO_LABEL = -1
-CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGBA
-RESOLUTIONS = tuple(2**i for i in range(3, 11))
+_WEIGHT = re.compile(r"[0-9.eE+-]+")
+_WORDS = 16       # of a path with blanks among others
+_NAME_BYTES = 255  # of a file name
+_ROW = 24         # bytes of the offsets of a sample
+# An encoded sample may have this many times the bytes of its decoded form, and so many more: no codec comes near the first,
+# and profiles, metadata and other arrays of an npz file keep below the second.
+_SAMPLE_FACTOR, _SAMPLE_EXTRA = 8, 64 << 20
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,11 @@ class Shard:
     def record(self) -> dict:
         """What `index.json` holds of it."""
         return {key: value for key, value in asdict(self).items() if key not in ("location", "offsets_location")}
+
+    @property
+    def offsets_bytes(self) -> int:
+        """The most that the offsets file may have."""
+        return MAX_HEADER + _ROW * self.samples
 
     def placed(self, shards_at: str, offsets_at: str) -> Shard:
         """The same shard in these folders or below these URLs."""
@@ -87,6 +100,11 @@ class DatasetIndex:
     def dtype(self) -> str:
         """Of a decoded sample."""
         return self.array.dtype if self.array else "uint8"
+
+    @property
+    def most_sample_bytes(self) -> int:
+        """What is longer is no sample, and not read."""
+        return _SAMPLE_FACTOR * self.resolution**2 * self.channels * np.dtype(self.dtype).itemsize + _SAMPLE_EXTRA
 
     @property
     def num_samples(self) -> int:
@@ -134,6 +152,8 @@ def load_index(data: str | os.PathLike) -> DatasetIndex:
             missing or of the wrong size.
     """
     entries = _entries(os.fspath(data))
+    if not entries:
+        raise InputError("data.shards names no data: set it to the folder of a shard set")
     indices = [read_index(location) for location, _ in entries]
     for index in indices:
         for shard in index.shards:
@@ -160,13 +180,13 @@ def load_index(data: str | os.PathLike) -> DatasetIndex:
 
 def _entries(data: str) -> list[tuple[str, float | None]]:
     """(location, weight) of each set that data.shards names."""
-    if storage.local_path(data).exists():  # also a path with spaces
+    if os.path.exists(storage.local_path(data)):  # also a path with blanks
         return [(data, None)]
     entries: list[tuple[str, float | None]] = []
-    for word in data.split():
+    for word in _words(data):
         pattern, at, text = word.rpartition("@")
         weight: float | None = None
-        if at and re.fullmatch(r"[0-9.eE+-]+", text):
+        if at and _WEIGHT.fullmatch(text):
             try:
                 weight = float(text)
             except ValueError:
@@ -179,13 +199,32 @@ def _entries(data: str) -> list[tuple[str, float | None]]:
         if pattern.endswith(".tar"):
             raise InputError(f"data.shards names tar files ({pattern}): make an index of them once with `stylegan-dist index "
                              f"'{pattern}' FOLDER`, and set data.shards=FOLDER")
-        if any(character in pattern for character in "*?["):  # of all that matches, what holds an index
+        if os.path.exists(storage.local_path(pattern)):
+            locations = [pattern]
+        elif any(character in pattern for character in "*?["):  # of all that matches, what holds an index
             found = storage.expand(storage.join(pattern, INDEX_NAME))
             locations = [name.removesuffix(INDEX_NAME).rstrip("/") for name in found]
         else:
             locations = storage.expand(pattern)
         entries += [(location, None if weight is None else weight / len(locations)) for location in locations]
     return entries
+
+
+def _words(data: str) -> Iterator[str]:
+    """The places that a text names, with their weights: parted by blanks, but a path that is there may have some itself."""
+    words = data.split()
+    while words:
+        count = 1 if storage.is_remote(words[0]) else min(len(words), _WORDS)
+        while count > 1 and not _is_there(" ".join(words[:count])):
+            count -= 1
+        yield " ".join(words[:count])
+        del words[:count]
+
+
+def _is_there(word: str) -> bool:
+    """Whether a path is there, with or without a weight behind it."""
+    path, _, weight = word.rpartition("@")
+    return any(os.path.exists(storage.local_path(one)) for one in (word, path if _WEIGHT.fullmatch(weight) else word))
 
 
 def _mixed_counts(indices: list[DatasetIndex], parts: tuple[Part, ...]) -> list[int]:
@@ -208,11 +247,8 @@ def read_index(folder: str | os.PathLike) -> DatasetIndex:
     """
     home = os.fspath(folder)
     path = storage.join(home, INDEX_NAME)
-    if not storage.is_remote(home) and not storage.local_path(path).is_file():
-        raise InputError(
-            f"no {INDEX_NAME} in {home}: pack the images first (stylegan-dist pack SOURCE {home}), index shards that other "
-            f"tools made (stylegan-dist index {home}), or correct data.shards"
-        )
+    if not storage.is_remote(home):
+        _check_local_index(home, path)
     parse = partial(_parse_index, home, path)
     try:
         return parse(storage.read_bytes(path, parse))
@@ -220,46 +256,57 @@ def read_index(folder: str | os.PathLike) -> DatasetIndex:
         raise InputError(f"{path} is damaged ({error}); pack the data again or restore the file") from None
 
 
+def _check_local_index(home: str, path: str) -> None:
+    """Raise InputError unless a regular file of a possible size is there."""
+    file = storage.local_path(path)
+    try:
+        size = file.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        size = -1
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; correct data.shards or the permissions") from None
+    if size < 0 or not file.is_file():
+        raise InputError(
+            f"no {INDEX_NAME} in {home}: pack the images first (stylegan-dist pack SOURCE {home}), index shards that other "
+            f"tools made (stylegan-dist index {home}), or correct data.shards"
+        )
+    if size > MAX_BYTES:
+        raise InputError(f"{path} is damaged ({size} bytes, more than the {MAX_BYTES} that an index may have); pack the data "
+                         "again or restore the file")
+
+
 def _parse_index(home: str, path: str, text: bytes) -> DatasetIndex:
     """The index in a file's content. Raises: ValueError: it is damaged; InputError: it is of another kind, or not trusted."""
-    try:
-        content = json.loads(text)
-        if content.pop("format") != FORMAT:
-            raise InputError(f"{path} is not a shard index of this program; pack the data again")
-        if (version := content.pop("version")) != VERSION:
-            raise InputError(f"{path} has format version {version}, this program reads {VERSION}; pack the data again")
-        promised = content.pop("num_samples")
-        at = content.get("shards_at") or home
-        storage.check_location(at)
-        shards = [Shard(**shard).placed(at, home) for shard in content.pop("shards")]
-        array = content.pop("array", None)
-        index = DatasetIndex(shards=shards, array=array and ArrayForm.from_record(array), **content)
-        held = index.num_samples
-        if index.array:
-            index.array.check(index.channels)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(str(error)) from None
-    if (index.array is None and index.channels not in CHANNELS) or index.resolution not in RESOLUTIONS:
-        raise ValueError(f"no images of {index.resolution} pixels with {index.channels} channels exist here")
-    if promised != held or held < 1:
-        raise ValueError(f"it promises {promised} samples, its shards hold {held}")
-    for shard in index.shards:
-        check_name(shard.name, path, folders=index.shards_at is not None)
+    record = read_index_file(text, path)
+    at = record.shards_at or home
+    if not is_plain(at):
+        raise InputError(f"{path} names the place {shorten(at)}, which is no path or URL; the index is not trusted")
+    storage.check_location(at)
+    for shard in record.shards:
+        check_name(shard.name, path, folders=record.shards_at is not None)
         check_name(shard.offsets, path)
-    return index
+    below, beside = (storage.join(place, "x")[:-1] for place in (at, home))  # joining 100,000 paths would take seconds
+    shards = [Shard(one.name, one.samples, one.bytes, one.sha256, one.offsets, one.offsets_sha256, below + one.name,
+                    beside + one.offsets) for one in record.shards]
+    return DatasetIndex(
+        resolution=record.resolution, channels=record.channels, encoding=record.encoding, classes=record.classes or None,
+        class_counts=record.class_counts or None, shards=shards, packed_with=record.packed_with or {},
+        skipped=record.skipped or [], shards_at=record.shards_at, array=record.array,
+    )
 
 
 def check_name(name: str, where: str, folders: bool = False) -> None:
     """Refuse names that could lead out of a folder; `folders`: sub-folders are allowed."""
     steps = name.split("/")
-    if not all(steps) or set(steps) & {".", ".."} or "\\" in name or (len(steps) > 1 and not folders):
-        raise InputError(f"{where} names the file {name!r}, which is not a plain file name; the index is not trusted")
+    plain = is_plain(name) and "\\" not in name and all(0 < len(step.encode()) <= _NAME_BYTES for step in steps)
+    if not plain or set(steps) & {".", ".."} or (len(steps) > 1 and not folders):
+        raise InputError(f"{where} names the file {shorten(name)}, which is not a plain file name; the index is not trusted")
 
 
 def check_shard_size(shard: Shard) -> None:
     """Raise InputError unless a local shard and its offsets are there and the shard has the promised size."""
     for location in (shard.location, shard.offsets_location):
-        if not storage.is_remote(location) and not storage.local_path(location).is_file():
+        if not storage.is_remote(location) and not os.path.isfile(storage.local_path(location)):
             raise InputError(f"{location} is missing: restore it or pack the data again")
     if storage.is_remote(shard.location):
         return
@@ -270,6 +317,16 @@ def check_shard_size(shard: Shard) -> None:
             f"{shard.location} has {size} bytes, the index promises {shard.bytes}: it is truncated or "
             f"altered; restore it or pack the data again (stylegan-dist verify {folder} checks every shard)"
         )
+
+
+class Oversized(ValueError):
+    """A sample that is not read, because it has more bytes than any sample of its set needs."""
+
+
+def check_sample_size(size: int, most: int) -> None:
+    """Raise Oversized for more than `DatasetIndex.most_sample_bytes`."""
+    if size > most:
+        raise Oversized(f"{size} bytes, more than the {most} that a sample of this set may have")
 
 
 def parse_offsets(shard: Shard, content: bytes) -> np.ndarray:
@@ -283,19 +340,24 @@ def parse_offsets(shard: Shard, content: bytes) -> np.ndarray:
     """
     if hashlib.sha256(content).hexdigest() != shard.offsets_sha256:
         raise ValueError(f"the SHA-256 differs from the index ({len(content)} bytes): truncated or altered")
-    try:
-        table = np.lib.format.read_array(io.BytesIO(content))
-    except EOFError as error:
-        raise ValueError(str(error)) from None
+    table = parse_npy(content, _ROW * shard.samples)
     fits = table.dtype == np.int64 and table.shape == (shard.samples, 3)
-    if not fits or (table[:, :2] < 0).any() or (table[:, 0] + table[:, 1] > shard.bytes).any():
+    # Compared one by one: the sum of two may be beyond an int64.
+    if not fits or (table[:, :2] < 0).any() or (table[:, 0] > shard.bytes).any() or (
+            table[:, 1] > shard.bytes - table[:, 0]).any():
         raise ValueError(f"the offsets do not fit {shard.name}")
     return table
+
+
+def read_offsets(shard: Shard) -> np.ndarray:
+    """The parsed offsets of a local shard. Raises: OSError, ValueError: they cannot be read, or are damaged."""
+    with open(storage.local_path(shard.offsets_location), "rb") as file:
+        return parse_offsets(shard, file.read(shard.offsets_bytes + 1))
 
 
 def load_offsets(shard: Shard) -> np.ndarray:
     """The parsed offsets of a local shard. Raises InputError when they are damaged."""
     try:
-        return parse_offsets(shard, storage.local_path(shard.offsets_location).read_bytes())
+        return read_offsets(shard)
     except (OSError, ValueError) as error:
         raise InputError(f"{shard.offsets_location} is damaged ({error}); restore it or pack the data again") from None

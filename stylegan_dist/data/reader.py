@@ -11,7 +11,16 @@ import numpy as np
 
 from stylegan_dist.data import storage
 from stylegan_dist.data.cache import Blob, CacheFull, NodeCache
-from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, parse_offsets
+from stylegan_dist.data.index import (
+    INDEX_NAME,
+    NO_LABEL,
+    DatasetIndex,
+    Oversized,
+    Shard,
+    check_sample_size,
+    parse_offsets,
+    read_offsets,
+)
 from stylegan_dist.errors import InputError
 
 OPEN_SHARDS = 256
@@ -29,6 +38,7 @@ class ShardReader:
 
     def __init__(self, index: DatasetIndex, cache: NodeCache | None = None):
         self.index = index
+        self._most_bytes = index.most_sample_bytes
         self.cache = cache
         self._open: OrderedDict[int, tuple[int, np.ndarray]] = OrderedDict()
         self._prefetcher: _Prefetcher | None = None
@@ -38,9 +48,12 @@ class ShardReader:
 
         Raises:
             InputError: the shard cannot be read, or its offsets do not fit it.
+            ValueError: it is longer than any sample, and has not been read.
         """
         try:
             return self._read(shard, sample)
+        except Oversized:
+            raise
         except (OSError, ValueError):  # a network file system may have a bad moment
             place = self.place(shard, sample)
             return storage.retrying(lambda: self._read(shard, sample, anew=True), f"read {place}")
@@ -50,6 +63,7 @@ class ShardReader:
             os.close(self._open.pop(shard)[0])
         file, table = self._opened(shard)
         offset, size, label = table[sample].tolist()
+        check_sample_size(size, self._most_bytes)
         data = os.pread(file, size, offset)
         if len(data) < size:
             raise ValueError(f"the file is damaged, it ends at byte {min(offset + len(data), os.fstat(file).st_size)}")
@@ -86,7 +100,8 @@ class ShardReader:
             return self._open[shard]
         info = self.index.shards[shard]
         table = self._load_offsets(info)
-        if ((table[:, 2] < NO_LABEL) | (table[:, 2] >= max(self.index.num_classes, 1))).any():
+        least = 0 if self.index.num_classes else NO_LABEL
+        if ((table[:, 2] < least) | (table[:, 2] >= max(self.index.num_classes, 1))).any():
             raise InputError(f"{info.offsets_location} names classes that {INDEX_NAME} does not know; pack the data again")
         self._open[shard] = (self._open_shard(info), table)
         if len(self._open) > OPEN_SHARDS:
@@ -106,7 +121,7 @@ class ShardReader:
     def _load_offsets(self, info: Shard) -> np.ndarray:
         def read() -> np.ndarray:
             if not storage.is_remote(info.offsets_location):
-                return parse_offsets(info, storage.local_path(info.offsets_location).read_bytes())
+                return read_offsets(info)
             with os.fdopen(self._cache().open(_offsets_blob(info)), "rb") as file:
                 return parse_offsets(info, file.read())
         try:

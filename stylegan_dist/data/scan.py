@@ -33,6 +33,7 @@ from stylegan_dist.machine import available_cores
 
 _ENDINGS = ("png", "jpg", "jpeg", "webp", *ARRAY_ENCODINGS)
 _MAX_CLASS = 1 << 20
+_CLASS_BYTES = 64  # of a class number that are read: as many are none
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,15 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
 
 
 def _tar_files(source: str) -> list[str]:
-    if not storage.is_remote(source) and storage.local_path(source).is_file():
+    if not storage.is_remote(source) and os.path.isfile(storage.local_path(source)):
         return [str(storage.local_path(source).resolve())]
+    path = storage.local_path(source)
+    is_folder = not storage.is_remote(source) and os.path.isdir(path)
+    if is_folder and (inside := sorted(map(str, path.resolve().glob("*.tar")))):
+        return inside  # whatever the folder's name, it is no pattern
     if not storage.is_remote(source) and not any(character in source for character in "*?[{"):
-        path = storage.local_path(source)
-        if not path.exists() or (path.is_dir() and not any(path.glob("*.tar"))):
-            raise InputError(f"{source} {'holds no .tar file' if path.exists() else 'does not exist'}: give the folder, the "
-                             "pattern or the URL of WebDataset shards")
+        raise InputError(f"{source} {'holds no .tar file' if is_folder else 'does not exist'}: give the folder, the pattern or "
+                         "the URL of WebDataset shards")
     pattern = source if source.endswith(".tar") else source.rstrip("/") + "/*.tar"
     locations = storage.expand(pattern)
     if not storage.is_remote(source):
@@ -195,7 +198,7 @@ def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key:
             images[key] = offset, size
             endings.add(ending)
         elif ending == "cls":
-            labels[key] = _class(content[offset:offset + size], offset, name)
+            labels[key] = _class(content[offset:offset + min(size, _CLASS_BYTES)], offset, name)
     if not images:
         raise InputError(f"{location} holds no image or array ({', '.join(_ENDINGS)}): is it the right file?")
     if len(endings) > 1:
@@ -236,7 +239,7 @@ def _values(content: mmap.mmap, places: Iterable[tuple[int, int]], form: tuple) 
 
 def _class(text: bytes, offset: int, name: str) -> int:
     number = text.strip()
-    if not number.isdigit() or int(number) >= _MAX_CLASS:
+    if not number.isdigit() or len(text) == _CLASS_BYTES or int(number) >= _MAX_CLASS:
         raise TarError(f"the class is {number[:20]!r}, not a whole number below {_MAX_CLASS}", offset, name)
     return int(number)
 

@@ -22,7 +22,10 @@ from braceexpand import braceexpand
 
 from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
+from stylegan_dist.records import shorten
 
+MOST_LOCATIONS = 10_000_000  # that one pattern may stand for
+_DEEPEST = 50                # braces inside each other
 ATTEMPTS = 6
 FIRST_PAUSE = 0.5  # seconds; doubles with every attempt, 15 in all
 CONNECT_SECONDS, SILENT_SECONDS = 20, 60  # without a connection, without a byte
@@ -79,12 +82,14 @@ def expand(pattern: str) -> list[str]:
     Raises:
         InputError: the pattern is malformed, or its wildcards match nothing.
     """
-    if not is_remote(pattern) and local_path(pattern).exists():
+    if not is_remote(pattern) and os.path.exists(local_path(pattern)):
         return [str(local_path(pattern))]
     try:
+        if _most_expanded(pattern) > MOST_LOCATIONS:
+            raise InputError(f"the braces of {shorten(pattern)} stand for more than {MOST_LOCATIONS} places: name fewer")
         locations = list(braceexpand(pattern, escape=False))
     except ValueError as error:
-        raise InputError(f"the braces of {pattern!r} do not match ({error})") from None
+        raise InputError(f"the braces of {shorten(pattern)} do not match ({shorten(str(error))})") from None
     found = []
     for location in locations:
         if not any(character in location for character in "*?["):
@@ -95,6 +100,23 @@ def expand(pattern: str) -> list[str]:
             raise InputError(f"nothing matches {location}: correct the pattern")
         found += matches
     return found
+
+
+def _most_expanded(pattern: str) -> int:
+    """An upper bound of what braces expand to: the numbers of choices of all of them, multiplied. Raises ValueError."""
+    total, open_lists = 1, []
+    for first, last in re.findall(r"{(-?\d+)\.\.(-?\d+)", pattern):
+        total *= abs(int(last) - int(first)) + 1
+    for character in pattern:
+        if character == "{":
+            open_lists.append(1)
+            if len(open_lists) > _DEEPEST:
+                raise ValueError(f"nested more than {_DEEPEST} deep")
+        elif character == "," and open_lists:
+            open_lists[-1] += 1
+        elif character == "}" and open_lists:
+            total *= open_lists.pop()
+    return total
 
 
 def read_bytes(location: str, check: Callable[[bytes], object] = lambda content: None) -> bytes:

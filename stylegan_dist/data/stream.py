@@ -140,10 +140,10 @@ class BatchDataset(Dataset):
         for step in range(samples):
             candidate = (sample + step) % samples
             began = time.perf_counter()
-            data, label = self.reader.read(shard, candidate)
-            read = time.perf_counter()
-            loaded.seconds_read += read - began
             try:
+                data, label = self.reader.read(shard, candidate)
+                read = time.perf_counter()
+                loaded.seconds_read += read - began
                 self._decode(data, pixels)
             except ValueError as error:
                 reason = reason or str(error)

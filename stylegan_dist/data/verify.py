@@ -19,11 +19,21 @@ from tqdm import tqdm
 
 from stylegan_dist.data import pool, storage
 from stylegan_dist.data.decoding import decoder
-from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, parse_offsets, read_index
+from stylegan_dist.data.index import (
+    INDEX_NAME,
+    NO_LABEL,
+    DatasetIndex,
+    Shard,
+    check_sample_size,
+    parse_offsets,
+    read_index,
+    read_offsets,
+)
 from stylegan_dist.data.tar import TarError, members
 from stylegan_dist.errors import InputError
 from stylegan_dist.machine import available_cores
 
+_CLASS_BYTES = 64  # of a class number that are read: more is none
 _RESTORE = "restore the file from a copy, or pack the data again with --overwrite"
 
 
@@ -120,7 +130,11 @@ def _check_offsets(index: DatasetIndex, shard: Shard, problems: list[Problem]) -
         problems.append(Problem(shard.offsets, "the offsets file is missing"))
         return None
     try:
+        if not storage.is_remote(place):
+            return read_offsets(shard)
         return parse_offsets(shard, storage.read_bytes(place, partial(parse_offsets, shard)))
+    except OSError as error:
+        problems.append(Problem(shard.offsets, f"the offsets cannot be read ({error.strerror})"))
     except InputError as error:
         problems.append(Problem(shard.offsets, str(error), remedy=""))
     except ValueError as error:
@@ -151,6 +165,7 @@ def _check_content(
         _check_label(label, name, labels, index, shard, offset, problems)
         if deep and offset + size <= len(content):
             try:
+                check_sample_size(size, index.most_sample_bytes)
                 decode(content[offset : offset + size], values)
             except ValueError as error:
                 problems.append(Problem(shard.name, f"the {index.noun[:-1]} cannot be used ({error})", name, offset))
@@ -191,7 +206,7 @@ def _scan(
             if kind.lower() == ending:
                 images[offset].append((name, size))
             elif kind.lower() == "cls":
-                labels[key] = content[offset : offset + size].strip()
+                labels[key] = content[offset : offset + min(size, _CLASS_BYTES)].strip()
     except TarError as error:
         problems.append(Problem(shard.name, str(error), error.name, error.offset))
     return images, labels

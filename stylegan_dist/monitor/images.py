@@ -12,6 +12,7 @@ from stylegan_dist.files import replacing
 
 GAP = 2                # pixels between the images of a grid
 SMALLEST_SHOWN = 64    # smaller images are enlarged by an integer factor to at least this many pixels
+MOST_PIXELS = 1 << 29  # of a grid; some 6 GB while it is drawn
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -22,6 +23,11 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """
     levels = (images.float() * 127.5 + 127.5).round().clamp(0, 255)
     return levels.nan_to_num(nan=0.0).to(torch.uint8)
+
+
+def grid_pixels(images: int, side: int) -> int:
+    """How many pixels a grid of square images has, gaps left out."""
+    return images * max(side, SMALLEST_SHOWN) ** 2
 
 
 def image_grid(images: torch.Tensor, columns: int) -> Image.Image:

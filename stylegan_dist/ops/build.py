@@ -134,7 +134,11 @@ def has_gpu_part(library: Path) -> bool:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stylegan_dist"
+    """Raises: CannotBuild: this user has no home. A folder that others can write to would be no place for what is executed."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise CannotBuild("there is no home folder to keep native operators in: set XDG_CACHE_HOME or HOME")
+    return Path(base) / "stylegan_dist"
 
 
 def build_once(torch: Torch, folder: Path, emulate: bool = False) -> Path:

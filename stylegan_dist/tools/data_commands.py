@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from stylegan_dist.arguments import CELLS, SEEDS, WORKERS, path, places, real, whole
+from stylegan_dist.config.schema import MOST_IMAGES
 from stylegan_dist.errors import EXIT_OK, InputError
 from stylegan_dist.machine import available_cores
+from stylegan_dist.ranges import Range
+
+_MOST_COUNTS = 64
 
 _PEEK_EXAMPLES = """\
 examples:
@@ -37,11 +42,11 @@ def add_peek(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_peek)
-    parser.add_argument("shards", metavar="SHARDS", help="the folder or URL that holds index.json")
-    parser.add_argument("--columns", type=int, default=16, help="of the sheet (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=8, help="of the sheet (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="which samples (default: %(default)s)")
-    parser.add_argument("--out", default="peek.png", metavar="PNG", help="(default: %(default)s)")
+    parser.add_argument("shards", metavar="SHARDS", type=places("SHARDS"), help="the folder or URL that holds index.json")
+    parser.add_argument("--columns", type=whole("--columns", CELLS), default=16, help="of the sheet (default: %(default)s)")
+    parser.add_argument("--rows", type=whole("--rows", CELLS), default=8, help="of the sheet (default: %(default)s)")
+    parser.add_argument("--seed", type=whole("--seed", SEEDS), default=0, help="which samples (default: %(default)s)")
+    parser.add_argument("--out", type=path("--out"), default="peek.png", metavar="PNG", help="(default: %(default)s)")
 
 
 def add_bench_data(subparsers) -> None:
@@ -52,13 +57,17 @@ def add_bench_data(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_bench_data)
-    parser.add_argument("shards", metavar="SHARDS", help="the folder or URL that holds index.json")
+    parser.add_argument("shards", metavar="SHARDS", type=places("SHARDS"), help="the folder or URL that holds index.json")
     parser.add_argument("--workers", default=None, metavar="N,N,...",
                         help="numbers of reader processes (default: 0, 1, 2, 4, ... up to the number of cores)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=32, help="images of a batch (default: %(default)s)")
-    parser.add_argument("--folder", help="for the temporary caches of remote shards (default: the system's temporary folder)")
-    parser.add_argument("--need", type=float, metavar="IMG_PER_S", help="tell how many readers feed this rate")
+    parser.add_argument("--seconds", type=real("--seconds", Range(above=0, most=1_000_000)), default=5.0,
+                        help="of each measurement (default: %(default)s)")
+    parser.add_argument("--batch", type=whole("--batch", Range(1, MOST_IMAGES)), default=32,
+                        help="images of a batch (default: %(default)s)")
+    parser.add_argument("--folder", type=path("--folder"),
+                        help="for the temporary caches of remote shards (default: the system's temporary folder)")
+    parser.add_argument("--need", type=real("--need", Range(above=0, most=1e9)), metavar="IMG_PER_S",
+                        help="tell how many readers feed this rate")
 
 
 def _run_peek(args: argparse.Namespace) -> int:
@@ -74,10 +83,10 @@ def _run_bench_data(args: argparse.Namespace) -> int:
     from stylegan_dist.tools.bench_data import bench_data, workers_for
 
     cores = available_cores()
-    try:
-        counts = [int(part) for part in args.workers.split(",")] if args.workers else _usual_counts(cores)
-    except ValueError:
-        raise InputError(f"--workers must be numbers with commas, such as 0,1,2, not {args.workers!r}") from None
+    count = whole("--workers", Range(0, WORKERS.most))
+    counts = [count(part) for part in args.workers.split(",")] if args.workers else _usual_counts(cores)
+    if len(counts) > _MOST_COUNTS:
+        raise InputError(f"--workers names {len(counts)} numbers, more than {_MOST_COUNTS}")
     speeds = bench_data(args.shards, counts, args.seconds, args.batch, args.folder)
     print(f"{'readers':>7} {'cache':>6} {'samples/s':>10} {'read us':>9} {'decode us':>10} {'collate us':>11}")
     for speed in speeds:

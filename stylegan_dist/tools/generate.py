@@ -28,9 +28,11 @@ from stylegan_dist.monitor.images import save_grid, to_uint8
 from stylegan_dist.networks.sampling import sample_images
 from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.ops import native
+from stylegan_dist.records import shorten
 from stylegan_dist.training.snapshot import load_generator
 
 GRID_NAME = "grid.png"
+SEEDS_LIMIT = 1_000_000
 GRID_LIMIT = 256  # pictures in the grid; a larger one is hard to look at
 
 
@@ -99,10 +101,13 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise InputError(f"--seeds {text!r} is not a list of seeds: write for example 0-63 or 1,5,10-12")
-        if int(last or first) >= randomness.SEED_LIMIT or int(last or first) < int(first):
-            raise InputError(f"--seeds {text!r}: seeds go upwards from 0 to {randomness.SEED_LIMIT - 1}")
-        seeds += range(int(first), int(last or first) + 1)
+            raise InputError(f"--seeds {shorten(text)} is not a list of seeds: write for example 0-63 or 1,5,10-12")
+        last = last or first
+        if max(len(first), len(last)) > len(str(randomness.SEED_LIMIT)) or not int(first) <= int(last) < randomness.SEED_LIMIT:
+            raise InputError(f"--seeds {shorten(text)}: seeds go upwards from 0 to {randomness.SEED_LIMIT - 1}")
+        if len(seeds) + int(last) - int(first) >= SEEDS_LIMIT:
+            raise InputError(f"--seeds {shorten(text)} are more than {SEEDS_LIMIT} pictures: draw them in several parts")
+        seeds += range(int(first), int(last) + 1)
     return seeds
 
 

@@ -11,7 +11,7 @@ from stylegan_dist.data.demand import open_cache
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.stream import BatchStream, Replaced
 from stylegan_dist.errors import InputError
-from stylegan_dist.monitor.images import save_grid
+from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels, save_grid
 
 
 def peek(folder: str | os.PathLike, out: str | os.PathLike, columns: int = 16, rows: int = 8,
@@ -32,6 +32,9 @@ def peek(folder: str | os.PathLike, out: str | os.PathLike, columns: int = 16, r
         raise InputError(f"columns and rows must be at least 1, not {columns} and {rows}")
     index = load_index(folder)
     count = min(columns * rows, index.num_samples)
+    if (pixels := grid_pixels(count, index.resolution)) > MOST_PIXELS:
+        raise InputError(f"{count} samples make a sheet of {pixels} pixels, more than {MOST_PIXELS}: use fewer --columns or "
+                         "--rows")
     cache = open_cache("auto", DataConfig().cache_gb, index, 0)  # which runs use, too
     stream = BatchStream(index, seed=seed, lanes=count, block=4096, batch=count, cache=cache)
     try:

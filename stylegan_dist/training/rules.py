@@ -14,15 +14,18 @@ from dataclasses import dataclass
 
 import torch
 
-from stylegan_dist.config.schema import Config, OptimizerConfig
+from stylegan_dist.config.loading import check_ranges
+from stylegan_dist.config.schema import MOST_IMAGES, Config, OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
+from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels
 from stylegan_dist.objective.adversarial import ADVERSARIAL
 from stylegan_dist.ops import native
-from stylegan_dist.randomness import SEED_LIMIT
+from stylegan_dist.records import shorten
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_CLAMP = 256.0
+SHOWN_NUMBERS = 24          # in a message
 # Which knobs an optimizer takes is read from its constructor; these are passed on if it has them.
 OWN_DEFAULTS = ("eps", "alpha", "rho")
 OPTIMIZER_KNOBS = ("lr", "betas", "eps", "momentum", "nesterov", "alpha", "rho", "weight_decay")
@@ -54,9 +57,10 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
     Raises:
         InputError: values that do not fit each other, the data or the world.
     """
-    if world_size < 1:
-        raise InputError(f"run.world_size={world_size} must be at least 1")
+    if not 1 <= world_size <= MOST_IMAGES:
+        raise InputError(f"run.world_size={world_size} must be from 1 to {MOST_IMAGES}")
     config = copy.deepcopy(config)
+    check_ranges(config)  # what a caller may have set
     notes: list[str] = []
 
     def auto(section: object, prefix: str, key: str, value: object, rule: str) -> None:
@@ -72,8 +76,6 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
                          "or set data.conditional=false")
 
     auto(run, "run", "batch", min(8 * min(4096 // resolution, 32), 64), "from the resolution")
-    if run.batch <= 0:  # before the rules that divide by it
-        raise InputError(f"run.batch={run.batch} must be greater than zero")
     auto(config.generator, "generator", "mapping_layers", 2, "the usual choice outside the paper's own presets")
     auto(config.generator, "generator", "channel_base", 32768 if resolution >= 512 else 16384, "from the resolution")
     auto(config.discriminator, "discriminator", "channel_base", config.generator.channel_base, "as the generator")
@@ -108,12 +110,14 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
         raise InputError(f"{setting}, but the operators are those of PyTorch: {path.reason}; `stylegan-dist doctor` says more")
     auto(config.ops, "ops", "path", path.name, path.reason)
 
-    _check(config, resolution, world_size)
-    unit = _micro_batch_unit(config)
-    usual = [n for n in micro_batch_sizes(config, world_size) if n <= max(4096 // resolution, unit)]
+    advice = _advice(config, world_size)  # before batch_gpu is a number
+    _check(config, resolution, world_size, advice)
+    sizes, unit = micro_batch_sizes(config, world_size), _micro_batch_unit(config)
+    usual = [n for n in sizes if n <= max(4096 // resolution, unit)]
     auto(run, "run", "batch_gpu", usual[-1] if usual else run.batch // world_size,
          "from the resolution and the number of processes")
-    _check_micro_batch(config, world_size, unit)
+    if run.batch_gpu not in sizes:
+        raise _wrong_micro_batch(config, world_size, f"use run.batch_gpu={_some(sizes, run.batch_gpu)}" if sizes else advice)
     return Resolved(config, notes, index.num_classes if config.data.conditional else 0, str(path))
 
 
@@ -138,7 +142,7 @@ def optimizer_arguments(settings: OptimizerConfig, where: str) -> dict:
         if key in accepted:
             arguments[key] = tuple(value) if key == "betas" else value
             if key == "betas" and len(value) != len(accepted[key].default):
-                raise InputError(f"{where}.betas={value} must be {len(accepted[key].default)} numbers for {settings.name}")
+                raise InputError(f"{where}.betas={value[:4]} must be {len(accepted[key].default)} numbers for {settings.name}")
         elif value != getattr(OptimizerConfig(), key):
             raise InputError(f"{where}.{key}={value} has no meaning for {settings.name}: remove it")
     try:
@@ -152,7 +156,8 @@ def optimizer_arguments(settings: OptimizerConfig, where: str) -> dict:
 def _optimizer_class(settings: OptimizerConfig, where: str) -> type[torch.optim.Optimizer]:
     cls = getattr(torch.optim, settings.name, None)
     if not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer):
-        raise InputError(f"{where}.name={settings.name!r} is not in torch.optim; try Adam, SGD, RMSprop, Adagrad or Adadelta")
+        raise InputError(f"{where}.name={shorten(settings.name)} is not in torch.optim; try Adam, SGD, RMSprop, Adagrad or "
+                         "Adadelta")
     return cls
 
 
@@ -169,64 +174,31 @@ def _try_out(cls: type[torch.optim.Optimizer], arguments: dict) -> None:
     cls([weight], **arguments).step()
 
 
-def _check(config: Config, resolution: int, world_size: int) -> None:
-    """Everything that needs neither the micro-batch nor the networks."""
+def _check(config: Config, resolution: int, world_size: int, advice: str) -> None:
+    """Everything that needs neither the micro-batch nor the networks.
+
+    Args:
+        advice: what to do where the batch does not fit the number of processes.
+    """
     run, loss = config.run, config.loss
-    if not 0 <= run.seed < SEED_LIMIT:
-        raise InputError(f"run.seed={run.seed} must be between 0 and {SEED_LIMIT - 1}")
-    positive = {
-        "run.kimg": run.kimg, "run.batch": run.batch, "data.lanes": config.data.lanes, "data.block": config.data.block,
-        "loss.penalty_sigma": loss.penalty_sigma,
-        "loss.penalty_interval": loss.penalty_interval, "loss.path_length_interval": loss.path_length_interval,
-        "loss.path_length_shrink": loss.path_length_shrink, "monitor.tick_kimg": config.monitor.tick_kimg,
-        "monitor.samples_kimg": config.monitor.samples_kimg, "monitor.grid_columns": config.monitor.grid_columns,
-        "monitor.grid_rows": config.monitor.grid_rows, "checkpoint.every_kimg": config.checkpoint.every_kimg,
-        "checkpoint.keep": config.checkpoint.keep, "checkpoint.file_mib": config.checkpoint.file_mib,
-        "run.timeout": run.timeout, "data.prefetch": config.data.prefetch,
-        "generator.z_dim": config.generator.z_dim, "generator.w_dim": config.generator.w_dim,
-        "generator.mapping_layers": config.generator.mapping_layers,
-        "generator.channel_max": config.generator.channel_max,
-        "discriminator.channel_max": config.discriminator.channel_max,
-        "discriminator.mapping_layers": config.discriminator.mapping_layers,
-        "discriminator.mbstd_group": config.discriminator.mbstd_group,
-    }
-    for key, value in positive.items():
-        if value <= 0:
-            raise InputError(f"{key}={value} must be greater than zero")
-    not_negative = {
-        "run.recompute": run.recompute, "data.workers": config.data.workers,
-        "loss.r1_gamma": loss.r1_gamma, "loss.r2_gamma": loss.r2_gamma,
-        "loss.path_length_weight": loss.path_length_weight, "ema.half_life_kimg": config.ema.half_life_kimg,
-        "ema.rampup": config.ema.rampup, "precision.clamp": config.precision.clamp,
-        "precision.top_resolutions": config.precision.top_resolutions,
-        "checkpoint.archive_kimg": config.checkpoint.archive_kimg, "optim.g.l1": config.optim.g.l1,
-        "optim.d.l1": config.optim.d.l1,
-    }
-    for key, value in not_negative.items():
-        if value < 0:
-            raise InputError(f"{key}={value} must not be negative")
-    shares = {
-        "loss.style_mixing": loss.style_mixing, "loss.path_length_decay": loss.path_length_decay,
-        "generator.w_avg_decay": config.generator.w_avg_decay,
-    }
-    for key, value in shares.items():
-        if not 0 <= value <= 1:
-            raise InputError(f"{key}={value} must be between 0 and 1")
+    check_ranges(config)  # what the rules have chosen, too
+    columns, rows = config.monitor.grid_columns, config.monitor.grid_rows
+    if (pixels := grid_pixels(columns * rows, resolution)) > MOST_PIXELS:
+        raise InputError(f"monitor.grid_columns={columns} x monitor.grid_rows={rows} images make a picture of {pixels} pixels, "
+                         f"more than {MOST_PIXELS}: set fewer")
     for name in ("generator", "discriminator"):
         if (base := getattr(config, name).channel_base) < resolution:
             raise InputError(f"{name}.channel_base={base} leaves no feature maps at {resolution} px: it must be at least "
                              f"{resolution}, and 16384 is usual")
     if loss.adversarial not in ADVERSARIAL:
-        raise InputError(f"loss.adversarial={loss.adversarial!r} is unknown; choose one of {', '.join(ADVERSARIAL)}")
+        raise InputError(f"loss.adversarial={shorten(loss.adversarial)} is unknown; choose one of {', '.join(ADVERSARIAL)}")
     for name in ("g", "d"):
         optimizer_arguments(getattr(config.optim, name), f"optim.{name}")
     if run.world_size not in ("auto", world_size):
         raise InputError(f"this run was promised {run.world_size} processes (run.world_size) and has {world_size}: "
                          "correct the launch command, or run.world_size")
     if run.batch % world_size:
-        divisors = [n for n in range(1, run.batch + 1) if run.batch % n == 0]
-        raise InputError(f"run.batch={run.batch} cannot be divided over {world_size} processes: use a number of processes "
-                         f"out of {', '.join(map(str, divisors))}, or a batch that is a multiple of {world_size}")
+        raise InputError(f"run.batch={run.batch} cannot be divided over {world_size} processes: {advice}")
 
 
 def _micro_batch_unit(config: Config) -> int:
@@ -238,25 +210,58 @@ def _micro_batch_unit(config: Config) -> int:
 def micro_batch_sizes(config: Config, world_size: int) -> list[int]:
     """All values that run.batch_gpu may have, smallest first; none if the ranks' parts split a group of images."""
     per_rank, unit = config.run.batch // world_size, _micro_batch_unit(config)
-    return [n for n in range(unit, per_rank + 1, unit) if per_rank % n == 0]
+    return [n * unit for n in _divisors(per_rank // unit)] if per_rank % unit == 0 else []
 
 
-def _check_micro_batch(config: Config, world_size: int, unit: int) -> None:
-    run = config.run
+def world_sizes(config: Config, batch_gpu: int | str) -> list[int]:
+    """All numbers of processes that a run with this batch can have, smallest first; none if batch and groups do not fit.
+
+    Args:
+        config: with `run.batch` and `discriminator.mbstd_group` known.
+        batch_gpu: the micro-batch, or "auto" for any that fits.
+    """
+    unit = _micro_batch_unit(config)
+    if isinstance(batch_gpu, int):
+        if batch_gpu % unit:
+            return []
+        unit = batch_gpu
+    return _divisors(config.run.batch // unit) if config.run.batch % unit == 0 else []
+
+
+def _divisors(number: int) -> list[int]:
+    """Of a number, smallest first."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return small + [number // n for n in reversed(small) if n * n != number]
+
+
+def _advice(config: Config, world_size: int) -> str:
+    """What to do where a batch cannot be divided over the processes; all that it names fits."""
+    run, unit = config.run, _micro_batch_unit(config)
+    processes = world_sizes(config, run.batch_gpu)
+    setting = ""
+    if not processes and run.batch_gpu != "auto":
+        processes, setting = world_sizes(config, "auto"), " and run.batch_gpu=auto"
+    ways = [f"a number of processes out of {_some(processes, world_size)}{setting}"] if processes else []
+    multiple = world_size * math.lcm(4, unit)  # 4: the groups of other batches, where these are a rule
+    if run.batch_gpu == "auto" and multiple <= MOST_IMAGES:
+        ways.append(f"a batch that is a multiple of {multiple}")
+    return f"use {', or '.join([*ways, 'smaller groups of images'] if len(ways) < 2 else ways)}"
+
+
+def _some(numbers: list[int], near: int) -> str:
+    """The numbers for a message: of many those near another one."""
+    shown = sorted(sorted(numbers, key=lambda n: abs(n - near))[:SHOWN_NUMBERS])
+    return ", ".join(map(str, shown)) + ", ..." * (len(shown) < len(numbers))
+
+
+def _wrong_micro_batch(config: Config, world_size: int, remedy: str) -> InputError:
+    run, unit = config.run, _micro_batch_unit(config)
     per_rank = run.batch // world_size
-    if run.batch_gpu <= 0 or per_rank % run.batch_gpu:
-        raise InputError(f"run.batch_gpu={run.batch_gpu} does not divide the {per_rank} images of each rank "
-                         f"(run.batch={run.batch} over {world_size} processes)")
-    if run.batch_gpu % unit:
-        if per_rank % unit == 0:
-            remedy = f"use a multiple of {unit} that divides {per_rank}, or smaller groups"
-        else:
-            fitting = [n for n in range(1, run.batch // unit + 1) if run.batch % (n * unit) == 0]
-            numbers = f"a number of processes out of {', '.join(map(str, fitting))}, " if fitting else ""
-            remedy = f"use {numbers}a larger batch or smaller groups"
-        raise InputError(
-            f"run.batch_gpu={run.batch_gpu} (of {per_rank} images per rank) must be a multiple of {unit}, so that the groups "
-            f"of discriminator.mbstd_group={config.discriminator.mbstd_group} and loss.path_length_shrink="
-            f"{config.loss.path_length_shrink} are never split; {remedy}"
-        )
-
+    if per_rank % run.batch_gpu:
+        return InputError(f"run.batch_gpu={run.batch_gpu} does not divide the {per_rank} images of each rank "
+                          f"(run.batch={run.batch} over {world_size} processes): {remedy}")
+    return InputError(
+        f"run.batch_gpu={run.batch_gpu} (of {per_rank} images per rank) must be a multiple of {unit}, so that the groups "
+        f"of discriminator.mbstd_group={config.discriminator.mbstd_group} and loss.path_length_shrink="
+        f"{config.loss.path_length_shrink} are never split: {remedy}"
+    )

@@ -109,7 +109,7 @@ def test_batch_not_divisible_over_ranks(labelled_shards, tmp_path):
     ("run.batch=many", ("run.batch", "whole number")),
     ("loss.adversarial=cosine", ("cosine", "nonsaturating")),
     ("optim.g.name=Adma", ("Adma", "Adam")),
-    ("run.kimg=-1", ("run.kimg", "greater than zero")),
+    ("run.kimg=-1", ("run.kimg", "above 0")),
     ("run.device=cuda", ("cuda", "run.device=cpu")),
 ])
 def test_wrong_configuration(override, words, shards, tmp_path, capsys):

@@ -34,7 +34,7 @@ def test_peek_shows_every_sample_of_a_small_set_once(labelled_shards, tmp_path, 
 
 def test_peek_mistakes(labelled_shards, tmp_path, capsys):
     assert main(["peek", str(labelled_shards), "--rows", "0"]) == 2
-    assert "rows must be at least 1" in capsys.readouterr().err
+    assert "--rows must be" in capsys.readouterr().err
     assert main(["peek", str(labelled_shards), "--out", str(tmp_path / "no" / "x.png")]) == 2
     assert "cannot write" in capsys.readouterr().err
     assert main(["peek", str(tmp_path)]) == 2
@@ -64,7 +64,7 @@ def test_remote_shards(labelled_shards, tmp_path, capsys):
 @pytest.mark.parametrize("wrong", [["--workers", "two"], ["--workers", "-1"], ["--seconds", "0"], ["--batch", "0"]])
 def test_bench_data_mistakes(labelled_shards, wrong, capsys):
     assert main(["bench-data", str(labelled_shards), *wrong]) == 2
-    assert re.search("--workers must be|bench-data needs", capsys.readouterr().err)
+    assert re.search(f"{wrong[0]} must be", capsys.readouterr().err)
 
 
 def test_workers_for():

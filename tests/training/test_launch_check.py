@@ -69,7 +69,7 @@ def test_sound_launches(env, promised, world):
     ({**TWO, "LOCAL_RANK": ""}, "auto", ["one process of several, but LOCAL_RANK", "accelerate launch"]),
     ({"RANK": "1"}, "auto", ["LOCAL_RANK and WORLD_SIZE and MASTER_ADDR"]),
     ({**TWO, "RANK": "2"}, "auto", ["RANK=2 but WORLD_SIZE=2"]),
-    ({**TWO, "WORLD_SIZE": "$N"}, "auto", ["WORLD_SIZE=$N must be a whole number"]),
+    ({**TWO, "WORLD_SIZE": "$N"}, "auto", ["WORLD_SIZE='$N' must be a whole number"]),
     ({"OMPI_COMM_WORLD_SIZE": "2"}, "auto", ["MPI started this (OMPI_COMM_WORLD_SIZE=2)", "accelerate launch per machine"]),
     ({"PMI_SIZE": "4", "SLURM_STEP_NUM_TASKS": "4"}, 1, ["MPI started this", "--mpi=none"]),
     ({**ACCELERATE, **TWO, "LOCAL_WORLD_SIZE": "2", "SLURM_JOB_NUM_NODES": "2"}, "auto",

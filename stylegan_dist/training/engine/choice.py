@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stylegan_dist.errors import InputError
+from stylegan_dist.paths import user_path
+from stylegan_dist.records import parse_json, shorten
 
 NETWORKS = {"g": "generator", "d": "discriminator"}
 # Settings of zero_optimization that change buffers and timing, and not what is computed.
@@ -19,6 +20,8 @@ HARMLESS: dict[str, type] = {
     "stage3_param_persistence_threshold": int, "stage3_max_live_parameters": int, "stage3_max_reuse_distance": int,
 }
 BUCKET = 1 << 24  # numbers that are summed or gathered at a time; DeepSpeed would keep 2 GB for each network
+MOST_NUMBERS = 10**12  # of a buffer
+MAX_FILE = 1 << 16     # bytes of a deepspeed_config_file; those of launch/deepspeed have 200
 _PREFIX = "ACCELERATE_DEEPSPEED_"
 
 
@@ -69,13 +72,13 @@ def choose_engine(env: Mapping[str, str]) -> Choice:
         return DATA_PARALLEL
     clipping = env.get("ACCELERATE_GRADIENT_CLIPPING", "0")
     if clipping not in ("none", "", "0", "0.0"):
-        raise InputError(f"gradient_clipping: {clipping} in the accelerate configuration would change every update: remove it")
+        raise InputError(f"gradient_clipping: {clipping[:80]} in the accelerate configuration would change every update: remove it")
     if env.get(_PREFIX + "OFFLOAD_PARAM_DEVICE", "none") not in ("none", ""):
         raise InputError("offload_param_device is not supported, only offload_optimizer_device: remove it")
     if path := env.get(_PREFIX + "CONFIG_FILE", ""):
-        return _from_file(Path(path))
+        return _from_file(Path(user_path(path, "deepspeed_config_file")))
     stage = env.get(_PREFIX + "ZERO_STAGE", "")
-    if not stage.isdigit():
+    if stage not in ("0", "1", "2", "3"):
         raise InputError("the accelerate configuration is of type DEEPSPEED but has no zero_stage: add "
                          "`deepspeed_config: {zero_stage: 2}`, as in launch/accelerate/zero2.yaml")
     device = env.get(_PREFIX + "OFFLOAD_OPTIMIZER_DEVICE", "none")
@@ -90,7 +93,8 @@ def forget_plugin(env: MutableMapping[str, str]) -> None:
 
 def _from_file(path: Path) -> Choice:
     try:
-        content = json.loads(path.read_text())
+        with open(path, "rb") as file:
+            content = parse_json(file.read(MAX_FILE + 1), MAX_FILE)
     except OSError as error:
         raise InputError(f"cannot read deepspeed_config_file {path} ({error.strerror}); a relative path is looked up in "
                          f"{os.getcwd()}") from None
@@ -102,7 +106,8 @@ def _from_file(path: Path) -> Choice:
     if not names & content.keys():
         content = dict.fromkeys(names, content)
     if content.keys() != names:
-        raise InputError(f"{path} must have {' and '.join(sorted(names))}, and nothing else; it has {', '.join(content)}")
+        raise InputError(f"{path} must have {' and '.join(sorted(names))}, and nothing else; it has "
+                         f"{shorten(', '.join(map(str, content)))}")
     zero = {}
     for short, name in NETWORKS.items():
         where = f"{path}, {name}"
@@ -119,18 +124,18 @@ def _zero(settings: object, where: str) -> Zero:
                          "distributed_type MULTI_GPU, as launch/accelerate/8gpu.yaml")
     buffers: dict[str, Any] = {key: value for key, value in settings.items() if key not in ("stage", "offload_optimizer")}
     if unknown := [key for key in buffers if key not in HARMLESS]:
-        raise InputError(f"{where}: zero_optimization.{unknown[0]} is not proven to leave the training unchanged: remove it; "
+        raise InputError(f"{where}: zero_optimization.{unknown[0][:80]} is not proven to leave the training unchanged: remove it; "
                          f"allowed are stage, offload_optimizer, {', '.join(HARMLESS)}")
     for key, value in buffers.items():
         least = 0 if key.startswith("stage3") or HARMLESS[key] is bool else 1
         fits = type(value) is HARMLESS[key]  # not isinstance: true is not a number here
-        if not fits or value < least:
-            kind = "true or false" if HARMLESS[key] is bool else f"a whole number, at least {least}"
-            raise InputError(f"{where}: zero_optimization.{key}={value!r} must be {kind}")
+        if not fits or not least <= value <= MOST_NUMBERS:
+            kind = "true or false" if HARMLESS[key] is bool else f"a whole number from {least} to {MOST_NUMBERS}"
+            raise InputError(f"{where}: zero_optimization.{key}={shorten(value)} must be {kind}")
     offload = settings.get("offload_optimizer") or {}
     if not isinstance(offload, dict) or offload.keys() - {"device", "pin_memory"}:
-        raise InputError(f"{where}: offload_optimizer={offload!r} must be an object with device, cpu or none")
+        raise InputError(f"{where}: offload_optimizer={shorten(offload)} must be an object with device, cpu or none")
     device = offload.get("device", "none")
     if device not in ("none", "cpu"):
-        raise InputError(f"{where}: offload to {device!r} is not supported: use cpu or none")
+        raise InputError(f"{where}: offload to {shorten(device)} is not supported: use cpu or none")
     return Zero(settings["stage"], device == "cpu", buffers)

@@ -19,7 +19,7 @@ from stylegan_dist.machine import available_cores, supports_bf16
 from stylegan_dist.training.engine.choice import choose_engine, forget_plugin
 from stylegan_dist.training.engine.data_parallel import BucketLearner, FlatLearner
 from stylegan_dist.training.engine.graphs import CudaRecorder, GraphLearner, why_no_graphs
-from stylegan_dist.training.engine.launch_check import check_environment, check_joined
+from stylegan_dist.training.engine.launch_check import check_environment, check_joined, number_of
 from stylegan_dist.training.engine.learner import Learner
 from stylegan_dist.training.engine.preflight import (
     RollCall,
@@ -78,7 +78,7 @@ class Engine(Ranks):
             if launched > 1:
                 self.network = measure_network(self)
                 set_timeout(timeout)
-        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE") or self.hosts.count(host_name()))
+        self.local_world_size = number_of(os.environ, "LOCAL_WORLD_SIZE", self.hosts.count(host_name()))
         if threads == "auto":
             threads = max(1, available_cores() // self.local_world_size)
         torch.set_num_threads(int(threads))

@@ -6,9 +6,12 @@ than asked for, processes that do not know of each other, settings that are igno
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
+from stylegan_dist.config.schema import MOST_IMAGES
 from stylegan_dist.errors import InputError, LocalInputError
+from stylegan_dist.records import shorten
 
 # A process of several needs all of these; MASTER_ADDR and MASTER_PORT are where rank 0 or its launcher listens.
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -59,15 +62,15 @@ def _check_place(env: Mapping[str, str]) -> None:
         raise InputError("DeepSpeed's own launcher started this: set deepspeed_multinode_launcher: standard in the accelerate "
                          "configuration, as in launch/accelerate/multinode-zero2.yaml, and start it on every machine")
     missing = [name for name in PLACE if not env.get(name)]
-    several = _number(env, "WORLD_SIZE", 1) > 1
-    if missing and (several or _number(env, "RANK", 0) > 0):
+    several = number_of(env, "WORLD_SIZE", 1) > 1
+    if missing and (several or number_of(env, "RANK", 0) > 0):
         raise InputError(f"this is one process of several, but {' and '.join(missing)} are not set: start it with accelerate "
                          "launch; or, one process by one, with srun and RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID "
                          "WORLD_SIZE=$SLURM_NTASKS, set inside of each task")
-    if several and not 0 <= _number(env, "RANK", 0) < _number(env, "WORLD_SIZE", 1):
+    if several and not 0 <= number_of(env, "RANK", 0) < number_of(env, "WORLD_SIZE", 1):
         raise LocalInputError(f"RANK={env['RANK']} but WORLD_SIZE={env['WORLD_SIZE']}: ranks are 0 to WORLD_SIZE - 1")
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
-        if not env.get("WORLD_SIZE") and _number(env, name, 1) > 1:
+        if not env.get("WORLD_SIZE") and number_of(env, name, 1) > 1:
             raise InputError(f"MPI started this ({name}={env[name]}), which is not supported: start one accelerate launch per "
                              "machine instead; with srun add --mpi=none")
 
@@ -79,18 +82,20 @@ def _check_number(env: Mapping[str, str], promised: int | str) -> int:
         # `accelerate launch --cpu --num_processes 2` prepares for two processes and starts one.
         raise InputError("accelerate was asked for several processes but started one (as --cpu with --num_processes does); "
                          f"{_FIX}; or set run.world_size=1 if one process is meant")
-    world_size = _number(env, "WORLD_SIZE", 1)
+    world_size = number_of(env, "WORLD_SIZE", 1)
+    if not 1 <= world_size <= MOST_IMAGES:
+        raise LocalInputError(f"WORLD_SIZE={world_size} must be from 1 to {MOST_IMAGES}: {_FIX}")
     if promised not in ("auto", world_size):
         raise InputError(f"this run was promised {promised} processes (run.world_size) but the launcher started {world_size}: "
                          "correct --num_processes, or run.world_size")
-    tasks = _number(env, "SLURM_STEP_NUM_TASKS", 1)
+    tasks = number_of(env, "SLURM_STEP_NUM_TASKS", 1)
     if tasks > 1 and world_size == 1 and promised != 1:
         raise InputError(f"srun started {tasks} tasks but each believes that it is alone: start one `accelerate launch` per "
                          "node (--ntasks-per-node=1) with --num_machines, --machine_rank and --main_process_ip; or set "
                          "run.world_size=1 if they are runs of their own")
     # Inside of srun the ranks count the machines, see preflight.py.
-    machines = _number(env, "SLURM_JOB_NUM_NODES", 1) if "SLURM_STEP_NUM_TASKS" not in env else 1
-    if launched and machines > 1 and world_size == _number(env, "LOCAL_WORLD_SIZE", 1) and promised == "auto":
+    machines = number_of(env, "SLURM_JOB_NUM_NODES", 1) if "SLURM_STEP_NUM_TASKS" not in env else 1
+    if launched and machines > 1 and world_size == number_of(env, "LOCAL_WORLD_SIZE", 1) and promised == "auto":
         raise InputError(f"this job has {machines} machines but the launcher uses this one only: start it on all of them with "
                          "srun --ntasks-per-node=1, --num_machines, --machine_rank and --main_process_ip; or set "
                          f"run.world_size={world_size} if one is meant")
@@ -108,9 +113,13 @@ def _is_true(env: Mapping[str, str], name: str) -> bool:
     return env.get(name, "false").lower() in ("true", "1", "yes", "on", "y", "t")  # as accelerate reads it
 
 
-def _number(env: Mapping[str, str], name: str, default: int) -> int:
-    """A variable that must be a whole number; `default` if it is not set or empty."""
-    try:
-        return int(env.get(name) or default)
-    except ValueError:
-        raise InputError(f"the environment variable {name}={env[name]} must be a whole number") from None
+def number_of(env: Mapping[str, str], name: str, default: int) -> int:
+    """A variable that must be a whole number; `default` if it is not set or empty.
+
+    Raises:
+        LocalInputError: it is something else, which the launcher gave to this process alone.
+    """
+    text = env.get(name) or str(default)
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", text):
+        raise LocalInputError(f"the environment variable {name}={shorten(text)} must be a whole number below 10^9")
+    return int(text)

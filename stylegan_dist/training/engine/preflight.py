@@ -30,7 +30,7 @@ import stylegan_dist
 from stylegan_dist.config import Config, to_dict
 from stylegan_dist.errors import InputError, LocalInputError, RankLost
 from stylegan_dist.training.engine.choice import Choice
-from stylegan_dist.training.engine.launch_check import asks_for_cpu
+from stylegan_dist.training.engine.launch_check import asks_for_cpu, number_of
 from stylegan_dist.training.engine.ranks import COMMUNICATION, Ranks, host_name
 
 # What must be the same on all ranks before they connect, and what to do where it is not.
@@ -71,7 +71,8 @@ def find_gpu(device: str, env: Mapping[str, str]) -> str | None:
         raise InputError("run.device=cuda but PyTorch sees no GPU: install a CUDA build of PyTorch, or set run.device=cpu")
     if device == "cpu" or asks_for_cpu(env) or not torch.cuda.is_available():
         return None
-    processes, number, gpus = int(env.get("LOCAL_WORLD_SIZE", "1")), int(env.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    processes, number = number_of(env, "LOCAL_WORLD_SIZE", 1), number_of(env, "LOCAL_RANK", 0)
+    gpus = torch.cuda.device_count()
     if processes > gpus:
         raise InputError(f"{processes} processes on this machine but only {gpus} GPUs: correct --num_processes, or set "
                          "run.device=cpu")
@@ -108,8 +109,8 @@ def note_of_this_rank(env: Mapping[str, str], choice: Choice, device: str, promi
     if choice.zero:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             same["deepspeed"] = importlib.metadata.version("deepspeed")
-    machines = env.get("SLURM_STEP_NUM_NODES", "1") if promised == "auto" else "1"
-    return {"same": same, "gpu": gpu, "machines": int(machines)}
+    machines = number_of(env, "SLURM_STEP_NUM_NODES", 1) if promised == "auto" else 1
+    return {"same": same, "gpu": gpu, "machines": machines}
 
 
 def hash_code(package: Path) -> str:
@@ -164,7 +165,7 @@ class RollCall:
     """
 
     def __init__(self, env: Mapping[str, str], world_size: int, wait: float, examine: Callable[[], dict[str, Any]]):
-        self.rank, self.world_size, self.wait = int(env.get("RANK", "0")), world_size, wait
+        self.rank, self.world_size, self.wait = number_of(env, "RANK", 0), world_size, wait
         self.note: dict[str, Any] = {}
         self.hosts = [host_name()]  # the machines of all ranks, in their order
         if world_size == 1:

@@ -1,0 +1,107 @@
+"""What `index.json` may hold: the fields of shards/FORMAT.md with their types and ranges, checked as they are read."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from stylegan_dist.data.arrays import ArrayForm
+from stylegan_dist.errors import InputError
+from stylegan_dist.records import Count, Digest, parse_json, read_record, shorten
+
+FORMAT = "stylegan-dist-shards"
+VERSION = 1
+CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGBA
+RESOLUTIONS = tuple(2**i for i in range(3, 11))
+_HEADER = 512         # bytes before each member of a tar file
+_Text = Annotated[str, Field(max_length=4096)]
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One tar file. The fields are those of `index.Shard`."""
+
+    name: _Text
+    samples: Count
+    bytes: Count
+    sha256: Digest | Literal[""]
+    offsets: _Text
+    offsets_sha256: Digest
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class IndexRecord:
+    """The whole file. What has a default may be left out, or null."""
+
+    format: str
+    version: int
+    num_samples: Count
+    resolution: int
+    channels: int
+    encoding: Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,16}$")]
+    classes: list[str] | None
+    class_counts: list[Count] | None
+    shards: list[ShardRecord]
+    packed_with: dict[str, Any] | None = None
+    skipped: list[dict[str, Any]] | None = None
+    shards_at: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    array: ArrayForm | None = None
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
+def read_index_file(text: bytes, path: str) -> IndexRecord:
+    """The content of an `index.json`, all fields in range and in agreement with each other.
+
+    Args:
+        path: for messages.
+    Raises:
+        ValueError: one line that says what is wrong.
+        InputError: it is a file of another kind or version.
+    """
+    try:
+        record = read_record(IndexRecord, text)
+    except ValueError:
+        with contextlib.suppress(ValueError):  # not even JSON: the first error says more
+            content = parse_json(text)
+            if isinstance(content, dict):
+                _check_kind(content.get("format"), content.get("version"), path)
+        raise
+    _check_kind(record.format, record.version, path)
+    _check(record)
+    return record
+
+
+def _check_kind(format: object, version: object, path: str) -> None:
+    if format != FORMAT:
+        raise InputError(f"{path} is not a shard index of this program; pack the data again")
+    if version != VERSION:
+        raise InputError(f"{path} has format version {shorten(version)}, this program reads {VERSION}; pack the data again")
+
+
+def _check(record: IndexRecord) -> None:
+    """Whether the fields fit together. Raises ValueError."""
+    resolution, channels, array = record.resolution, record.channels, record.array
+    if (array is None and channels not in CHANNELS) or resolution not in RESOLUTIONS:
+        raise ValueError(f"no images of {shorten(resolution)} pixels with {shorten(channels)} channels exist here")
+    if array is not None:
+        array.check(channels)
+        if array.log_mel and (array.log_mel.bands, array.log_mel.frames) != (resolution, resolution):
+            raise ValueError(f"spectrograms of {array.log_mel.bands} bands and {array.log_mel.frames} frames are not arrays of "
+                             f"{resolution} x {resolution}")
+    held = sum(shard.samples for shard in record.shards)
+    if record.num_samples != held or held < 1:
+        raise ValueError(f"it promises {record.num_samples} samples, its shards hold {held}")
+    if sum(shard.bytes for shard in record.shards) >= 2**63:
+        raise ValueError("its shards promise more bytes than any storage has")
+    for shard in record.shards:
+        if shard.samples * _HEADER > shard.bytes:
+            raise ValueError(f"{shorten(shard.name)} cannot hold {shard.samples} samples in {shard.bytes} bytes")
+    classes, counts = len(record.classes or ()), len(record.class_counts or ())
+    if classes != counts:
+        raise ValueError(f"{classes} classes with {counts} class_counts")

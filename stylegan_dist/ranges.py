@@ -1,0 +1,33 @@
+"""What a number may be: stated once where the number is declared, checked where it comes in, told to people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `least` to `most`, both included; with `above` those that are greater than it instead of `least`."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.least is None) == (self.above is None) or self.most is None:
+            raise TypeError("a range has one lower bound, least or above, and an upper one, most")
+
+    def __contains__(self, number: float) -> bool:
+        """Whether it lies in the range; NaN lies in none."""
+        below = number > self.above if self.above is not None else number >= self.least  # type: ignore[operator]
+        return below and number <= self.most  # type: ignore[operator]
+
+    def __str__(self) -> str:
+        """For people: "from 1 to 64", "above 0, at most 1000"."""
+        if self.above is not None:
+            return f"above {_text(self.above)}, at most {_text(self.most)}"
+        return f"from {_text(self.least)} to {_text(self.most)}"
+
+
+def _text(number: float | None) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
