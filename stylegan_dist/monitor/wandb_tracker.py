@@ -218,6 +218,7 @@ class WandbTracker:
 
     def _run_id(self) -> str:
         wanted = user_settings().run_id
+        wanted = wanted if redact(wanted) == wanted else None
         run_id = stable_run_id(self._run_dir, wanted)
         if wanted and wanted != run_id:
             self._say(f"W&B: the run keeps its id {run_id} ({ID_NAME}); WANDB_RUN_ID is for its first start")

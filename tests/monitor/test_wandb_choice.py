@@ -122,7 +122,7 @@ def test_opt_out_commands(home, monkeypatch, command):
 
 def test_nothing_leaves_the_machine_after_an_opt_out(run, tmp_path):
     with serve() as server:
-        proxies = {name: server.url for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+        proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), server.url)
         out = run("""
             w = tracker("auto")
             w.log({"loss/g_main": 1.0}, 1)

@@ -30,9 +30,9 @@ def test_service_killed_under_us(run):
 
 @pytest.mark.parametrize("code", [0, 75])
 def test_stopped_service_delays_neither_training_nor_the_end_and_does_not_outlive_it(run, code):
-    limits = "init_timeout=1.0, finish_timeout=2.0" if code == 0 else "init_timeout=60.0, finish_timeout=60.0, early_timeout=1.0"
+    well, early = "init_timeout=1.0, finish_timeout=2.0", "init_timeout=60.0, finish_timeout=60.0, early_timeout=1.0"
     out = run(f"""
-        w = tracker({limits})
+        w = tracker({early if code else well})
         w.log({{"loss/g_main": 1.0}}, 0)
         wait_for(w._jobs.empty)
         wait_for(lambda: len(service()) > 1)  # it starts one that watches the machine

@@ -4,6 +4,7 @@ Every run is a process of its own, as in life: W&B keeps state per process, and 
 """
 
 import math
+import subprocess
 import time
 from pathlib import Path
 
@@ -12,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from wandb_reader import read_offline_runs
+from wandb_server import KEY
 
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.monitor.redact import redact
 from stylegan_dist.monitor.wandb_tracker import WandbTracker, stable_run_id
 
-FAKE_KEY = "0123456789abcdef" * 2 + "01234567"
 
 def test_offline_run_reads_back(run, tmp_path):
     pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
@@ -89,7 +90,7 @@ def test_unreachable_server_becomes_an_offline_record(run, tmp_path):
         in_the_way = time.monotonic() - began
         assert in_the_way < 1.9, in_the_way  # less than the time-out
         w.finish(0)
-    """, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=FAKE_KEY)
+    """, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=KEY)
     assert out["seconds"] < 15
     (warning,) = out["warned"]
     assert "out of reach" in warning
@@ -98,16 +99,42 @@ def test_unreachable_server_becomes_an_offline_record(run, tmp_path):
     assert sorted(segment.values("loss/g_main")) == [1000, 2000, 3000]
 
 
-def test_the_key_is_in_no_file(run, tmp_path):
+def test_secrets_are_in_no_file(run, tmp_path):
     run("""
         w = tracker("online", init_timeout=1.0, config={"note": "key " + os.environ["WANDB_API_KEY"]})
         w.log({"loss/g_main": 1.0}, 1)
         w.finish(0)
-    """, args=[f"data.shards=https://user:{FAKE_KEY}@host/"], WANDB_BASE_URL="http://127.0.0.1:9",
-        WANDB_API_KEY=FAKE_KEY)
-    files = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file()]
+    """, args=[f"data.shards=https://user:{KEY}@host/"], WANDB_BASE_URL="http://127.0.0.1:9",
+        WANDB_API_KEY=KEY)
+    assert files_with(tmp_path / "wandb", KEY) == []
+
+
+@pytest.mark.parametrize(("args", "variables"), [
+    (["--api-key=hush-hush-hush"], {}),
+    (["--password", "x", "https://hush-hush-hush@host/"], {}),
+    ([], {"SLURM_JOB_ID": "1", "SLURM_JWT": "hush-hush-hush"}),
+    ([], dict.fromkeys(("WANDB_NOTES", "WANDB_TAGS", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_NAME"), "of hush-hush-hush")),
+    ([], {"WANDB_PROJECT": "hush-hush-hush", "WANDB_ENTITY": "hush-hush-hush"}),
+    ([], {"WANDB_RUN_ID": "hush-hush-hush"}),
+])
+def test_secrets_of_command_and_environment_are_in_no_file(run, tmp_path, args, variables):
+    subprocess.run("git init -q; git remote add origin https://hush-hush-hush@host/x.git; git -c user.name=x -c user.email=x@y "
+                   "commit -q --allow-empty -m x", shell=True, cwd=tmp_path / "home", check=True)
+    out = run("""
+        w = tracker(project=None, name=None)
+        wait_for(lambda: w._run)
+        time.sleep(0.5)  # what the service finds out about the process comes a moment later
+        w.finish(0)
+    """, args=args, SOME_TOKEN="hush-hush-hush", **variables)
+    assert out["warned"] == []
+    assert files_with(tmp_path / "wandb", "hush-hush") == []
+
+
+def files_with(folder, text):
+    """The files that hold a text, in a folder in which there is a record of W&B."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
-    assert [path for path in files if FAKE_KEY.encode() in path.read_bytes()] == []
+    return [path for path in files if text.encode() in path.read_bytes() or text in str(path)]
 
 
 def test_unwritable_folder_is_one_warning(run, tmp_path):
