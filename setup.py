@@ -53,6 +53,7 @@ setup(
         "accelerate>=1.10,<2",
         "webdataset>=1.0,<2",
         "wandb>=0.22,<1",
+        "psutil>=5.9,<8",        # ends W&B's processes; accelerate brings it, too
         "pillow>=11,<14",
         "simplejpeg>=1.8,<2",
         # Dated versions; the last one for Python 3.10 is the least. Elsewhere Pillow decodes what it would.

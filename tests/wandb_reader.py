@@ -29,6 +29,9 @@ class OfflineRun:
     run_id: str = ""
     project: str = ""
     name: str = ""
+    tags: list[str] = field(default_factory=list)
+    notes: str = ""
+    group: str = ""
     config: dict = field(default_factory=dict)
     history: list[dict] = field(default_factory=list)    # one dict a step; "_step" is W&B's step
     metrics: dict[str, str] = field(default_factory=dict)  # name or glob of define_metric -> its step metric
@@ -59,6 +62,7 @@ def read_offline_run(path: Path) -> OfflineRun:
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run.run_id, run.project, run.name = record.run.run_id, record.run.project, record.run.display_name
+            run.tags, run.notes, run.group = list(record.run.tags), record.run.notes, record.run.run_group
             run.config.update(_items(record.run.config.update))
         elif kind == "config":
             run.config.update(_items(record.config.update))

@@ -195,10 +195,11 @@ class MonitorConfig:
     samples_kimg: float = knob(100.0, "between pictures of samples", least=LEAST_KIMG, most=MOST_KIMG)
     grid_columns: int = knob(8, "columns of the sample picture; one class per column if conditional", least=1, most=1024)
     grid_rows: int = knob(8, "rows of the sample picture", least=1, most=1024)
-    wandb: Literal["auto", "online", "offline", "disabled"] = knob("auto", "auto: online with an API key, else offline")
-    wandb_project: str = knob("stylegan_dist", "W&B project")
-    wandb_entity: str = knob("", "W&B user or team; empty for the account's default")
-    wandb_name: str = knob("", "W&B display name; empty for the name of the run's folder")
+    wandb: Literal["auto", "online", "offline", "disabled"] = knob("auto", "auto: online with an API key, else offline; "
+                                                                      "WANDB_MODE, `wandb offline` or `disabled` go before it")
+    wandb_project: str = knob("", "W&B project; empty for WANDB_PROJECT, or else stylegan_dist")
+    wandb_entity: str = knob("", "W&B user or team; empty for WANDB_ENTITY, or else the account's default")
+    wandb_name: str = knob("", "W&B display name; empty for WANDB_NAME, or else the name of the run's folder")
 
 
 @dataclass

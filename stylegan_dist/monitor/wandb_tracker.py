@@ -3,34 +3,34 @@
 W&B may be slow, unreachable, or die under us. So every call into it is made by one background thread with a bounded
 queue: `log` and its sisters return at once, and cannot raise. The first failure prints one warning; after
 `MAX_FAILURES` in a row the tracker turns itself off. Nothing is lost then: metrics.jsonl has every record.
+The end of the run waits for W&B for a bounded time, and then kills the processes that it has started here.
 """
 
 from __future__ import annotations
 
-import configparser
 import contextlib
-import netrc
 import os
 import queue
 import secrets
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from stylegan_dist.errors import EXIT_INTERRUPTED
+import psutil
+
+from stylegan_dist.errors import EXIT_INTERRUPTED, EXIT_OK
 from stylegan_dist.files import write_whole
 from stylegan_dist.monitor.redact import redact
+from stylegan_dist.monitor.wandb_choice import MODES, choose_mode, description, names_a_secret, user_settings
 
-MODES = ("auto", "online", "offline", "disabled")
 ID_NAME = "wandb_id"
 MAX_FAILURES = 3          # in a row
 QUEUE_LENGTH = 256        # calls; when W&B is this far behind, calls are dropped
-DEFAULT_HOST = "https://api.wandb.ai"
+SERVICE = "wandb-core"    # the process that W&B starts, and that does all of its work
+KILL_SECONDS = 3.0        # in which what is left of W&B goes, once its processes are killed
 
 
 class WandbTracker:
@@ -42,14 +42,17 @@ class WandbTracker:
 
     Args:
         run_dir:  folder of the training run; must exist
-        mode:     "online", "offline", "disabled", or "auto": WANDB_MODE if set, else online if there is an API key,
-                  else offline. Online without a key, or with a server that does not answer, becomes offline.
-        project, entity, name: where the run is listed; None: W&B's own defaults and environment variables
+        mode:     one of `MODES`. "auto": online if W&B finds a login for its server, else offline; "online" without one, or
+                  with a server that does not answer, becomes offline. What the user has told W&B may make it more
+                  private, see `choose_mode`
+        project, entity, name: where the run is listed; None: as the user has told W&B, else "stylegan_dist", the account's
+                  default and the name of the folder. Secrets in them are masked, as in tags and notes
         config:   nested dict of plain values, shown with the run; secrets in it are masked
         segment:  restarts of the run so far, logged as `run/segment`
         say:      receives one line of information; may be called from another thread
         warn:     receives one line of warning; may be called from another thread
         init_timeout, finish_timeout: seconds to wait for the server at the start (in the background) and at the end
+        early_timeout: seconds to wait at the end of a run that was interrupted or has failed
 
     Raises:
         ValueError: an unknown mode.
@@ -69,27 +72,29 @@ class WandbTracker:
         warn: Callable[[str], None],
         init_timeout: float = 30.0,
         finish_timeout: float = 30.0,
+        early_timeout: float = 10.0,
     ):
         if mode not in MODES:
             raise ValueError(f"W&B mode must be one of {', '.join(MODES)}, got {mode!r}")
         self._run_dir = Path(run_dir)
-        self._settings = {"project": project, "entity": entity, "name": name, "config": redact(config)}
+        self._configured = mode
+        self._names = {"project": project, "entity": entity, "run_name": name}
+        self._config = redact(config)
         self._segment = segment
         self._say, self._warn = say, warn
-        self._init_timeout, self._finish_timeout = init_timeout, finish_timeout
+        self._init_timeout, self._finish_timeout, self._early_timeout = init_timeout, finish_timeout, early_timeout
         self._start_deadline = time.monotonic() + init_timeout
         self._run: Any = None     # the W&B run, once it has started
         self._failures = 0        # in a row
         self._warned = False
         self._jobs: queue.Queue = queue.Queue(QUEUE_LENGTH)
-        self._on = True
+        self._on = mode != "disabled"
         self._thread: threading.Thread | None = None
-        self.mode, reason = resolve_mode(mode)
-        if self.mode == "disabled":
-            self._on = False
+        self.mode = mode          # of W&B, "auto" until that is decided
+        if not self._on:
             return
-        if self.mode == "offline":
-            say(f"W&B: recording offline ({reason}), upload with: {self._sync_command}")
+        self._others = _service_processes()       # not ours
+        self._processes: set[psutil.Process] = set()
         # A daemon: a hung W&B must not keep the process alive.
         self._thread = threading.Thread(target=self._work, name="wandb-tracker", daemon=True)
         self._thread.start()
@@ -116,8 +121,9 @@ class WandbTracker:
     def finish(self, exit_code: int) -> None:
         """Close the run. Later calls do nothing.
 
-        Returns within `finish_timeout` seconds, whatever W&B does; a run that has only just begun also gets the rest
-        of `init_timeout`, so that a server which does not answer can still become an offline record.
+        Returns within `finish_timeout` (exit code 0) or `early_timeout` seconds and `KILL_SECONDS`, whatever W&B does.
+        A run that ends well, but has only just begun, also gets the rest of `init_timeout`, so that a server which does
+        not answer can still become an offline record. Afterwards none of W&B's processes is left.
         """
         if self._thread is None:
             return
@@ -127,17 +133,23 @@ class WandbTracker:
                 self._run.mark_preempting()
             self._run.finish(exit_code=exit_code)
 
-        deadline = max(time.monotonic(), self._start_deadline) + self._finish_timeout
-        if self._on:
+        deadline = time.monotonic() + self._early_timeout
+        if exit_code == EXIT_OK:
+            deadline = max(time.monotonic(), self._start_deadline) + self._finish_timeout
+        thread, self._thread = self._thread, None
+        self._find_processes()  # while the service is there to say which children it has
+        try:
             with contextlib.suppress(queue.Full):  # then the thread is stuck, and the join finds that out
                 for job in (("finish", call), None):
-                    self._jobs.put(job, timeout=max(0.0, deadline - time.monotonic()))
-        thread, self._thread = self._thread, None
-        thread.join(max(0.0, deadline - time.monotonic()))
-        self._on = False
-        if thread.is_alive():
-            self._warn(f"W&B did not finish in time and is left behind; upload with: {self._sync_command}")
-            _kill_service()
+                    if self._on:
+                        self._jobs.put(job, timeout=max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
+        finally:  # also when Ctrl-C ends the wait
+            self._on, self._warned = False, True
+            if thread.is_alive():
+                self._warn(f"W&B did not finish in time and is ended; upload what it has with: {self._sync_command}")
+            self._kill_processes()
+            thread.join(KILL_SECONDS)
 
     @property
     def _sync_command(self) -> str:
@@ -165,19 +177,29 @@ class WandbTracker:
                 self._failures = 0
             except Exception as error:
                 self._failures += 1
-                self._warn_once(f"W&B failed in {what} ({_brief(error)}); metrics.jsonl has everything")
+                remedy = f"; upload what it lacks with: {self._sync_command}" if what == "finish" else ""
+                self._warn_once(f"W&B failed in {what} ({_brief(error)}); metrics.jsonl has everything{remedy}")
                 if self._failures >= MAX_FAILURES:
                     self._turn_off(f"W&B is off after {MAX_FAILURES} failures in a row")
-        # W&B's own finish returns before its service has written the file; the end of the service is the end of that.
+        # W&B's finish returns before its service has written the file; the end of the service is the end of that.
         _teardown()
 
     def _start(self) -> None:
-        run_id = stable_run_id(self._run_dir)
+        self.mode, reason = choose_mode(self._configured)
+        if self.mode == "disabled":
+            self._on = False
+            self._say(f"W&B: off ({reason})")
+            return
+        if self.mode == "offline":
+            self._say(f"W&B: recording offline ({reason}), upload with: {self._sync_command}")
+        run_id = self._run_id()
         # W&B would quietly move to a temporary folder if this one were not writable.
         folder = self._run_dir / "wandb"
         folder.mkdir(exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder} is not writable")
+        if not self._others:  # the service of another process, maybe long gone, which we could not end
+            os.environ.pop("WANDB_SERVICE", None)
         try:
             self._run = self._init(run_id)
         except Exception as error:
@@ -185,16 +207,38 @@ class WandbTracker:
                 raise
             self.mode = "offline"
             self._warn_once(f"W&B is out of reach ({_brief(error)}): offline, upload with: {self._sync_command}")
-            _teardown()  # the service still holds the id of the run that failed to start
+            self._kill_processes()  # the service still holds the id of the run that failed to start
+            _teardown()
             self._run = self._init(run_id)
         self._run.define_metric("nimg")
         self._run.define_metric("*", step_metric="nimg")
+        self._find_processes()
         if self.mode == "online":
-            self._say(f"W&B: {self._run.url}")
+            self._say(f"W&B: {self._run.url} ({reason})")
+
+    def _run_id(self) -> str:
+        wanted = user_settings().run_id
+        wanted = wanted if redact(wanted) == wanted else None
+        run_id = stable_run_id(self._run_dir, wanted)
+        if wanted and wanted != run_id:
+            self._say(f"W&B: the run keeps its id {run_id} ({ID_NAME}); WANDB_RUN_ID is for its first start")
+        return run_id
 
     def _init(self, run_id: str):
         import wandb  # here, so that a run without W&B neither needs nor loads it
 
+        settings = {
+            **description(user_settings(), self._run_dir.resolve().name, **self._names),
+            "init_timeout": self._init_timeout,
+            "x_service_wait": self._init_timeout,
+            "finish_timeout": self._finish_timeout * 0.75,  # before we give up on the whole of it
+            "finish_timeout_raises": True,
+            "x_transaction_log_flush_interval": 2.0,        # seconds that a kill may cost; W&B's own: 15
+            "console": "off",   # it would wrap stdout, against the progress bar; log.txt has the lines
+            "silent": True,
+            # The metadata holds the command line, where overrides may carry secrets, and all of SLURM_*.
+            "x_disable_meta": names_a_secret(sys.argv),
+        }
         return wandb.init(
             dir=self._run_dir,
             mode=self.mode,  # type: ignore[arg-type]
@@ -202,17 +246,22 @@ class WandbTracker:
             resume="allow",
             reinit="create_new",       # never a run that someone else began in this process
             allow_val_change=True,     # a restart may have changed the config
-            settings=wandb.Settings(
-                init_timeout=self._init_timeout,
-                x_service_wait=self._init_timeout,
-                finish_timeout=self._finish_timeout * 0.75,  # before we give up on the whole of it
-                console="off",         # it would wrap stdout, against the progress bar; log.txt has the lines
-                silent=True,
-                # The metadata holds the command line, where overrides may carry secrets.
-                x_disable_meta=redact(sys.argv) != sys.argv,
-            ),
-            **self._settings,
+            config=self._config,
+            # Not every version has all of them.
+            settings=wandb.Settings(**{name: value for name, value in settings.items() if name in wandb.Settings.model_fields}),
         )
+
+    def _find_processes(self) -> None:
+        """Remember W&B's processes: the children of one that has gone cannot be found."""
+        self._processes |= _service_processes() - self._others
+
+    def _kill_processes(self) -> None:
+        """Kill what there is of W&B's service; one that is stopped, too."""
+        self._find_processes()
+        for process in list(self._processes):
+            with contextlib.suppress(psutil.Error):  # gone; psutil kills no other process of the same number
+                process.kill()
+        self._processes.clear()
 
     def _warn_once(self, text: str) -> None:
         if not self._warned:
@@ -220,49 +269,13 @@ class WandbTracker:
             self._warn(text)
 
     def _turn_off(self, text: str) -> None:
+        if self._on:  # else the run has ended without us
+            self._warn(text)
         self._on = False
-        self._warn(text)
 
 
-def resolve_mode(mode: str) -> tuple[str, str]:
-    """The mode to use ("online", "offline" or "disabled") for one of `MODES`, and the reason in a few words."""
-    reason = "as configured"
-    if mode == "auto":
-        wanted = os.environ.get("WANDB_MODE", "").lower()
-        mode = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}.get(wanted, "online")
-        reason = "WANDB_MODE"
-    # Without a key W&B would ask for one on the terminal, and wait.
-    if mode == "online" and not has_api_key():
-        return "offline", "no API key found, see wandb login"
-    return mode, reason
-
-
-def has_api_key() -> bool:
-    """Whether credentials for the W&B host are in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    places = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for path in map(os.path.expanduser, places):
-        with contextlib.suppress(OSError, netrc.NetrcParseError):
-            return netrc.netrc(path).authenticators(urlsplit(_base_url()).netloc) is not None
-    return False
-
-
-def _base_url() -> str:
-    """WANDB_BASE_URL, else what `wandb login --host` stored, else the public server."""
-    if url := os.environ.get("WANDB_BASE_URL"):
-        return url
-    folder = os.environ.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")
-    settings = configparser.ConfigParser()
-    try:
-        settings.read(Path(folder) / "settings")
-        return settings.get("default", "base_url", fallback=DEFAULT_HOST)
-    except configparser.Error:
-        return DEFAULT_HOST
-
-
-def stable_run_id(run_dir: Path) -> str:
-    """The id in RUN_DIR/wandb_id, written once; a new one if there is none.
+def stable_run_id(run_dir: Path, wanted: str | None = None) -> str:
+    """The id in RUN_DIR/wandb_id, written once; if there is none, `wanted` or a new one.
 
     Raises:
         OSError: the file cannot be read or written.
@@ -270,33 +283,31 @@ def stable_run_id(run_dir: Path) -> str:
     path = run_dir / ID_NAME
     if path.exists() and (stored := path.read_text().strip()):
         return stored
-    run_id = secrets.token_hex(4)
+    run_id = wanted or secrets.token_hex(4)
     write_whole(path, run_id + "\n")
     return run_id
 
 
 def _brief(error: Exception) -> str:
-    """The first line of an error, without secrets and of bounded length."""
-    first = (str(error).splitlines() or [""])[0]
-    return redact(f"{type(error).__name__}: {first}")[:200]
+    """An error in one line, without secrets and of bounded length."""
+    return " ".join(redact(f"{type(error).__name__}: {error}").split())[:200]
+
+
+def _service_processes() -> set[psutil.Process]:
+    """The services of W&B that this process has started, and their children."""
+    found: set[psutil.Process] = set()
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):  # it has just gone
+                if child.name().startswith(SERVICE):
+                    found |= {child, *child.children(recursive=True)}
+    return found
 
 
 def _teardown() -> None:
     """Let go of W&B's service, dead or alive, so that neither exit hooks nor child processes look for it."""
-    # Not an import: the background thread may be stuck in that very import.
+    # Not an import: there may have been none.
     wandb: Any = sys.modules.get("wandb")
-    with contextlib.suppress(Exception):  # a dead service raises here, after W&B has removed its hooks
+    # A dead service raises here, after W&B has removed its hooks; one that was killed makes W&B want to exit.
+    with contextlib.suppress(Exception, SystemExit):
         wandb.teardown()
-
-
-def _kill_service() -> None:
-    """Kill the service process that W&B started: at exit Python would wait for a hung one without a limit.
-
-    W&B has no public handle on the process. If a later version keeps it elsewhere, nothing happens here.
-    """
-    wandb: Any = sys.modules.get("wandb")
-    try:
-        os.kill(wandb.setup()._connection._proc._process.pid, signal.SIGKILL)
-    except Exception:
-        return
-    _teardown()

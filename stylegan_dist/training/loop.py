@@ -345,9 +345,9 @@ class Trainer:
         self.folder.save_config(self.config)
         monitor = Monitor(
             self.run_dir, segment=self.state.segment, resume_nimg=self.state.nimg, total_nimg=self.total,
-            config=to_dict(self.config), wandb_project=m.wandb_project,
+            config=to_dict(self.config), wandb_project=m.wandb_project or None,
             wandb_mode=m.wandb if self.state.nimg < self.total else "disabled",  # nothing new to record
-            wandb_entity=m.wandb_entity or None, wandb_name=m.wandb_name or self.run_dir.name,
+            wandb_entity=m.wandb_entity or None, wandb_name=m.wandb_name or None,
         )
         monitor.header(header_facts(self.resolved, self.index, self.state, self.engine.describe(),
                                     self.engine.describe_network(), self.no_compile, self.engine.no_graphs))

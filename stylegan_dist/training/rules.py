@@ -19,6 +19,7 @@ from stylegan_dist.config.schema import MOST_IMAGES, Config, OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels
+from stylegan_dist.monitor.redact import redact
 from stylegan_dist.objective.adversarial import ADVERSARIAL
 from stylegan_dist.ops import native
 from stylegan_dist.records import shorten
@@ -194,6 +195,10 @@ def _check(config: Config, resolution: int, world_size: int, advice: str) -> Non
         raise InputError(f"loss.adversarial={shorten(loss.adversarial)} is unknown; choose one of {', '.join(ADVERSARIAL)}")
     for name in ("g", "d"):
         optimizer_arguments(getattr(config.optim, name), f"optim.{name}")
+    for name in ("wandb_project", "wandb_entity", "wandb_name"):  # in config.yaml and on a web page
+        if redact(text := getattr(config.monitor, name)) != text:
+            raise InputError(f"monitor.{name} holds a secret: a password, or the value of an environment variable that is "
+                             "named like one; choose another name")
     if run.world_size not in ("auto", world_size):
         raise InputError(f"this run was promised {run.world_size} processes (run.world_size) and has {world_size}: "
                          "correct the launch command, or run.world_size")

@@ -246,6 +246,16 @@ def test_complaints_are_one_line_with_key_and_remedy(overrides, options, parts):
         assert part in message
 
 
+@pytest.mark.parametrize("name", ["wandb_name", "wandb_project", "wandb_entity"])
+def test_a_name_with_a_secret_is_refused_and_not_repeated(name, monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "a-long-secret")
+    for value in ("run-a-long-secret", "https://me:pw-of-me@host"):
+        with pytest.raises(InputError, match=name) as caught:
+            resolve_with(f"monitor.{name}={value}")
+        assert "a-long" not in str(caught.value)
+        assert "pw-of-me" not in str(caught.value)
+
+
 def test_limits_themselves_are_allowed():
     resolve_with("run.seed=0", "loss.style_mixing=1", "generator.w_avg_decay=0", "loss.path_length_decay=1")
     resolve_with("run.seed=4294967295", "loss.style_mixing=0", "data.workers=0", "precision.top_resolutions=0")

@@ -1,0 +1,67 @@
+"""A tracker in a process of its own, as in life: W&B keeps state per process, and some tests kill a part of it."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+PRELUDE = """
+import json, os, signal, sys, time, urllib.request
+from pathlib import Path
+
+import psutil
+
+from stylegan_dist.monitor.wandb_tracker import WandbTracker
+
+said, warned = [], []
+began = time.monotonic()
+
+def tracker(mode="offline", segment=0, config=None, project="project", name="name", **timeouts):
+    return WandbTracker({run_dir!r}, mode, project, None, name, config or {{}}, segment,
+                        say=said.append, warn=warned.append, **timeouts)
+
+def service():
+    # W&B's processes, the service first: it is the child of this one, the others are its children.
+    processes = []
+    wait_for(lambda: processes.extend(psutil.Process().children(recursive=True)) or processes)
+    return processes
+
+def wait_for(condition):
+    for _ in range(400):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+def gone(processes):
+    return not psutil.wait_procs(processes, timeout=5)[1]
+"""
+
+ENDING = """
+print(json.dumps(dict(said=said, warned=warned, seconds=time.monotonic() - began,
+                      wandb="wandb" in sys.modules, service=os.environ.get("WANDB_SERVICE"))))
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a script with a tracker; returns what it said, its time and the whole time of its process."""
+    home = tmp_path / "home"
+    home.mkdir()
+
+    def run(script, args=(), **environment):
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+        clean |= {"HOME": str(home), "NETRC": str(home / "netrc"), **environment}
+        code = PRELUDE.format(run_dir=str(tmp_path)) + textwrap.dedent(script) + ENDING
+        start = time.monotonic()
+        result = subprocess.run([sys.executable, "-c", code, *args], env=clean, timeout=60, check=False, cwd=home,
+                                capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert "Traceback" not in result.stderr
+        return json.loads(result.stdout.splitlines()[-1]) | {"whole": time.monotonic() - start}
+
+    return run
