@@ -21,6 +21,7 @@ from stylegan_dist.errors import (
     LocalInputError,
     RankLost,
 )
+from stylegan_dist.monitor.redact import redact
 from stylegan_dist.tools.data_commands import add_bench_data, add_peek
 
 SECONDS_TO_SPEAK = 10  # for the rank that prints an error, by which it may be later than others
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Ranks fail together and say the same; one line is enough on each machine, which may have a log of its own.
         first_here = "0" in (os.environ.get("RANK") or "0", os.environ.get("LOCAL_RANK"))
         if first_here or isinstance(error, LocalInputError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {redact(str(error))}", file=sys.stderr, flush=True)
         else:  # a launcher kills all when the first ends, which must not happen before somebody has spoken
             time.sleep(SECONDS_TO_SPEAK)
         return EXIT_BAD_INPUT

@@ -172,6 +172,7 @@ def _entries(data: str) -> list[tuple[str, float | None]]:
             except ValueError:
                 weight = 0.0
             if not 0 < weight < float("inf"):
+                storage.check_location(word)  # a host of digits behind a password is no weight
                 raise InputError(f"the weight of {word} in data.shards must be a positive number")
         else:
             pattern = word
@@ -207,6 +208,7 @@ def read_index(folder: str | os.PathLike) -> DatasetIndex:
         InputError: no index, an index of another format, or one that contradicts itself.
     """
     home = os.fspath(folder)
+    storage.check_location(home)
     path = storage.join(home, INDEX_NAME)
     if not storage.is_remote(home) and not storage.local_path(path).is_file():
         raise InputError(
@@ -229,8 +231,9 @@ def _parse_index(home: str, path: str, text: bytes) -> DatasetIndex:
         if (version := content.pop("version")) != VERSION:
             raise InputError(f"{path} has format version {version}, this program reads {VERSION}; pack the data again")
         promised = content.pop("num_samples")
-        at = content.get("shards_at") or home
-        storage.check_location(at)
+        if at := content.get("shards_at"):
+            storage.check_location(at, path)
+        at = at or home
         shards = [Shard(**shard).placed(at, home) for shard in content.pop("shards")]
         array = content.pop("array", None)
         index = DatasetIndex(shards=shards, array=array and ArrayForm.from_record(array), **content)

@@ -128,7 +128,7 @@ def _read(folder: Path, blob: Blob, content: bytes) -> None:
 
 def test_a_full_disk(tmp_path, blobs, monkeypatch):
     class FullDisk:
-        def get_file(self, *_):
+        def get_file(self, *_, callback):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(storage, "_open", lambda location: (FullDisk(), location))
