@@ -127,7 +127,7 @@ class ShardReader:
             if isinstance(error, ValueError):
                 folder = os.path.dirname(info.offsets_location)
                 raise InputError(f"{info.location} is damaged: {error}; restore it or pack the data again (stylegan-dist "
-                                 f"verify {folder} finds what is damaged), or train on it as it is with data.verify=never") from None
+                                 f"verify {folder} says what is damaged), or train on it as it is: data.verify=never") from None
             raise
         return file
 

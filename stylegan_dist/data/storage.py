@@ -54,8 +54,9 @@ def is_remote(location: str) -> bool:
 
 def check_is_local(name: str, place: str | os.PathLike) -> None:
     """Raises InputError where one of the places that `pack` works with is a URL."""
+    check_location(os.fspath(place))
     if is_remote(os.fspath(place)):
-        raise InputError(f"{name} of pack must be on this machine, not at {mask_location(os.fspath(place))}: fetch the data or "
+        raise InputError(f"{name} of pack must be on this machine, not at {place}: fetch the data or "
                          "upload the shards with the tool of that storage, or read finished shards from there "
                          "(stylegan-dist index)")
 
@@ -82,21 +83,24 @@ def check_location(location: str, index: str = "") -> None:
     """
     where = f"{index} says that its shards are at" if index else "cannot use"
     if command := re.match(rf"(pipe|{'|'.join(DRIVERS)}):(?!//)", location, re.IGNORECASE):
+        if os.path.exists(location):
+            return
         raise InputError(f"{where} {command[1]}:{'...' if command[1] == 'pipe' else ''}, which is no URL: give folders, or "
                          "URLs that begin like s3:// or https://; commands are never run")
+    scheme, url, _ = location.partition("://")
+    if is_remote(location) and (
+            "::" in re.sub(r"://\[[0-9a-fA-F:.]+\]", "://", location) or scheme in _WRAPPING):  # not in an IPv6 address
+        raise InputError(f"{where} {mask_location(location)}: chained URLs (::) and file systems inside others are not read; "
+                         "several files are named with braces and wildcards")
+    if url and carries_secret(location):
+        raise InputError(f"the URL {mask_location(location)} carries a password, a token or a signature, which would be stored "
+                         "and shown: give credentials to the storage driver through its environment variables or files instead "
+                         "(in the name of a file write %40 for @ and %23 for #)")
     if not is_remote(location):
         if index and is_remote(index):
             raise InputError(f"{where} {location}, a folder of this machine, although the index itself comes from elsewhere; "
                              "it is not trusted")
         return
-    if carries_secret(location):
-        raise InputError(f"the URL {mask_location(location)} carries a password, a token or a signature, which would be stored "
-                         "and shown: give credentials to the storage driver through its environment variables or files instead "
-                         "(in the name of a file write %40 for @ and %23 for #)")
-    scheme = location.partition("://")[0]
-    if "::" in re.sub(r"://\[[0-9a-fA-F:.]+\]", "://", location) or scheme in _WRAPPING:
-        raise InputError(f"{where} {mask_location(location)}: chained URLs (::) and file systems inside others are not read; "
-                         "several files are named with braces and wildcards")
     if index and scheme not in DRIVERS:
         raise InputError(f"{where} {mask_location(location)}; it is not trusted: an index may name folders and URLs such as "
                          f"{', '.join(f'{name}://' for name in DRIVERS)}")
