@@ -38,6 +38,7 @@ class ShardReader:
     def __init__(self, index: DatasetIndex, cache: NodeCache | None = None, verify: str = "never"):
         self.index = index
         self.cache = cache
+        self._compared: set[str] = set()  # local shards that this object has found good
         self._sums = Sums(verify, user_folder("sums") if verify != "never" else None)
         self._open: OrderedDict[int, tuple[int, np.ndarray]] = OrderedDict()
         self._prefetcher: _Prefetcher | None = None
@@ -84,7 +85,8 @@ class ShardReader:
             info = self.index.shards[shard]
             if self.cache is not None:
                 jobs += [partial(self.cache.fetch, blob) for blob in blobs(info)]
-            if self._sums.mode != "never" and info.sha256 and not storage.is_remote(info.location):
+            local = not storage.is_remote(info.location)
+            if local and self._sums.mode != "never" and info.sha256 and info.location not in self._compared:
                 jobs.append(partial(self._verify_ahead, info))
         if self._prefetcher is None and jobs:
             self._prefetcher = _Prefetcher()
@@ -122,6 +124,7 @@ class ShardReader:
             file = storage.retrying(lambda: storage.open_regular(path), f"open {info.location}")
         try:
             self._sums.check(file, path, info.sha256)
+            self._compared.add(info.location)
         except BaseException as error:
             os.close(file)
             if isinstance(error, ValueError):
