@@ -63,19 +63,19 @@ setup(
         "pydantic>=2.7,<3",      # checks what is read from JSON; wandb brings it, too
         "safetensors>=0.5,<1",
         "tqdm>=4.66,<5",
-        "fsspec>=2024.6",        # dated versions; torch brings it, too
+        "fsspec>=2026.6",        # dated versions; older ones run code that a reference file holds. torch brings it, too
         "braceexpand>=0.1.7,<0.2",
     ],
     extras_require={
         "deepspeed": ["deepspeed>=0.19.8,<0.20"],
         "metrics": ["scipy>=1.11,<2"],
-        "s3": ["s3fs>=2024.6"],
-        "gs": ["gcsfs>=2024.6"],
+        "s3": ["s3fs>=2026.6"],
+        "gs": ["gcsfs>=2026.6"],
         "http": ["aiohttp>=3.9,<4"],
         "hf": ["huggingface_hub>=0.24"],
         "demo": ["scikit-learn>=1.4,<2"],
         "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.12,<1",
-                 "mypy>=1.15,<3", "scikit-learn>=1.4,<2", "deepspeed>=0.19.8,<0.20", "s3fs>=2024.6", "aiohttp>=3.9,<4",
+                 "mypy>=1.15,<3", "scikit-learn>=1.4,<2", "deepspeed>=0.19.8,<0.20", "s3fs>=2026.6", "aiohttp>=3.9,<4",
                  "moto[server]>=5,<6"],
     },
     entry_points={"console_scripts": ["stylegan-dist=stylegan_dist.cli:main"]},

@@ -24,6 +24,7 @@ from stylegan_dist.errors import (
 )
 from stylegan_dist.last_word import leave_last_word
 from stylegan_dist.machine import name_the_user
+from stylegan_dist.monitor.redact import redact
 from stylegan_dist.paths import user_path
 from stylegan_dist.ranges import Range
 from stylegan_dist.tools.data_commands import add_bench_data, add_peek
@@ -84,8 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say_error(error: Exception) -> None:
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    leave_last_word(f"error: {error}")
+    line = redact(f"error: {error}")
+    print(line, file=sys.stderr, flush=True)
+    leave_last_word(line)
 
 
 def _add_train(verbs: argparse._SubParsersAction) -> None:

@@ -78,6 +78,9 @@ class DataConfig:
     cache: str = knob("auto", "folder on a local disk that keeps the shards of URLs for all processes and runs of a node; "
                               "auto: stylegan-dist-cache-UID in $SLURM_TMPDIR or the temporary folder", path="one")
     cache_gb: float = knob(64.0, "size of that folder at most, GB", least=0, most=1e9)
+    verify: Literal["always", "once", "never"] = knob(
+        "once", "when shards are compared with the SHA-256 of their index, before they are read; once: unless that was done, "
+                "and the file is as it was; always: at every start; changes nothing else")
     conditional: bool | Auto = knob("auto", "train on class labels; auto: if the data has them")
     mirror: bool = knob(False, "flip images left to right with probability one half")
     workers: int = knob(2, "reader processes per rank; 0 reads in the training process", least=0, most=256)

@@ -8,6 +8,10 @@ a file with its final name is whole. There is no server process and no table: th
     KEY.BYTES.part      a file on its way. Its fetcher holds an exclusive lock; without one it is left over.
     NAME.run            what a run needs at a time. It holds an exclusive lock; without one the run has ended.
     lock                taken to make room, so that the limit holds over all processes
+    sums/               which files were compared with their SHA-256 (data/sums.py)
+
+The folder is one that only its user can write to, and what is found there is compared with its SHA-256 when it is
+first opened. Other files in it are left alone.
 
 Room is made by removing the least recently opened file that nobody has open. A file that is open is never
 removed: that its space is free only after the last reader would break the limit silently. So runs that
@@ -24,6 +28,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,9 +38,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stylegan_dist.data import storage
+from stylegan_dist.data.sums import Sums, try_lock
 from stylegan_dist.errors import InputError
+from stylegan_dist.private import NotPrivate, open_private, private_folder
 
 POLL_SECONDS = 0.05
+LOCK_SECONDS = 60.0      # that a process may hold the folder's lock, which takes milliseconds
+# Without a change of a file that another process fetches: what its attempts take where a server never answers.
+STALLED_SECONDS = storage.ATTEMPTS * (storage.CONNECT_SECONDS + storage.SILENT_SECONDS) + 60.0
 PATIENCE_SECONDS = 120.0  # that a reader waits for room, or up to twice that: then not all give up who wait for each other
 
 
@@ -53,6 +63,10 @@ class Blob:
         return self.sha256 or "unchecked-" + hashlib.sha256(f"{self.location} {self.bytes}".encode()).hexdigest()
 
 
+_FILE = re.compile(r"(unchecked-)?[0-9a-f]{64}")
+_PART = re.compile(rf"{_FILE.pattern}\.(\d{{1,18}})\.part")
+
+
 class CacheFull(Exception):
     """There is no room: everything in the cache is in use."""
 
@@ -63,20 +77,24 @@ class NodeCache:
     Args:
         folder: on a local disk (network file systems may not keep `flock`'s promises between processes).
         limit: bytes of all files together.
+        verify: when files that are there already are compared with their SHA-256, as in `Sums`.
 
     Raises:
-        InputError: the folder cannot be used.
+        InputError: the folder cannot be used, or others than this user can write to it.
     """
 
-    def __init__(self, folder: str | os.PathLike, limit: float):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike, limit: float, verify: str = "once"):
         self.limit = limit
         self.seconds_fetching = 0.0  # spent in `open` on files that were not there
         self._claim: BinaryIO | None = None  # open as long as this process lives
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder = private_folder(folder)
+            self._sums = Sums(verify, private_folder(self.folder / "sums"), with_ctime=False)  # it changes with each use
             with self._lock():
                 pass
+        except NotPrivate as error:
+            raise InputError(f"cannot use the cache folder {folder}: {error}; set data.cache to another folder, which is made "
+                             "for you alone if it is not there, or, if it is yours, run: chmod go-w FOLDER") from None
         except OSError as error:
             raise InputError(f"cannot use the cache folder {folder}: {error.strerror}; set data.cache to a folder on a local "
                              "disk") from None
@@ -149,48 +167,61 @@ class NodeCache:
         Raises:
             CacheFull, InputError: as their names say; nothing is left behind.
         """
+        path = self.folder / blob.key
         try:
-            os.utime(self.folder / blob.key)
+            _touch(path, path.stat())
         except FileNotFoundError:
             self._fetch(blob, wait=False)
 
     def _opened(self, blob: Blob) -> int | None:
-        """The file with a shared lock, or None if it is not there."""
+        """The file with a shared lock, or None if it is not there, or was not what it must be."""
         path = self.folder / blob.key
         try:
-            file = os.open(path, os.O_RDONLY)
+            file = open_private(path)
         except FileNotFoundError:
             return None
-        fcntl.flock(file, fcntl.LOCK_SH)
-        status = os.fstat(file)
-        if not status.st_nlink:  # removed between the two calls
-            os.close(file)
-            return None
-        if status.st_size != blob.bytes:
-            os.close(file)
+        except NotPrivate:
             path.unlink(missing_ok=True)
             return None
-        os.utime(file)
+        try:
+            # Exclusive locks on it are held for moments.
+            self._wait_for_lock(file, fcntl.LOCK_SH, path)
+            status = os.fstat(file)
+            if not status.st_nlink:  # removed between the two calls
+                raise ValueError
+            if status.st_size != blob.bytes:
+                raise ValueError
+            self._sums.check(file, path, blob.sha256)
+        except ValueError:
+            if _is_at(file, path):
+                path.unlink(missing_ok=True)
+            os.close(file)
+            return None
+        except BaseException:
+            os.close(file)
+            raise
+        _touch(file, status)
         return file
 
     def _fetch(self, blob: Blob, wait: bool) -> None:
         whole, part = self.folder / blob.key, self.folder / f"{blob.key}.{blob.bytes}.part"
-        file = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            while not _try_lock(file):
-                if not wait or whole.exists():
-                    return
-                time.sleep(POLL_SECONDS)
-            if not _is_at(file, part):  # another process has finished it, or given up, while this one waited
-                return
+            file = open_private(part, os.O_RDWR | os.O_CREAT)
+        except NotPrivate:
+            part.unlink(missing_ok=True)
+            return
+        try:
+            if not self._wait_for_part(file, whole, wait) or not _is_at(file, part):
+                return  # another process has finished it, or given up, or is still at it
             try:
                 if whole.exists():
                     part.unlink()
                     return
                 self._make_room(blob)
-                storage.download(blob.location, part, partial(storage.check_file, part, blob.bytes, blob.sha256))
+                storage.download(blob.location, part, partial(storage.check_file, part, blob.bytes, blob.sha256), blob.bytes)
                 with self._lock():  # who adds up what is there must not miss a file between its two names
                     part.rename(whole)
+                self._sums.trust(file, whole, blob.sha256)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
@@ -201,19 +232,34 @@ class NodeCache:
         finally:
             os.close(file)
 
+    def _wait_for_part(self, file: int, whole: Path, wait: bool) -> bool:
+        """Whether this process may fetch a file now; waits while another one makes progress with it."""
+        state, since = None, time.monotonic()
+        while not try_lock(file):
+            if not wait or whole.exists():
+                return False
+            status = os.fstat(file)
+            if (now := (status.st_size, status.st_mtime_ns)) != state:
+                state, since = now, time.monotonic()
+            elif time.monotonic() - since > STALLED_SECONDS:
+                raise InputError(f"another process fetches {whole} and has made no progress for {STALLED_SECONDS:.0f} s: end "
+                                 "or continue the process that has been stopped, or set data.cache to another folder")
+            time.sleep(POLL_SECONDS)
+        return True
+
     def _make_room(self, blob: Blob) -> None:
         """Remove files until what is there and what was promised keeps to the limit. Raises CacheFull."""
         with self._lock():
             entries, total = [], 0
             for entry in os.scandir(self.folder):
                 with contextlib.suppress(FileNotFoundError):
-                    if entry.name.endswith(".part"):
+                    if part := _PART.fullmatch(entry.name):
                         if entry.name != f"{blob.key}.{blob.bytes}.part" and self._remove_unused(entry.path):
                             continue
-                        total += int(entry.name.split(".")[-2])
-                    elif entry.name != "lock" and not entry.name.endswith(".run"):
-                        status = entry.stat()
-                        entries.append((status.st_mtime_ns, entry.path, status.st_size))
+                        total += int(part[2])
+                    elif _FILE.fullmatch(entry.name):
+                        status = entry.stat(follow_symlinks=False)
+                        entries.append((status.st_atime_ns, entry.path, status.st_size))
                         total += status.st_size
             for _, path, size in sorted(entries):
                 if total <= self.limit:
@@ -228,11 +274,14 @@ class NodeCache:
     def _remove_unused(path: str) -> bool:
         """Remove a file that no process has locked."""
         try:
-            file = os.open(path, os.O_RDONLY)
+            file = open_private(path)
         except FileNotFoundError:
             return True
+        except NotPrivate:
+            os.unlink(path)
+            return True
         try:
-            if not _try_lock(file):
+            if not try_lock(file):
                 return False
             if _is_at(file, Path(path)):
                 os.unlink(path)
@@ -242,12 +291,28 @@ class NodeCache:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            file = open_private(path := self.folder / "lock", os.O_RDWR | os.O_CREAT)
+        except NotPrivate as error:
+            raise InputError(f"cannot use {path}: {error}; remove it") from None
+        try:
+            self._wait_for_lock(file, fcntl.LOCK_EX, path)
             yield
         finally:
             os.close(file)
+
+    @staticmethod
+    def _wait_for_lock(file: int, kind: int, path: Path) -> None:
+        deadline, pause = time.monotonic() + LOCK_SECONDS, 0.0005
+        while True:
+            try:
+                return fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InputError(f"another process has held {path} for {LOCK_SECONDS:.0f} s: end or continue the process "
+                                     "that has been stopped, or set data.cache to another folder") from None
+            time.sleep(pause)
+            pause = min(2 * pause, POLL_SECONDS)
 
 
 def default_folder() -> Path:
@@ -256,17 +321,14 @@ def default_folder() -> Path:
     return Path(base) / f"stylegan-dist-cache-{os.getuid()}"
 
 
-def _try_lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _touch(file: int | Path, status: os.stat_result) -> None:
+    """Note when a file was last needed. Its other time says that it has not changed since it was compared."""
+    os.utime(file, ns=(time.time_ns(), status.st_mtime_ns))
 
 
 def _is_at(file: int, path: Path) -> bool:
     """Whether an open file is the one that has this name now."""
     try:
-        return os.path.samestat(os.fstat(file), os.stat(path))
+        return os.path.samestat(os.fstat(file), os.lstat(path))
     except FileNotFoundError:
         return False

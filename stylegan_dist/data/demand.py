@@ -12,6 +12,7 @@ from stylegan_dist.data.mixture import MixedOrder
 from stylegan_dist.data.order import GlobalOrder
 from stylegan_dist.data.reader import blobs
 from stylegan_dist.errors import InputError
+from stylegan_dist.monitor.redact import redact
 
 
 def node_demand(index: DatasetIndex, order: GlobalOrder | MixedOrder, nimg: int, batch: int, world_size: int,
@@ -28,7 +29,7 @@ def node_demand(index: DatasetIndex, order: GlobalOrder | MixedOrder, nimg: int,
 
 
 def open_cache(folder: str | os.PathLike, gigabytes: float, index: DatasetIndex, demand: int,
-               claim: bool = False) -> NodeCache | None:
+               claim: bool = False, verify: str = "once") -> NodeCache | None:
     """The node's cache, or None where all data is local.
 
     Args:
@@ -36,18 +37,21 @@ def open_cache(folder: str | os.PathLike, gigabytes: float, index: DatasetIndex,
         gigabytes: its limit, 10^9 bytes.
         demand: bytes that it must hold at once.
         claim: tell other runs so, on behalf of all processes of this run on the node.
+        verify: when what is there is compared with its SHA-256 (`NodeCache`).
 
     Raises:
         InputError: the folder cannot be used, or is too small, for this run or beside the others that use it.
     """
     if not any(storage.is_remote(place) for shard in index.shards for place in (shard.location, shard.offsets_location)):
         return None
+    if storage.is_remote(os.fspath(folder)):
+        raise InputError(f"data.cache is {redact(os.fspath(folder))}: set it to a folder on a local disk")
     if demand > gigabytes * 1e9:
         raise InputError(
             f"data.cache_gb={gigabytes:g} is too small: this node reads from {demand / 1e9:.3g} GB of shards at a time, with "
             f"the next ones; set data.cache_gb={demand / 1e9 * 1.1:.2g} or more, or lower data.lanes or data.block"
         )
-    cache = NodeCache(default_folder() if folder == "auto" else folder, gigabytes * 1e9)
+    cache = NodeCache(default_folder() if folder == "auto" else folder, gigabytes * 1e9, verify)
     if claim:
         cache.claim(index.fingerprint, demand, sum(blob.bytes for shard in index.shards for blob in blobs(shard)))
     return cache

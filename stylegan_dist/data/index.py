@@ -192,6 +192,7 @@ def _entries(data: str) -> list[tuple[str, float | None]]:
             except ValueError:
                 weight = 0.0
             if not 0 < weight < float("inf"):
+                storage.check_location(word)  # a host of digits behind a password is no weight
                 raise InputError(f"the weight of {word} in data.shards must be a positive number")
         else:
             pattern = word
@@ -246,6 +247,7 @@ def read_index(folder: str | os.PathLike) -> DatasetIndex:
         InputError: no index, an index of another format, or one that contradicts itself.
     """
     home = os.fspath(folder)
+    storage.check_location(home)
     path = storage.join(home, INDEX_NAME)
     if not storage.is_remote(home):
         _check_local_index(home, path)
@@ -281,7 +283,8 @@ def _parse_index(home: str, path: str, text: bytes) -> DatasetIndex:
     at = record.shards_at or home
     if not is_plain(at):
         raise InputError(f"{path} names the place {shorten(at)}, which is no path or URL; the index is not trusted")
-    storage.check_location(at)
+    if record.shards_at:
+        storage.check_location(record.shards_at, path)
     for shard in record.shards:
         check_name(shard.name, path, folders=record.shards_at is not None)
         check_name(shard.offsets, path)

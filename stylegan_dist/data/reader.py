@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
@@ -21,7 +23,9 @@ from stylegan_dist.data.index import (
     parse_offsets,
     read_offsets,
 )
+from stylegan_dist.data.sums import Sums
 from stylegan_dist.errors import InputError
+from stylegan_dist.private import user_folder
 
 OPEN_SHARDS = 256
 FULL_PAUSE_SECONDS = 5.0
@@ -34,12 +38,18 @@ class ShardReader:
 
     Local shards are read where they lie. Remote ones are read from the node's cache, which fetches them when
     they are first needed; `prefetch` names those that will be.
+
+    Args:
+        verify: when local shards are compared with their SHA-256 before they are read, as in `Sums`; the cache
+            has a setting of its own for what it holds.
     """
 
-    def __init__(self, index: DatasetIndex, cache: NodeCache | None = None):
+    def __init__(self, index: DatasetIndex, cache: NodeCache | None = None, verify: str = "never"):
         self.index = index
         self._most_bytes = index.most_sample_bytes
         self.cache = cache
+        self._compared: set[str] = set()  # local shards that this object has found good
+        self._sums = Sums(verify, user_folder("sums") if verify != "never" else None)
         self._open: OrderedDict[int, tuple[int, np.ndarray]] = OrderedDict()
         self._prefetcher: _Prefetcher | None = None
 
@@ -80,12 +90,22 @@ class ShardReader:
             os.close(self._open.pop(shard)[0])
 
     def prefetch(self, shards: list[int]) -> None:
-        """Have the remote ones of these shards fetched in the background, in this order; replaces an earlier list."""
-        if self.cache is None:
-            return
-        if self._prefetcher is None:
-            self._prefetcher = _Prefetcher(self.cache)
-        self._prefetcher.want([blob for shard in shards for blob in blobs(self.index.shards[shard])])
+        """Have what these shards need done in the background, in this order; replaces an earlier list.
+
+        Remote ones are fetched, local ones compared with their SHA-256.
+        """
+        jobs: list[Callable[[], object]] = []
+        for shard in shards:
+            info = self.index.shards[shard]
+            if self.cache is not None:
+                jobs += [partial(self.cache.fetch, blob) for blob in blobs(info)]
+            local = not storage.is_remote(info.location)
+            if local and self._sums.mode != "never" and info.sha256 and info.location not in self._compared:
+                jobs.append(partial(self._verify_ahead, info))
+        if self._prefetcher is None and jobs:
+            self._prefetcher = _Prefetcher()
+        if self._prefetcher is not None:
+            self._prefetcher.want(jobs)
 
     def close(self) -> None:
         """Close all shards; a later read opens them again."""
@@ -114,9 +134,24 @@ class ShardReader:
             return self._cache().open(_shard_blob(info))
         path = storage.local_path(info.location)
         try:
-            return os.open(path, os.O_RDONLY)
+            file = storage.open_regular(path)
         except OSError:
-            return storage.retrying(lambda: os.open(path, os.O_RDONLY), f"open {info.location}")
+            file = storage.retrying(lambda: storage.open_regular(path), f"open {info.location}")
+        try:
+            self._sums.check(file, path, info.sha256)
+            self._compared.add(info.location)
+        except BaseException as error:
+            os.close(file)
+            if isinstance(error, ValueError):
+                folder = os.path.dirname(info.offsets_location)
+                raise InputError(f"{info.location} is damaged: {error}; restore it or pack the data again (stylegan-dist "
+                                 f"verify {folder} says what is damaged), or train on it as it is: data.verify=never") from None
+            raise
+        return file
+
+    def _verify_ahead(self, info: Shard) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._open_shard(info))
 
     def _load_offsets(self, info: Shard) -> np.ndarray:
         def read() -> np.ndarray:
@@ -151,35 +186,34 @@ def _offsets_blob(shard: Shard) -> Blob:
 
 
 class _Prefetcher:
-    """A thread that fetches what will be needed. What it cannot fetch, the reader that needs it will ask for.
+    """A thread that does what will be needed. What it cannot do, the reader that needs it will.
 
     It looks through the list again and again: other runs, whose own files change faster, may have removed some.
     """
 
-    def __init__(self, cache: NodeCache):
-        self._cache = cache
-        self._wanted: list[Blob] | None = []  # None: the thread ends
+    def __init__(self) -> None:
+        self._wanted: list[Callable[[], object]] | None = []  # None: the thread ends
         self._next_one = 0
         self._changed = threading.Condition()
         threading.Thread(target=self._work, daemon=True, name="prefetch").start()
 
-    def want(self, wanted: Iterable[Blob] | None) -> None:
+    def want(self, wanted: Iterable[Callable[[], object]] | None) -> None:
         with self._changed:
             self._wanted = None if wanted is None else list(wanted)
             self._next_one = 0
             self._changed.notify()
 
     def _work(self) -> None:
-        while (blob := self._next()) is not None:
+        while (job := self._next()) is not None:
             try:
-                self._cache.fetch(blob)
+                job()
             except CacheFull:  # until the readers have moved on
                 with self._changed:
                     self._changed.wait(FULL_PAUSE_SECONDS)
             except InputError:
                 pass  # the reader that needs it meets the same fault, and reports it
 
-    def _next(self) -> Blob | None:
+    def _next(self) -> Callable[[], object] | None:
         with self._changed:
             while self._wanted is not None and self._next_one == len(self._wanted):
                 if not self._changed.wait(REFRESH_SECONDS):

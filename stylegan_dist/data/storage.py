@@ -1,4 +1,7 @@
-"""Where files lie: local paths and every URL that fsspec knows, behind four functions.
+"""Where files lie: local paths and URLs that fsspec knows, behind four functions.
+
+A location decides by its scheme alone which driver reads it: fsspec's chains ("a::b") and the file systems that wrap
+others are never used, because with them a location could run code or reach files that it does not name.
 
 Network faults are ordinary: every access is tried again with growing, jittered pauses before it becomes
 an `InputError` that names the place and the cause.
@@ -11,6 +14,8 @@ import fnmatch
 import os
 import random
 import re
+import stat
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,20 +24,28 @@ from typing import TypeVar
 
 import fsspec
 from braceexpand import braceexpand
+from fsspec.callbacks import Callback
 
 from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
-from stylegan_dist.records import shorten
+from stylegan_dist.monitor.redact import carries_secret, mask_location, mask_urls
+from stylegan_dist.records import MAX_BYTES, shorten
 
 MOST_LOCATIONS = 10_000_000  # that one pattern may stand for
 _DEEPEST = 50                # braces inside each other
 ATTEMPTS = 6
 FIRST_PAUSE = 0.5  # seconds; doubles with every attempt, 15 in all
 CONNECT_SECONDS, SILENT_SECONDS = 20, 60  # without a connection, without a byte
-_DRIVERS = {"s3": "stylegan-dist[s3]", "gs": "stylegan-dist[gs]", "gcs": "stylegan-dist[gs]", "http": "stylegan-dist[http]",
+SLOWEST = 1000         # bytes a second, on average over SILENT_SECONDS; who sends less is taken for silent
+ANSWER_SECONDS = 180   # that a web server may take to say what there is
+DRIVERS = {"s3": "stylegan-dist[s3]", "gs": "stylegan-dist[gs]", "gcs": "stylegan-dist[gs]", "http": "stylegan-dist[http]",
             "https": "stylegan-dist[http]", "hf": "stylegan-dist[hf]"}
+_WRAPPING = ("reference", "simplecache", "filecache", "blockcache", "cached", "zip", "tar", "libarchive", "dir", "generic",
+             "data", "git", "async_wrapper", "dask")
+_WEB = ("http", "https")
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # trying again does not help
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_THERE = "there is no such file"
 _RESULT = TypeVar("_RESULT")
 
 
@@ -43,9 +56,11 @@ def is_remote(location: str) -> bool:
 
 def check_is_local(name: str, place: str | os.PathLike) -> None:
     """Raises InputError where one of the places that `pack` works with is a URL."""
+    check_location(os.fspath(place))
     if is_remote(os.fspath(place)):
-        raise InputError(f"{name} of pack must be on this machine, not at {place}: fetch the data or upload the shards "
-                         "with the tool of that storage, or read finished shards from there (stylegan-dist index)")
+        raise InputError(f"{name} of pack must be on this machine, not at {place}: fetch the data or "
+                         "upload the shards with the tool of that storage, or read finished shards from there "
+                         "(stylegan-dist index)")
 
 
 def local_path(location: str) -> Path:
@@ -58,15 +73,39 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else str(local_path(folder) / name)
 
 
-def check_location(location: str) -> None:
-    """Refuse URLs that carry secrets: locations are printed, and stored in configurations.
+def check_location(location: str, index: str = "") -> None:
+    """Refuse what must not be read or printed: locations are shown, and stored in configurations.
+
+    Args:
+        index: the place of the index that names the location; such a file may come from anybody. "": the user does.
 
     Raises:
-        InputError: the URL has a password or a query.
+        InputError: the URL has a password or a query; is a command or a chain; what an index names is at no
+            storage that we have a driver for, or on this machine while the index is not.
     """
-    if is_remote(location) and (re.search(r"://[^/]*:[^/]*@", location) or re.search(r"\?.*=", location)):
-        raise InputError(f"the URL {re.sub(r'//[^/]*@', '//...@', location.split('?')[0])} carries a password or a signature: "
-                         "give credentials to the storage driver through its environment variables or files instead")
+    where = f"{index} says that its shards are at" if index else "cannot use"
+    if command := re.match(rf"(pipe|{'|'.join(DRIVERS)}):(?!//)", location, re.IGNORECASE):
+        if os.path.exists(location):
+            return
+        raise InputError(f"{where} {command[1]}:{'...' if command[1] == 'pipe' else ''}, which is no URL: give folders, or "
+                         "URLs that begin like s3:// or https://; commands are never run")
+    scheme, url, _ = location.partition("://")
+    if is_remote(location) and (
+            "::" in re.sub(r"://\[[0-9a-fA-F:.]+\]", "://", location) or scheme in _WRAPPING):  # not in an IPv6 address
+        raise InputError(f"{where} {mask_location(location)}: chained URLs (::) and file systems inside others are not read; "
+                         "several files are named with braces and wildcards")
+    if url and carries_secret(location):
+        raise InputError(f"the URL {mask_location(location)} carries a password, a token or a signature, which would be stored "
+                         "and shown: give credentials to the storage driver through its environment variables or files instead "
+                         "(in the name of a file write %40 for @ and %23 for #)")
+    if not is_remote(location):
+        if index and is_remote(index):
+            raise InputError(f"{where} {location}, a folder of this machine, although the index itself comes from elsewhere; "
+                             "it is not trusted")
+        return
+    if index and scheme not in DRIVERS:
+        raise InputError(f"{where} {mask_location(location)}; it is not trusted: an index may name folders and URLs such as "
+                         f"{', '.join(f'{name}://' for name in DRIVERS)}")
 
 
 def check_driver(location: str) -> None:
@@ -120,7 +159,7 @@ def _most_expanded(pattern: str) -> int:
 
 
 def read_bytes(location: str, check: Callable[[bytes], object] = lambda content: None) -> bytes:
-    """The content of a small file.
+    """The content of a small file, 2^28 bytes at most where it comes from a URL.
 
     Args:
         check: raises ValueError with the reason when what a URL gave is not what was promised.
@@ -130,19 +169,41 @@ def read_bytes(location: str, check: Callable[[bytes], object] = lambda content:
     """
     def read() -> bytes:
         files, path = _open(location)
-        try:
-            content = files.cat_file(path)
-        except FileNotFoundError:  # the user's mistake much more often than the network's
-            raise InputError(f"cannot read {location}: there is no such file; correct the place, or make it first "
-                             "(stylegan-dist pack, stylegan-dist index)") from None
-        check(content)
-        return content
-    if not is_remote(location):
-        try:
-            return local_path(location).read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read {location}: {error.strerror}") from None
-    return retrying(read, f"read {location}")
+        with tempfile.NamedTemporaryFile(prefix="stylegan-dist-") as file:
+            try:
+                files.get_file(path, file.name, callback=_Watch(MAX_BYTES))
+            except FileNotFoundError as error:  # the user's mistake much more often than the network's
+                if _cause(error) != _NOT_THERE:
+                    raise
+                raise InputError(f"cannot read {location}: {_NOT_THERE}; correct the place, or make it first "
+                                 "(stylegan-dist pack, stylegan-dist index)") from None
+            content = Path(file.name).read_bytes()
+            _checked(lambda: check(content), file.name)
+            return content
+    try:
+        if is_remote(location):
+            return retrying(read, f"read {location}")
+        with os.fdopen(open_regular(local_path(location)), "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(f"cannot read {location}: {error.strerror}") from None
+
+
+def open_regular(path: str | os.PathLike, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a file; also an opener for `open`. Pipes and devices are refused, where reading could wait for ever.
+
+    Raises:
+        OSError: it cannot be opened.
+        InputError: it is no regular file.
+    """
+    file = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)  # a pipe without a writer opens at once
+    if stat.S_ISDIR(mode := os.fstat(file).st_mode):
+        os.close(file)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        os.close(file)
+        raise InputError(f"{os.fspath(path)} is a pipe or a device, not a file: restore the file")
+    return file
 
 
 def write_bytes(location: str, content: bytes) -> None:
@@ -160,18 +221,19 @@ def announced(location: str) -> tuple[int | None, str]:
         InputError: the file is not there, or the storage does not answer.
     """
     def ask() -> tuple[int | None, str]:
-        files, path = _open(location)
+        files, path = _open(location, ANSWER_SECONDS)
         record = files.info(path)
         return record.get("size"), (record.get("ETag") or "").strip('"')
     return retrying(ask, f"find {location}")
 
 
-def download(location: str, path: str | os.PathLike, check: Callable[[], None]) -> None:
+def download(location: str, path: str | os.PathLike, check: Callable[[], None], most: int | None = None) -> None:
     """Fetch a file whole into a local file that is there already, until `check` is content.
 
     Args:
         check: raises ValueError with the reason when what has arrived is not what was promised; its `offset`, where it has
             one, is the byte that the message names.
+        most: bytes that it may have; what is longer is not fetched to its end.
 
     Raises:
         InputError: it cannot be had; the message names the location, the byte that was reached, and the cause.
@@ -179,8 +241,8 @@ def download(location: str, path: str | os.PathLike, check: Callable[[], None]) 
     """
     def fetch() -> None:
         files, remote = _open(location)
-        files.get_file(remote, str(path))
-        check()
+        files.get_file(remote, str(path), callback=_Watch(most))
+        _checked(check, path)
     retrying(fetch, f"fetch {location}", lambda error: f" at byte {getattr(error, 'offset', os.path.getsize(path))}")
 
 
@@ -218,17 +280,52 @@ def retrying(action: Callable[[], _RESULT], what: str, where: Callable[[Exceptio
                      "and whole, the disk or the network, and the credentials")
 
 
+class _Watch(Callback):
+    """Ends a transfer that brings more than was promised, or next to nothing for long."""
+
+    def __init__(self, most: int | None):
+        super().__init__()
+        self._most = most
+        self._since, self._before = time.monotonic(), 0
+
+    def relative_update(self, inc: int = 1) -> None:
+        super().relative_update(inc)
+        if self._most is not None and self.value > self._most:
+            raise ValueError(f"more than the {self._most} bytes that it may have: altered")
+        if (seconds := time.monotonic() - self._since) > SILENT_SECONDS:
+            if self.value - self._before < SLOWEST * seconds:
+                raise ValueError(f"only {self.value - self._before} bytes arrived in {seconds:.0f} s")
+            self._since, self._before = time.monotonic(), self.value
+
+
+def _checked(check: Callable[[], object], path: str | os.PathLike) -> None:
+    """What `check` says of a file that was fetched, and why that may be so."""
+    try:
+        check()
+    except ValueError:
+        with open(path, "rb") as file:
+            if not re.match(rb"\s*<(!doctype html|html)", file.read(200), re.IGNORECASE):
+                raise
+        raise ValueError("what came is a web page, not the file: the server may ask for a login, or explain an error there"
+                         ) from None
+
+
 def _cause(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    text = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        # fsspec takes whatever keeps a web server from answering for a missing file, and says why behind it.
+        behind = error.__cause__
+        refused = getattr(behind, "status", None) not in (None, 404, 410)
+        lost = isinstance(behind, OSError) and not isinstance(behind, FileNotFoundError)
+        return _cause(behind) if isinstance(behind, Exception) and (refused or lost) else _NOT_THERE
+    text = getattr(error, "strerror", None) if not hasattr(error, "host") else None  # aiohttp's texts name host and port
+    text = mask_urls(" ".join((text or str(error)).split())) or type(error).__name__
     return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
 
 
 def _glob(location: str) -> list[str]:
     """What a location with wildcards matches, as full locations."""
-    files, path = _open(location)
-    if location.startswith(("http://", "https://")):
+    files, path = _open(location, ANSWER_SECONDS)
+    if location.partition("://")[0] in _WEB:
         scheme, _, steps = location.partition("://")
         found, listed = [scheme + ":/"], True
         for step in steps.split("/"):
@@ -236,7 +333,7 @@ def _glob(location: str) -> list[str]:
                 found = [f"{folder}/{name}" for folder in found for name in fnmatch.filter(_links(files, folder), step)]
             else:
                 found = [f"{folder}/{step}" for folder in found]
-        return [one for one in found if listed or files.exists(one)]
+        return [one for one in found if listed or files.exists(one, strict=True)]
     matches = sorted(str(match) for match in files.glob(path))
     return [files.unstrip_protocol(match) for match in matches] if is_remote(location) else matches
 
@@ -246,22 +343,23 @@ def _links(files: fsspec.AbstractFileSystem, folder: str) -> list[str]:
     return sorted({name.rstrip("/").rpartition("/")[2] for name in files.ls(folder + "/", detail=False)})
 
 
-def _open(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The driver of a location, and the location's path as the driver wants it."""
-    protocol = location.split("://", 1)[0].split("::")[-1] if is_remote(location) else "file"
+def _open(location: str, most_seconds: float | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The driver of a location, and the location's path as the driver wants it; `most_seconds`: of one request."""
+    scheme = location.partition("://")[0] if is_remote(location) else "file"
     try:
+        driver = fsspec.get_filesystem_class(scheme)  # not url_to_fs, which takes locations apart at "::"
         options = {}
-        if protocol in ("http", "https"):
+        if scheme in _WEB:
             import aiohttp
 
-            # Its own limit is on the whole request, whatever the size; ours are on silence.
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
-            options = {"client_kwargs": {"timeout": timeout}}
-        return fsspec.core.url_to_fs(location, **options)
+            # Its own limit is on the whole request, whatever the size; ours are on silence. Proxies as curl takes them.
+            timeout = aiohttp.ClientTimeout(total=most_seconds, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
+            options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+        return driver(**driver._get_kwargs_from_urls(location), **options), driver._strip_protocol(location)
     except ImportError:
-        driver = _DRIVERS.get(protocol, "the driver that fsspec names for it")
-        raise InputError(f"{location} needs a driver that is not installed: pip install \"{driver}\"") from None
-    except ValueError as error:
-        hint = "" if protocol in fsspec.available_protocols() else (
+        extra = DRIVERS.get(scheme, "the driver that fsspec names for it")
+        raise InputError(f"{mask_location(location)} needs a driver that is not installed: pip install \"{extra}\"") from None
+    except (TypeError, ValueError) as error:
+        hint = "" if scheme in fsspec.available_protocols() else (
             "; data may lie in folders and at URLs such as s3://, gs://, http(s):// and hf://")
-        raise InputError(f"cannot use {location}: {error}{hint}") from None
+        raise InputError(f"cannot use {mask_location(location)}: {mask_urls(str(error))}{hint}") from None

@@ -196,14 +196,16 @@ class BatchStream:
         workers: reader processes; 0 reads in this process.
         prefetch: batches that each reader prepares ahead.
         cache: of the node, for remote shards.
+        verify: when local shards are compared with their SHA-256 (`ShardReader`).
     """
 
     def __init__(self, index: DatasetIndex, *, seed: int, lanes: int, block: int, batch: int,
                  rank: int = 0, world_size: int = 1, start: int = 0, mirror: bool = False, workers: int = 0,
-                 prefetch: int = 4, pin_memory: bool = False, cache: NodeCache | None = None):
+                 prefetch: int = 4, pin_memory: bool = False, cache: NodeCache | None = None, verify: str = "never"):
         count = batch // world_size
         order = order_of(index, seed, lanes, block)
-        dataset = BatchDataset(ShardReader(index, cache), order, batch=batch, first=rank * count, count=count, mirror=mirror)
+        dataset = BatchDataset(ShardReader(index, cache, verify), order, batch=batch, first=rank * count, count=count,
+                               mirror=mirror)
         self.seconds_waited = self.seconds_read = self.seconds_decode = 0.0
         self._replaced: list[Replaced] = []
         self._reader = dataset.reader

@@ -103,7 +103,7 @@ def _check_shard(
     problems: list[Problem] = []
     table = _check_offsets(index, shard, problems)
     try:
-        with _local_copy(shard, problems) as path, open(path, "rb") as file:
+        with _local_copy(shard, problems) as path, open(path, "rb", opener=storage.open_regular) as file:
             if not os.fstat(file.fileno()).st_size:
                 raise ValueError("the file is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -235,8 +235,9 @@ def _local_copy(shard: Shard, problems: list[Problem]) -> Iterator[Path]:
         yield path
         return
     with tempfile.NamedTemporaryFile(prefix="stylegan-dist-verify-") as file:
+        check = partial(storage.check_file, file.name, shard.bytes, shard.sha256)
         try:
-            storage.download(shard.location, file.name, partial(storage.check_file, file.name, shard.bytes, shard.sha256))
+            storage.download(shard.location, file.name, check, shard.bytes)
         except InputError as error:
             if os.path.getsize(file.name) != shard.bytes:
                 raise

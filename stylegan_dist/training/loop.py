@@ -361,7 +361,7 @@ class Trainer:
         here = [rank for rank, host in enumerate(self.engine.hosts) if host == self.engine.hosts[self.engine.rank]]
         order = order_of(self.index, self.config.run.seed, d.lanes, d.block)
         demand = node_demand(self.index, order, nimg, batch, world_size, here, steps=1 + d.workers * d.prefetch)
-        return open_cache(d.cache, d.cache_gb, self.index, demand, claim=self.engine.rank == here[0])
+        return open_cache(d.cache, d.cache_gb, self.index, demand, claim=self.engine.rank == here[0], verify=d.verify)
 
     def _open_stream(self) -> BatchStream:
         d = self.config.data
@@ -369,7 +369,7 @@ class Trainer:
             self.index, seed=self.config.run.seed, lanes=d.lanes, block=d.block, batch=self.batch,
             rank=self.engine.rank, world_size=self.engine.world_size, start=self.state.nimg, mirror=d.mirror,
             workers=d.workers, prefetch=d.prefetch, pin_memory=self.engine.device.type == "cuda",
-            cache=self.cache,
+            cache=self.cache, verify=d.verify,
         )
 
 

@@ -27,7 +27,7 @@ IDENTITY = ("run.seed", "data.conditional", "data.mirror", "data.lanes", "data.b
 # These may differ between two starts of one run without a word.
 INCIDENTAL = ("run.dir", "run.kimg", "run.batch_gpu", "run.recompute", "run.world_size", "run.device", "run.threads",
               "run.timeout", "run.reduction", "run.cuda_graphs", "ema.placement", "data.shards", "data.workers",
-              "data.prefetch", "data.cache", "data.cache_gb", "data.max_bad_fraction", "monitor", "checkpoint")
+              "data.prefetch", "data.cache", "data.cache_gb", "data.verify", "data.max_bad_fraction", "monitor", "checkpoint")
 
 
 class RunFolder:

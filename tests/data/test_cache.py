@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from servers import http_server, slow
+from servers import _head, http_server, slow
 
 from stylegan_dist.data import cache as cache_module
 from stylegan_dist.data import storage
-from stylegan_dist.data.cache import Blob, CacheFull, NodeCache
+from stylegan_dist.data.cache import Blob, CacheFull, NodeCache, default_folder
 from stylegan_dist.errors import InputError
 
 SIZE = 1000
@@ -128,7 +129,7 @@ def _read(folder: Path, blob: Blob, content: bytes) -> None:
 
 def test_a_full_disk(tmp_path, blobs, monkeypatch):
     class FullDisk:
-        def get_file(self, *_):
+        def get_file(self, *_, callback):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(storage, "_open", lambda location: (FullDisk(), location))
@@ -157,3 +158,111 @@ def test_a_cluster_fetches_what_the_formulas_say(tmp_path):
     assert found.held <= cluster.demand()
     assert found.held_at_end <= cluster.demand_at_end()
     assert found.late == 0, "all was there before the slot that reads it, at the beginning of the next epoch as well"
+
+
+# What others, or a fault of the disk, have put there
+
+def test_what_is_found_is_compared_once(tmp_path, blobs):
+    """A file of the right size is no proof; what this user's processes have compared is not read again."""
+    cache = NodeCache(tmp_path, 10**9)
+    (tmp_path / blobs[0].key).write_bytes(b"x" * SIZE)
+    touch(cache, blobs[0])
+    assert (tmp_path / blobs[0].key).read_bytes() == bytes(SIZE)
+    for _ in range(3):
+        other = NodeCache(tmp_path, 10**9)
+        touch(other, blobs[0])
+        assert other._sums.hashed == 0, "using it is no change"
+    with open(tmp_path / blobs[0].key, "r+b") as file:
+        file.write(b"y")
+    touch(other, blobs[0])
+    assert (tmp_path / blobs[0].key).read_bytes() == bytes(SIZE)
+    always = NodeCache(tmp_path, 10**9, "always")
+    touch(always, blobs[0])
+    touch(always, blobs[0])
+    assert always._sums.hashed == SIZE
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "pipe"])
+def test_what_leads_elsewhere_is_removed(tmp_path, blobs, kind):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "cache").mkdir(mode=0o700)
+    for name in (blobs[0].key, f"{blobs[0].key}.{SIZE}.part"):
+        path = tmp_path / "cache" / name
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to(tmp_path / ("precious" if kind == "link" else "made"))
+    cache = NodeCache(tmp_path / "cache", SIZE)
+    touch(cache, blobs[0])
+    touch(cache, blobs[1])
+    assert held(cache, blobs) == [1]
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_folder_that_is_not_ours(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_TMPDIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = default_folder()
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(InputError, match=r"others may write to it.*data.cache"):
+        NodeCache(folder, 1)
+    folder.rmdir()
+    if os.geteuid() == 0:
+        folder.mkdir(mode=0o700)
+        os.chown(folder, 54321, 54321)
+        with pytest.raises(InputError, match=r"belongs to uid 54321.*data.cache"):
+            NodeCache(folder, 1)
+        folder.rmdir()
+    NodeCache(folder, 1)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_other_files_in_the_folder_stay(tmp_path, blobs):
+    (tmp_path / "thesis.txt").write_text("x" * 10 * SIZE)
+    cache = NodeCache(tmp_path, 2 * SIZE)
+    for number in range(4):
+        touch(cache, blobs[number])
+    assert held(cache, blobs) == [2, 3]
+    assert (tmp_path / "thesis.txt").exists()
+
+
+# A process that was stopped while it held a lock
+
+@pytest.mark.parametrize("name", ["lock", "part"])
+def test_nobody_waits_for_ever(tmp_path, blobs, monkeypatch, name):
+    monkeypatch.setattr(cache_module, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(cache_module, "STALLED_SECONDS", 0.2)
+    cache = NodeCache(tmp_path, 10**9)
+    path = tmp_path / (name if name == "lock" else f"{blobs[0].key}.{SIZE}.part")
+    with open(path, "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=r"stopped, or set data.cache"):
+            cache.open(blobs[0])
+    touch(cache, blobs[0])
+
+
+def test_a_server_that_sends_next_to_nothing_or_without_end(tmp_path, blobs, monkeypatch):
+    monkeypatch.setattr(storage, "SILENT_SECONDS", 0.1)
+
+    def drip(handler, content):
+        _head(handler, len(content))
+        with contextlib.suppress(OSError):
+            for byte in content:
+                handler.wfile.write(bytes([byte]))
+                handler.wfile.flush()
+                time.sleep(0.03)
+
+    def endless(handler, content):
+        _head(handler, 10**12)
+        with contextlib.suppress(OSError):
+            while True:
+                handler.wfile.write(bytes(100_000))
+
+    (tmp_path / "one").write_bytes(b"x" * 1000)
+    with http_server(tmp_path) as server:
+        for fault, cause in ((drip, r"only \d+ bytes arrived in"), (endless, "more than the 1000 bytes")):
+            server.fault = lambda name, number, fault=fault: fault
+            with pytest.raises(InputError, match=cause):
+                NodeCache(tmp_path / "cache", 10**9).open(Blob(f"{server.url}/one", 1000, "0" * 64))

@@ -216,7 +216,7 @@ def held(folder: Path) -> int:
     total = 0
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):  # removed just now
-            total += 0 if path.name.endswith(".part") else path.stat().st_size
+            total += 0 if path.name.endswith(".part") or path.is_dir() else path.stat().st_size
     return total
 
 

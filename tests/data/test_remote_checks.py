@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from servers import altered, altered_at, error_500, http_server, reset, shortened, slow, truncated
+from launching import free_port
+from servers import _FolderHandler, _head, altered, altered_at, error_500, http_server, reset, shortened, slow, truncated
 from test_scan import write_foreign
 
 from stylegan_dist.cli import main
@@ -132,3 +134,95 @@ def test_verify_tells_what_it_cannot_compare(foreign, tmp_path, capsys):
     capsys.readouterr()
     assert main(["verify", str(folder), "--quick"]) == 2
     assert f"{BAD}: the SHA-256 differs from the index" in capsys.readouterr().out
+
+
+# Servers as they are
+
+def chunked(handler, content: bytes) -> None:
+    """Without a length, in the form of HTTP/1.1."""
+    handler.close_connection = True
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for begin in range(0, len(content), 1000):
+        piece = content[begin:begin + 1000]
+        handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+    handler.wfile.write(b"0\r\n\r\n")
+
+
+def zipped(handler, content: bytes) -> None:
+    body = gzip.compress(content)
+    handler.send_response(200)
+    handler.send_header("Content-Encoding", "gzip")
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def login_page(handler, content: bytes) -> None:
+    page = b"\n<!DOCTYPE html><html>Please log in</html>"
+    _head(handler, len(page))
+    handler.wfile.write(page)
+
+
+def refused(status: int):
+    return lambda handler, content: handler.send_error(status)
+
+
+@pytest.mark.parametrize("head", [None, 403, 405, 501])
+@pytest.mark.parametrize("fault", [None, chunked, zipped], ids=["plain", "chunked", "zipped"])
+def test_servers_that_say_little(server, foreign, tmp_path, monkeypatch, head, fault):
+    if head is not None:
+        monkeypatch.setattr("servers._FolderHandler.do_HEAD", lambda handler: handler.send_error(head), raising=False)
+    server.fault = lambda name, number: fault
+    assert index(server, tmp_path).shards == read_index(foreign).shards
+
+
+@pytest.mark.parametrize(("fault", "cause"), [(login_page, "what came is a web page"), (refused(403), "403"),
+                                              (refused(401), "401"), (refused(503), "503"), (refused(404), "no such file")],
+                         ids=["login page", "403", "401", "503", "404"])
+def test_why_nothing_comes(server, tmp_path, fault, cause):
+    server.fault = lambda name, number: fault
+    with pytest.raises(InputError, match=rf"{server.url}/.*{cause}"):
+        index(server, tmp_path)
+    with pytest.raises(InputError, match=rf"{server.url}/index.json.*{cause}"):
+        read_index(server.url)
+
+
+def test_a_connection_that_does_not_come_about(tmp_path):
+    """Nobody listens; there is no such host."""
+    for host, cause in ((f"127.0.0.1:{free_port()}", "[Cc]annot connect"), ("data.example.invalid", "[Cc]annot connect")):
+        for action in (lambda: index_shards(f"http://{host}/x.tar", str(tmp_path), workers=1),  # noqa: B023 (called here)
+                       lambda: index_shards(f"http://{host}/*.tar", str(tmp_path), workers=1),  # noqa: B023
+                       lambda: read_index(f"http://{host}")):  # noqa: B023
+            with pytest.raises(InputError, match=cause) as error:
+                action()
+            assert "no such file" not in str(error.value)
+
+
+def test_a_folder_that_is_not_listed(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("servers._FolderHandler.list_directory", lambda handler, path: handler.send_error(403), raising=False)
+    with pytest.raises(InputError, match=rf"cannot list {server.url}/\*.tar: .*403"):
+        index_shards(server.url, str(tmp_path), workers=1)
+
+
+@pytest.mark.parametrize("blank", [" ", "%20"])
+def test_blanks(foreign, tmp_path, blank):
+    shutil.copytree(foreign, tmp_path / "files" / "my set")
+    with http_server(tmp_path / "files") as server:
+        found = index_shards(f"{server.url}/my{blank}set/part-{{000..001}}.tar", str(tmp_path / "out"), workers=1)
+    assert found.shards == read_index(foreign).shards
+
+
+def test_a_proxy_of_the_environment(foreign, tmp_path, monkeypatch):
+    """It is used, and its password is not shown."""
+    plain = _FolderHandler.translate_path
+    monkeypatch.setattr(_FolderHandler, "translate_path",
+                        lambda handler, path: plain(handler, path.removeprefix("http://data.example.invalid")), raising=False)
+    with http_server(foreign) as server:
+        for variable in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(variable, server.url.replace("://", "://me:Xq7vSECRETk2@"))
+        found = index_shards("http://data.example.invalid/part-{000..001}.tar", str(tmp_path), workers=1)
+        assert found.shards == read_index(foreign).shards
+        monkeypatch.setattr(_FolderHandler, "do_GET", lambda handler: handler.send_error(407))
+        with pytest.raises(InputError, match="407") as error:
+            read_index("http://data.example.invalid")
+        assert "SECRET" not in str(error.value)

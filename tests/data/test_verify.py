@@ -166,3 +166,12 @@ def test_index_that_contradicts_itself(shard_set):
 
 def test_no_index(tmp_path):
     assert "pack the images first" in texts(tmp_path)[0]
+
+
+def test_pipes_are_no_shards(shard_set):
+    """Nobody writes to them; reading would wait for ever."""
+    for path in sorted(shard_set.glob("*.tar"))[:2]:
+        path.unlink()
+        os.mkfifo(path)
+    problems = verify(shard_set, workers=1)
+    assert sum("is a pipe or a device" in str(problem) for problem in problems) == 2

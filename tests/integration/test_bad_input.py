@@ -65,7 +65,7 @@ def test_altered_shard_is_found_when_read_and_what_was_trained_is_kept(shards, t
             content[offset + size // 2:offset + size // 2 + 4] = b"\0\0\0\0"
         (shards / shard.name).write_bytes(content)
     capsys.readouterr()
-    expect(capsys, train(shards, run_dir, "run.kimg=0.08"), "at byte", "corrupt images", "stylegan-dist verify")
+    expect(capsys, train(shards, run_dir, "run.kimg=0.08"), "is damaged", "SHA-256", "stylegan-dist verify")
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["nimg-00000008"]
 
 

@@ -37,7 +37,8 @@ def records(run_dir: Path) -> list[dict]:
 
 
 def train(folder: Path | str, run_dir: Path, kimg: float, *overrides: str) -> int:
-    return main(["train", *TINY, f"data.shards={folder}", f"run.dir={run_dir}", f"run.kimg={kimg}", *overrides])
+    return main(["train", *TINY, f"data.shards={folder}", f"run.dir={run_dir}", f"run.kimg={kimg}", "data.verify=never",
+                 *overrides])
 
 
 @pytest.mark.slow
@@ -47,13 +48,22 @@ def test_counted_and_named_on_any_number_of_ranks_and_after_a_restart(shards, tm
     assert train(folder, tmp_path / "whole", 0.128, few) == 0
     for kimg in (0.064, 0.128):
         assert train(folder, tmp_path / "parts", kimg, few) == 0
-    trained(folder, tmp_path / "ranks", "run.kimg=0.128", few, "data.workers=1", processes=2)
+    trained(folder, tmp_path / "ranks", "run.kimg=0.128", few, "data.verify=never", "data.workers=1", processes=2)
     whole = [record["data/replaced"] for record in records(tmp_path / "whole")]
     assert whole[-1] in (2, 3), "two epochs of 60, and 8 images more"
     assert whole == sorted(whole)
     for name in ("whole", "parts", "ranks"):
         assert [record["data/replaced"] for record in records(tmp_path / name)] == whole
         assert (tmp_path / name / "log.txt").read_text().count(place) == whole[-1]
+
+
+def test_bytes_that_differ_from_the_index_stop_the_run_at_once(shards, tmp_path, capsys):
+    """By default, before anything is decoded."""
+    folder, place = shards
+    assert train(folder, tmp_path / "run", 0.064, "data.max_bad_fraction=0.5", "data.verify=once") == 2
+    error = capsys.readouterr().err
+    assert f"{place.partition(',')[0]} is damaged" in error
+    assert "data.verify=never" in error
 
 
 def test_too_many_stop_the_run_and_a_larger_share_continues_it(shards, tmp_path, capsys):

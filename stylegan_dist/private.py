@@ -1,0 +1,104 @@
+"""Folders and files that nobody but this user can have written.
+
+What other users can write to, such as a name in the shared temporary folder, proves nothing and may lead elsewhere.
+Everything is checked on what was opened, not on a name, which could mean another file a moment later.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+import tempfile
+from pathlib import Path
+
+
+class NotPrivate(Exception):
+    """Others may have written it. The message says how, as in "it belongs to mallory"."""
+
+
+def private_folder(folder: str | os.PathLike) -> Path:
+    """Make a folder for this user alone, or see that it is one. A symbolic link is followed if it is the user's own.
+
+    Returns: its real, absolute path.
+    Raises:
+        NotPrivate: it is, or is led to by, what others may change.
+        OSError: it cannot be made.
+    """
+    path = Path(os.path.abspath(folder))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.parent.resolve() / path.name
+    if path.is_symlink():
+        if (owner := path.lstat().st_uid) not in (os.geteuid(), 0):
+            raise NotPrivate(f"it is a symbolic link of {_name(owner)}")
+        path = path.resolve()
+    for parent in path.parents:
+        mode = parent.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise NotPrivate(f"anybody may replace it, because {parent} is writable for all and has no sticky bit")
+    path.mkdir(mode=0o700, exist_ok=True)
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _check(os.fstat(opened))
+    finally:
+        os.close(opened)
+    return path
+
+
+def open_private(path: str | os.PathLike, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a file in a private folder; one that `flags` lets be made is readable for this user only.
+
+    Raises:
+        NotPrivate: it is a link, a pipe, or of somebody else.
+        OSError: it cannot be opened.
+    """
+    try:
+        file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError:
+        if os.path.islink(path) or (os.path.lexists(path) and not os.path.isfile(path)):
+            raise NotPrivate("it is a link or no file") from None
+        raise
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotPrivate("it is not a file")
+        _check(status)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def user_folder(name: str) -> Path | None:
+    """A private folder for what this user's programs remember: in $XDG_CACHE_HOME, ~/.cache or the temporary folder.
+
+    Returns: None where none of them will do.
+    """
+    places = []
+    home = Path(os.path.expanduser("~"))
+    if (chosen := os.environ.get("XDG_CACHE_HOME", "")).startswith("/"):
+        places.append(Path(chosen) / "stylegan-dist")
+    elif home.is_absolute() and home.is_dir() and home.stat().st_uid == os.geteuid():  # not that of who called sudo
+        places.append(home / ".cache" / "stylegan-dist")
+    places.append(Path(tempfile.gettempdir()) / f"stylegan-dist-{os.geteuid()}")
+    for place in places:
+        try:
+            private_folder(place)
+            return private_folder(place / name)
+        except (OSError, NotPrivate):
+            continue
+    return None
+
+
+def _check(status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid():
+        raise NotPrivate(f"it belongs to {_name(status.st_uid)}, not to {_name(os.geteuid())}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise NotPrivate(f"others may write to it (mode {stat.S_IMODE(status.st_mode):o})")
+
+
+def _name(user: int) -> str:
+    try:
+        return f"{pwd.getpwuid(user).pw_name} (uid {user})"
+    except KeyError:  # as in many containers
+        return f"uid {user}"
