@@ -61,7 +61,8 @@ def read_record(kind: type[_Record], text: bytes | str, most: int = MAX_BYTES) -
 
 def shorten(value: object, most: int = SHOWN) -> str:
     """A value for a message, on one line and never long."""
-    text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
+    plain = isinstance(value, (str, float, bool, type(None))) or (isinstance(value, int) and value.bit_length() < 1000)
+    text = repr(value) if plain else type(value).__name__  # Python refuses to print integers of thousands of digits
     return text if len(text) <= most else text[: most - 3] + "..."
 
 

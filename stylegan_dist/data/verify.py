@@ -22,6 +22,7 @@ from stylegan_dist.data.decoding import decoder
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard, parse_offsets, read_index
 from stylegan_dist.data.tar import TarError, members
 from stylegan_dist.errors import InputError
+from stylegan_dist.files import open_regular
 from stylegan_dist.machine import available_cores
 
 _RESTORE = "restore the file from a copy, or pack the data again with --overwrite"
@@ -93,7 +94,7 @@ def _check_shard(
     problems: list[Problem] = []
     table = _check_offsets(index, shard, problems)
     try:
-        with _local_copy(shard, problems) as path, open(path, "rb") as file:
+        with _local_copy(shard, problems) as path, open_regular(path) as file:
             if not os.fstat(file.fileno()).st_size:
                 raise ValueError("the file is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -138,7 +139,7 @@ def _check_content(
     if table is None:
         return
     values = np.empty((index.resolution, index.resolution, index.channels), index.dtype)
-    decode = decoder(index.array)
+    decode = decoder(index.array, index.packed)
     for offset, size, label in table.tolist():
         progress.done[slot] += 1
         if progress.stopped:
@@ -213,6 +214,7 @@ def _local_copy(shard: Shard, problems: list[Problem]) -> Iterator[Path]:
     """
     if not storage.is_remote(shard.location):
         path = storage.local_path(shard.location)
+        open_regular(path).close()  # a pipe would be waited for
         try:
             storage.check_file(path, shard.bytes, shard.sha256)
         except ValueError as error:

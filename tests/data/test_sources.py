@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from stylegan_dist.data import sources
+from stylegan_dist.data import containers, sources
 from stylegan_dist.data.sources import open_source
 from stylegan_dist.errors import InputError
 
@@ -134,7 +134,7 @@ def test_listing_decides_the_checksum(kind, tmp_path):
 
 def test_files_beyond_the_size_limit_are_not_read(kind, tmp_path, monkeypatch):
     source = open_source(make(kind, tmp_path, {"bomb.png": bytes(5000)}))
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 4999)
+    monkeypatch.setattr(containers, "MAX_FILE_BYTES", 4999)
     with pytest.raises(ValueError, match="limit"):
         source.read("bomb.png")
 
