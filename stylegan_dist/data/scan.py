@@ -222,12 +222,12 @@ def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key:
             account.leave_out(_NOT_FILES, [name])
         elif ending in _ENDINGS:
             if key in images:
-                raise TarError(f"a second image of the sample {key.lstrip('/')!r}", offset, name)
+                raise _twice(location, "image", key, name)
             images[key] = offset, size
             endings.add(ending)
         elif ending == "cls":
             if key in labels:
-                raise TarError(f"a second class of the sample {key.lstrip('/')!r}", offset, name)
+                raise _twice(location, "class", key, name)
             labels[key] = _class(content[offset:offset + min(size, _MAX_CLASS_BYTES)], offset, name), name
         elif ending.rpartition(".")[2] in _ENDINGS:
             account.leave_out("further images of a sample, whose key ends at the first dot of its name", [name])
@@ -261,6 +261,12 @@ def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key:
     table = np.array([(*place, labels[key][0] if labels else NO_LABEL) for key, place in images.items()], dtype=np.int64)
     return _Found(table, ending, forms, form, values, misfits, len(content),
                   hashlib.sha256(content).hexdigest() if checksums else "", len(keys) - len(images), account)
+
+
+def _twice(location: str, what: str, key: str, name: str) -> InputError:
+    key = key.removeprefix("/").removeprefix("./")
+    return InputError(f"{location}: {name!r} is a second {what} of the sample {key!r}: remove one of them, or pack the samples "
+                      "instead (stylegan-dist pack), which takes every image, and of equal names the last")
 
 
 def _measure_array(data: bytes, key: str | None) -> tuple[int, int, int, str, str | None]:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ SOUND_ENDINGS = (".wav", ".wave")
 _KINDS = {"images": IMAGE_ENDINGS, "arrays": ARRAY_ENDINGS, "sounds": SOUND_ENDINGS}
 LABEL_MODES = labelling.MODES
 _TAR_ENDING = ".tar"
+_OFFSETS_ENDING = ".offsets.npy"  # of what an index has beside its tars
 # Files with these are no images, so that it is not worth while to look into them. Any other may be one.
 _OTHER_ENDINGS = frozenset((
     *ARRAY_ENDINGS, *SOUND_ENDINGS, _TAR_ENDING, labelling.CLASS_ENDING, ".json", ".jsonl", ".txt", ".caption", ".csv", ".tsv",
@@ -118,7 +119,7 @@ def list_source(path: str | os.PathLike) -> Listing:
     """
     with _readable(path) as files:
         listing = Listing(files, files.list())
-        if not isinstance(files, Folder) or _kinds(listing.names):
+        if not isinstance(files, Folder) or _kinds(name for name in listing.names if not name.endswith(_OFFSETS_ENDING)):
             return listing
         if not (tapes := sorted(name for name in listing.names if name.endswith(_TAR_ENDING) and "/" not in name)):
             return listing
@@ -135,7 +136,7 @@ def kind_of(listing: Listing) -> str:
     return next(iter(_kinds(listing.names)), "images")
 
 
-def _kinds(names: dict[str, str]) -> list[str]:
+def _kinds(names: Iterable[str]) -> list[str]:
     found = {_ending(name) for name in names}
     return [kind for kind, endings in _KINDS.items() if found.intersection(endings)]
 
