@@ -56,8 +56,8 @@ examples:
   stylegan-dist index 's3://bucket/photos/{00000..00127}.tar' data/photos
   stylegan-dist train launch/presets/auto.yaml data.shards=data/photos
 
-Most images must be squares of one size, all of them PNG, JPEG or WebP; training converts the others as pack would. Or all samples
-are arrays of one form, NPY or NPZ. Classes are taken from KEY.cls. Anything else: pack.
+Most images must be squares of one size, all of them PNG, JPEG or WebP; training converts the others as pack would. Or all
+samples are arrays of one form, NPY or NPZ. Classes are taken from KEY.cls. Anything else: pack.
 """
 
 _VERIFY_EXAMPLES = """\
