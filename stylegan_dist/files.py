@@ -1,12 +1,14 @@
-"""Small files that are there whole or not at all."""
+"""Small files that are there whole or not at all, and opening those of others."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 
 @contextlib.contextmanager
@@ -44,3 +46,35 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a file for reading, without a buffer.
+
+    Raises:
+        OSError: as `regular_descriptor`.
+    """
+    return open(regular_descriptor(path), "rb", buffering=0)
+
+
+def regular_descriptor(path: str | os.PathLike) -> int:
+    """A descriptor for reading a file. Pipes and devices are refused, where reading could wait for ever.
+
+    Raises:
+        OSError: it cannot be opened; ESPIPE: it is a pipe, a socket or a device.
+    """
+    _check_regular(os.stat(path), path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # does not block where it has just become a pipe
+    try:
+        _check_regular(os.fstat(descriptor), path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(status: os.stat_result, path: str | os.PathLike) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.ESPIPE, "it is a pipe or a device, not a plain file", os.fspath(path))

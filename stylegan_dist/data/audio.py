@@ -88,7 +88,7 @@ def read_wav(data: bytes, most: int) -> tuple[int, np.ndarray]:
             rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
             count = min(file.getnframes(), most)
             raw = file.readframes(count)
-    except (wave.Error, EOFError) as error:
+    except (wave.Error, EOFError, RuntimeError) as error:  # the last for a chunk that is longer than the file
         raise ValueError(f"not a WAV file of plain PCM ({str(error) or 'it ends early'})") from None
     if width not in (1, 2, 3, 4) or rate < 1:
         raise ValueError(f"a WAV file of {8 * width} bits and {rate} Hz, not PCM of 8, 16, 24 or 32 bits")

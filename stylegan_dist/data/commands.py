@@ -35,6 +35,9 @@ examples:
   # a zip in the layout of NVIDIA's dataset tool; its dataset.json gives the classes
   stylegan-dist pack cifar10.zip shards/cifar10 --resolution 32
 
+  # WebDataset shards whose images have any size, with their classes (KEY.cls)
+  stylegan-dist pack laion shards/laion --resolution 256
+
   # logos with transparency, kept whole
   stylegan-dist pack logos shards/logos --resolution 256 --channels 4 --fit pad
 
@@ -56,8 +59,8 @@ examples:
   stylegan-dist index 's3://bucket/photos/{00000..00127}.tar' data/photos
   stylegan-dist train launch/presets/auto.yaml data.shards=data/photos
 
-The images must be squares of one size, PNG, JPEG or WebP, or all samples arrays of one form, NPY or NPZ; classes are taken
-from KEY.cls. Anything else: pack.
+Most images must be squares of one size, all of them PNG, JPEG or WebP; training converts the others as pack would. Or all
+samples are arrays of one form, NPY or NPZ. Classes are taken from KEY.cls. Anything else: pack.
 """
 
 _VERIFY_EXAMPLES = """\
@@ -79,7 +82,8 @@ def add_pack(subparsers) -> None:
     )
     parser.set_defaults(run=_run_pack)
     parser.add_argument("source", metavar="SOURCE", type=path("SOURCE"),
-                        help="a folder (searched with its sub-folders), a zip or a tar")
+                        help="a folder (searched with its sub-folders), a zip or a tar; a folder or a pattern of tars, such as "
+                        "WebDataset shards")
     parser.add_argument("out", metavar="OUT", type=path("OUT"), help="the folder for the shards; made if it is not there")
 
     common = parser.add_argument_group("samples")
@@ -130,8 +134,9 @@ def add_pack(subparsers) -> None:
     content.add_argument("--labels", default="auto", choices=LABEL_MODES,
                          help="folders: the first-level sub-folder is the class; names: what a file's name begins with, up to "
                               "the first _ or -, is; json: dataset.json at the top of "
-                              "SOURCE, {\"labels\": [[\"name.png\", 3], ...]}; none: no classes; auto: dataset.json "
-                              "if it is there, else none (default auto)")
+                              "SOURCE, {\"labels\": [[\"name.png\", 3], ...]}; cls: KEY.cls beside KEY.jpg, as in "
+                              "WebDataset; none: no classes; auto: dataset.json if it is there, else KEY.cls if these are, "
+                              "else none (default auto)")
     content.add_argument("--no-shuffle", dest="shuffle", action="store_false",
                          help="keep the order of the names; by default the samples are mixed, so that every shard "
                               "holds all classes")

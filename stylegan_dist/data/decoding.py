@@ -3,7 +3,8 @@
 A run must not depend on what happens to be installed. So a faster decoder takes only files that it gives the same pixels
 for as Pillow, bit for bit, and what it refuses goes to Pillow, which has the last word. JPEG: simplejpeg (libjpeg-turbo,
 accurate DCT, smooth upsampling). PNG and WebP of the plain form that `pack` writes: imagecodecs (libpng, libwebp), where
-it is installed. All else: Pillow. benchmarks/readers.py compares them.
+it is installed. All else: Pillow, which also brings into form what shards of other tools hold in other forms.
+benchmarks/readers.py compares them.
 """
 
 from __future__ import annotations
@@ -20,36 +21,38 @@ import numpy as np
 import simplejpeg
 
 from stylegan_dist.data.arrays import ArrayForm, decode_array
-from stylegan_dist.data.images import decode
+from stylegan_dist.data.images import decode, exif_turns
 
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_KINDS = {1: ("Gray", "GRAY"), 3: ("YCbCr", "RGB")}  # channels: colour space of the file, and wanted
+_EXIF, _XMP, _XMP_ORIENTATION = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/", b"tiff:Orientation"
 _PNG_COLOURS = {1: 0, 3: 2, 4: 6}           # channels: colour type
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _WEBP_STARTS = (b"WEBPVP8 ", b"WEBPVP8L")   # of one still image, without metadata
 
 
-def decoder(array: ArrayForm | None) -> Callable[[bytes, np.ndarray], None]:
-    """What decodes the samples of a set: `decode_into` for images, `decode_array` for arrays."""
-    return decode_into if array is None else partial(decode_array, array)
+def decoder(array: ArrayForm | None, strict: bool = False) -> Callable[[bytes, np.ndarray], None]:
+    """What decodes the samples of a set: `decode_into` for images, `decode_array` for arrays, which is always strict."""
+    return partial(decode_into, strict=strict) if array is None else partial(decode_array, array)
 
 
-def decode_into(data: bytes, out: np.ndarray) -> None:
+def decode_into(data: bytes, out: np.ndarray, strict: bool = False) -> None:
     """Decode an image of a shard.
 
     Args:
-        data: PNG, JPEG or WebP.
+        data: PNG, JPEG or WebP. What is of another size or has other channels becomes what `pack` makes of it by default.
         out: uint8 [H, W, C], contiguous; undefined after an error.
+        strict: refuse what has another form.
 
     Raises:
-        ValueError: with the reason, when the bytes are not an image of this size with these channels. The size is
-            taken from the header, before anything is decoded.
+        ValueError: with the reason, when the bytes are not an image, or (strict) not of this size with these channels. The
+            size is taken from the header, before anything is decoded.
     """
     height, width, channels = out.shape
     try:
         if data[:3] == _JPEG_START:
             kind, wanted = _JPEG_KINDS[channels]
-            if simplejpeg.decode_jpeg_header(data)[:3] == (height, width, kind):
+            if simplejpeg.decode_jpeg_header(data)[:3] == (height, width, kind) and not _is_turned_jpeg(data):
                 simplejpeg.decode_jpeg(data, wanted, buffer=out)
                 return
         elif _is_plain_png(data, height, width, channels) and (library := _imagecodecs()):
@@ -60,7 +63,31 @@ def decode_into(data: bytes, out: np.ndarray) -> None:
             return
     except Exception:  # damaged, or of a rare kind; each library has exceptions of its own
         pass
-    out[...] = decode(data, channels, width).transpose(1, 2, 0)
+    out[...] = decode(data, channels, width, strict).transpose(1, 2, 0)
+
+
+def _is_turned_jpeg(data: bytes) -> bool:
+    """Whether the metadata before the pixels may ask for the image to be turned; Pillow then knows."""
+    if data.startswith(getattr(_thread, "not_turned", b"-")):  # most files of a set begin alike
+        return False
+    at, blocks = 2, 0
+    while data[at] == 0xFF:
+        marker, end = data[at + 1], at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if marker == 0xDA:  # the pixels
+            _thread.not_turned = data[:at + 2]
+            return False
+        if marker == 0xE1:
+            content = data[at + 4:end]
+            if content.startswith(_EXIF):
+                blocks += 1
+                if blocks > 1 or exif_turns(content):
+                    return True
+            elif content.startswith(_XMP) and _XMP_ORIENTATION in content:
+                return True
+        elif not 0xC0 <= marker < 0xFF or 0xD0 <= marker < 0xD8:  # padding, or of no segment
+            return True
+        at = end
+    return True
 
 
 def _is_plain_png(data: bytes, height: int, width: int, channels: int) -> bool:

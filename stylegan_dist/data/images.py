@@ -12,15 +12,18 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 
-# Pillow registers the two plugins here; otherwise the first file would make it load all its plugins.
+# Pillow registers these plugins here; otherwise the first file would make it load all its plugins.
 from PIL import (
     Image,
     ImageCms,
     ImageColor,
     ImageOps,
+    Jpeg2KImagePlugin,  # noqa: F401
+    TgaImagePlugin,  # noqa: F401
     TiffImagePlugin,  # noqa: F401
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
+    features,
 )
 
 from stylegan_dist.data.forms import Sample, Values, choose
@@ -33,11 +36,20 @@ FITS = ("crop", "pad")
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 ENCODINGS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 # Formats that only hold pixels. Pillow can also start other programs (EPS), which no file may ask for.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
+if features.check("jpg_2000"):
+    FORMATS += ("JPEG2000",)
+if features.check("avif"):  # since Pillow 11.3
+    from PIL import AvifImagePlugin  # noqa: F401
+
+    FORMATS += ("AVIF",)
+_TGA_TYPES = ((2, 3, 10, 11), (1, 9))  # without and with a colour map
 MAX_PIXELS = 1 << 26  # 67 million; Pillow itself only warns above 89 and refuses above 179
 # Run-length matching after PNG's row filters: as small as zlib level 6 (1 to 6 % larger at 128 pixels and more)
 # in a quarter of its time, and smaller and no slower than level 1.
 PNG_STRATEGY = zlib.Z_RLE
+_ORIENTATION = 0x0112
+_TURNS = range(2, 9)
 _EXIF_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 
@@ -111,7 +123,7 @@ def convert(data: bytes, options: ImageOptions) -> Converted:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _open has the stricter limit
-            return _convert(_open(data, FORMATS), options)
+            return _convert(_open(data), options)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise nearly every kind on damaged bytes
@@ -131,23 +143,32 @@ def encode(image: Image.Image, options: ImageOptions) -> bytes:
     return file.getvalue()
 
 
-def decode(data: bytes, channels: int, resolution: int) -> np.ndarray:
+def decode(data: bytes, channels: int, resolution: int, strict: bool = False) -> np.ndarray:
     """Decode an image of a shard: uint8 [C, H, W], possibly a read-only view of [H, W, C] memory.
 
+    An image that has another form, or is to be turned (EXIF), becomes what `pack` makes of it by default. Shards that
+    other tools wrote hold such images.
+
+    Args:
+        strict: refuse them instead, as in shards that `pack` wrote.
+
     Raises:
-        ValueError: with the reason, when the bytes are not an image of these channels and this resolution.
+        ValueError: with the reason, when the bytes are not an image, or (strict) not of these channels and this resolution.
     """
     try:
-        image = _open(data, tuple(ENCODINGS.values()))
-        if image.size != (resolution, resolution):
-            raise ValueError(f"{image.width} x {image.height} pixels instead of {resolution} x {resolution}")
-        mode = MODES[channels]
-        # WebP has no grey, and leaves out an alpha channel that is opaque everywhere.
-        if image.format == "WEBP" and image.mode == "RGB":
-            image = image.convert(mode)
-        if image.mode != mode:
-            raise ValueError(f"pixels of mode {image.mode} instead of {mode}")
-        pixels = np.asarray(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = _open(data)
+            mode = MODES[channels]
+            # WebP has no grey, and leaves out an alpha channel that is opaque everywhere.
+            plain = image.mode == mode or (image.format == "WEBP" and image.mode == "RGB")
+            if strict and image.size != (resolution, resolution):
+                raise ValueError(f"{image.width} x {image.height} pixels instead of {resolution} x {resolution}")
+            if strict and not plain:
+                raise ValueError(f"pixels of mode {image.mode} instead of {mode}")
+            if not strict and (image.size != (resolution, resolution) or not plain or _is_turned(image)):
+                image = _convert(image, ImageOptions(resolution, channels)).image
+            pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     except MemoryError:
         raise
     except Exception as error:  # as in convert
@@ -155,22 +176,31 @@ def decode(data: bytes, channels: int, resolution: int) -> np.ndarray:
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def measure(data: bytes) -> tuple[int, int, int]:
-    """Width, height and number of channels of an image, from its header.
+def measure(data: bytes) -> tuple[int, int, str]:
+    """Width, height and mode (Pillow's name) of an image, from its header.
 
     Raises:
-        ValueError: with the reason, when the bytes are not an image of 8 bits a channel that a shard may hold.
+        ValueError: with the reason, when the bytes are not an image.
     """
     try:
-        image = _open(data, tuple(ENCODINGS.values()))
-        channels = {mode: number for number, mode in MODES.items()}.get(image.mode)
-        if channels is None:
-            raise ValueError(f"pixels of mode {image.mode}, which training cannot read: pack the images instead")
-        return image.width, image.height, channels
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = _open(data)
+        return image.width, image.height, image.mode
     except MemoryError:
         raise
     except Exception as error:  # as in convert
         raise ValueError(_reason(error)) from None
+
+
+def exif_turns(exif: bytes) -> bool:
+    """Whether the content of an EXIF block asks for the image to be turned. Damaged ones ask for nothing."""
+    try:
+        block = Image.Exif()
+        block.load(exif)
+        return block.get(_ORIENTATION, 1) in _TURNS
+    except Exception:  # as in _upright
+        return False
 
 
 def _reason(error: Exception) -> str:
@@ -179,11 +209,16 @@ def _reason(error: Exception) -> str:
     return f"{error}" or type(error).__name__
 
 
-def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=formats)
+def _open(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=("TGA",) if _is_tga(data) else FORMATS)
     if image.width * image.height > MAX_PIXELS:  # before anything is decoded
         raise ValueError(f"{image.width} x {image.height} pixels are more than the limit of {MAX_PIXELS}")
     return image
+
+
+def _is_tga(data: bytes) -> bool:
+    """Whether a file begins like a TGA, which has no signature: nothing else here has these values in these places."""
+    return len(data) > 18 and data[1] < 2 and data[2] in _TGA_TYPES[data[1]] and data[16] in (8, 15, 16, 24, 32)
 
 
 def _convert(image: Image.Image, options: ImageOptions) -> Converted:
@@ -234,6 +269,15 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF says nothing about the pixels, which are fine
         return image
+
+
+def _is_turned(image: Image.Image) -> bool:
+    if image.format != "TIFF" and not any(key in image.info for key in _EXIF_KEYS):
+        return False
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in _TURNS
+    except Exception:  # as in _upright
+        return False
 
 
 def _to_srgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

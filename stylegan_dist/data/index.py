@@ -97,6 +97,11 @@ class DatasetIndex:
         return "arrays" if self.array else "images"
 
     @property
+    def packed(self) -> bool:
+        """Whether `pack` wrote the shards, so that every sample has the form that is promised."""
+        return "fingerprint" in self.packed_with
+
+    @property
     def dtype(self) -> str:
         """Of a decoded sample."""
         return self.array.dtype if self.array else "uint8"
@@ -173,7 +178,8 @@ def load_index(data: str | os.PathLike) -> DatasetIndex:
                   for index, (_, weight) in zip(indices, entries, strict=True))
     counts = [index.class_counts for index in indices if index.class_counts is not None]
     return replace(
-        indices[0], shards=[shard for index in indices for shard in index.shards], parts=parts, packed_with={}, skipped=[],
+        indices[0], shards=[shard for index in indices for shard in index.shards], parts=parts, skipped=[],
+        packed_with={"fingerprint": "of several sets"} if all(index.packed for index in indices) else {},
         class_counts=_mixed_counts(indices, parts) if counts else None, shards_at=None,
     )
 

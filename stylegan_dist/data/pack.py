@@ -7,6 +7,7 @@ any number of interruptions. Each worker writes whole shards. A finished shard h
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,20 +28,31 @@ from tqdm import tqdm
 
 from stylegan_dist import __version__
 from stylegan_dist.data import pool, storage
+from stylegan_dist.data.changes import STATE_NAME, combined, contents_of, keep_state, kept_state
 from stylegan_dist.data.forms import Form, merged, present
-from stylegan_dist.data.index import INDEX_NAME, DatasetIndex, Shard, load_index, load_offsets
-from stylegan_dist.data.shard_writer import WORK_FOLDER, Job, Task, cannot_write, write_shard
+from stylegan_dist.data.index import INDEX_NAME, DatasetIndex, load_index, load_offsets, read_index
+from stylegan_dist.data.shard_writer import (
+    WORK_FOLDER,
+    Job,
+    Skipped,
+    Task,
+    Written,
+    cannot_write,
+    write_shard,
+)
 from stylegan_dist.data.sources import LABEL_MODES, Listing, Source, open_source
 from stylegan_dist.errors import InputError, Interrupted
 from stylegan_dist.files import write_whole
 from stylegan_dist.machine import available_cores
 from stylegan_dist.randomness import SEED_LIMIT, permutation
+from stylegan_dist.records import Digest, read_record
 
 _SHARD_BYTES = 64 << 20             # of raw pixels or values, by the automatic rule
 _SHARD_SAMPLES = (256, 4096)        # least and most, by the automatic rule
 _SHARD_MULTIPLE = 8                 # shards divide evenly among up to 8 readers
 _LOCK_SECONDS = 2.0
 _SHOWN = 5                          # unreadable files named in a message
+_LISTED = 1000                      # and in the index
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class PackOptions:
     """What to make of the source. The options below the line do not change the result."""
 
     form: Form                              # ImageOptions, ArrayOptions or LogMelOptions
-    labels: str = "auto"                    # "auto", "folders", "names", "json" or "none", see open_source
+    labels: str = "auto"                    # one of LABEL_MODES, see open_source
     shuffle: bool = True                    # mix the samples; False: in the order of the names
     seed: int = 0                           # of the mixing
     samples_per_shard: int | None = None    # None: see shard_size
@@ -69,12 +82,20 @@ class PackOptions:
                 raise InputError(f"{name} must be at least {least}, not {value}")
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What the shards in the work folder are made of."""
+
+    fingerprint: Digest
+    state: str = ""      # of the source, see Source.state
+
+
 def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions,
          listing: Listing | None = None) -> DatasetIndex:
     """Pack the samples of a folder, a zip or a tar into a shard set, or continue to.
 
     Args:
-        source: a folder, a zip or a tar of images, arrays or sound files.
+        source: a folder, a zip or a tar of images, arrays or sound files, or WebDataset shards.
         out: the folder of the shard set; made if it is not there.
         listing: of the source, where it is known already.
 
@@ -90,12 +111,13 @@ def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions
     opened = open_source(source, options.labels, options.form.endings, options.form.noun, listing)
     options = replace(options, form=options.form.completed(opened))
     tasks, record = _plan(opened, Path(source), options)
+    job = Job(opened, out, options.form, max(8, len(str(len(opened.items) - 1))))
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _lock(out, options.overwrite):
             if (out / INDEX_NAME).is_file():
-                return _finished(out, record)
-            return _pack(opened, out, options, tasks, record)
+                return _finished(job, options, tasks, record)
+            return _pack(job, options, tasks, record)
     except OSError as error:
         raise cannot_write(out, error) from None
 
@@ -181,21 +203,38 @@ def _lock(out: Path, overwrite: bool) -> Iterator[None]:
 
 def _remove_shard_set(out: Path) -> None:
     """Remove what `pack` writes and nothing else; the index last, because it marks the folder as ours."""
+    packed_with: dict | None = None
+    with contextlib.suppress(InputError):  # there is none, or it is damaged
+        packed_with = read_index(out).packed_with
+    if packed_with is not None and "fingerprint" not in packed_with:
+        raise InputError(f"{out} holds an index of shards that other tools made, which are not removed: choose another folder")
     for pattern in ("shard-*.tar", "shard-*.offsets.npy"):
         for path in out.glob(pattern):
             path.unlink()
     shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
+    (out / STATE_NAME).unlink(missing_ok=True)
     (out / INDEX_NAME).unlink(missing_ok=True)
 
 
-def _finished(out: Path, record: dict) -> DatasetIndex:
+def _finished(job: Job, options: PackOptions, tasks: Sequence[Task], record: dict) -> DatasetIndex:
+    """The index of a finished set, after a look whether it is of this source, as it is now."""
+    out = job.out
     try:
         index = load_index(out)
     except InputError as error:
         raise InputError(f"{error}; --overwrite packs everything again") from None
     if index.packed_with.get("fingerprint") != record["fingerprint"]:
         raise _other_set(out)
-    print(f"{out} is already packed with these options: {_summary(index)}")
+    known, state = index.packed_with.get("source_content"), job.source.state()
+    told = ""
+    if not known:
+        told = " (an earlier version packed it: only names and sizes of the files were compared)"
+    elif kept_state(out) != state:  # perhaps it is only a copy
+        if combined(contents_of(job, tasks, options.workers)) != known:
+            raise InputError(f"{out} was packed when files of the source held something else, under the same names and sizes: "
+                             "pass --overwrite to replace it, or choose another folder for the shards")
+        keep_state(out, state)
+    print(f"{out} is already packed with these options: {_summary(index)}{told}")
     return index
 
 
@@ -206,11 +245,12 @@ def _other_set(out: Path) -> InputError:
     )
 
 
-def _pack(source: Source, out: Path, options: PackOptions, tasks: Sequence[Task], record: dict) -> DatasetIndex:
-    results = _resume(out, tasks, record)
+def _pack(job: Job, options: PackOptions, tasks: Sequence[Task], record: dict) -> DatasetIndex:
+    source, state = job.source, job.source.state()
+    results = _resume(job, options, tasks, record["fingerprint"], state)
     count = len(source.items)
     allowed = max(1, count // 100) if options.max_skipped is None else options.max_skipped
-    skipped = [entry for result in results.values() for entry in result["skipped"]]
+    skipped = [entry for result in results.values() for entry in result.skipped]
     if len(skipped) > allowed:
         raise _too_many(skipped, count, allowed)
 
@@ -221,7 +261,6 @@ def _pack(source: Source, out: Path, options: PackOptions, tasks: Sequence[Task]
     print(f"packing {count} {noun} into {len(tasks)} shards with {workers} worker{'s' * (workers > 1)}")
     if packed:
         print(f"continuing: {len(results)} shards are finished, {count - packed} {noun} are left")
-    job = Job(source, out, options.form, max(8, len(str(count - 1))))
     # Where there is no terminal to redraw a line on, a line every half minute is enough.
     interval = 0.2 if sys.stderr.isatty() else 30
     with tqdm(total=count, initial=packed, desc="packing", unit=" " + noun, mininterval=interval) as bar:
@@ -231,8 +270,8 @@ def _pack(source: Source, out: Path, options: PackOptions, tasks: Sequence[Task]
         try:
             with closing(pending):
                 for slot, result in pending:
-                    skipped += result["skipped"]
-                    if result["finished"]:
+                    skipped += result.skipped
+                    if result.finished:
                         results[missing[slot]] = result
         except KeyboardInterrupt:
             raise Interrupted(
@@ -240,66 +279,94 @@ def _pack(source: Source, out: Path, options: PackOptions, tasks: Sequence[Task]
             ) from None
     if len(skipped) > allowed:
         raise _too_many(skipped, count, allowed)
-    return _finish(source, out, options.form, [results[number] for number in range(len(tasks))], record)
+    if source.state() != state:
+        raise InputError("files of the source have changed while it was packed: run the same command again (shards whose files "
+                         "are as they were are kept)")
+    return _finish(job, [results[number] for number in range(len(tasks))], record, state)
 
 
-def _resume(out: Path, tasks: Sequence[Task], record: dict) -> dict[int, dict]:
-    """Prepare the work folder, and find the shards that are finished: number -> result."""
-    work = out / WORK_FOLDER
+def _resume(job: Job, options: PackOptions, tasks: Sequence[Task], fingerprint: str, state: str) -> dict[int, Written]:
+    """Prepare the work folder, and find the shards that are finished, and of the source as it is now: number -> result."""
+    work = job.out / WORK_FOLDER
     work.mkdir(exist_ok=True)
-    plan = work / "plan.json"
-    if not plan.is_file():
-        write_whole(plan, json.dumps(record))
-    elif json.loads(plan.read_text())["fingerprint"] != record["fingerprint"]:
-        raise _other_set(out)
+    path, plan = work / "plan.json", _Plan(fingerprint, state)
+    former = plan
+    if path.is_file():
+        try:
+            former = read_record(_Plan, path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}): pass --overwrite to pack everything again") from None
+        if former.fingerprint != fingerprint:
+            raise _other_set(job.out)
+    else:
+        write_whole(path, json.dumps(asdict(plan)))
     results = {}
     for number, task in enumerate(tasks):
         try:
-            result = json.loads((work / f"{task.name}.json").read_text())
-            if result["shard"]:
-                shard = Shard(**result["shard"])
-                intact = (out / shard.name).stat().st_size == shard.bytes and (out / shard.offsets).is_file()
-                if not intact:
+            result = read_record(Written, (work / f"{task.name}.json").read_bytes())
+            if result.shard:
+                intact = (job.out / result.shard.name).stat().st_size == result.shard.bytes
+                if not intact or not (job.out / result.shard.offsets).is_file():
                     continue
         except (FileNotFoundError, ValueError):  # not finished, or cut short by a power failure
             continue
-        results[number] = result
+        if result.content and (result.values is None or result.values.fits):
+            results[number] = result
+    if results and former.state != state:
+        contents = contents_of(job, [tasks[number] for number in results], options.workers)
+        kept = {number: result for (number, result), content in zip(results.items(), contents, strict=True)
+                if result.content == content}
+        if lost := len(results) - len(kept):
+            print(f"{lost} finished shards are packed again, because their files have changed")
+        for number in results.keys() - kept.keys():
+            (work / f"{tasks[number].name}.json").unlink()
+        results = kept
+    if former.state != state:
+        write_whole(path, json.dumps(asdict(plan)))
     return results
 
 
-def _finish(source: Source, out: Path, form: Form, results: list[dict], record: dict) -> DatasetIndex:
-    shards = [Shard(**result["shard"]).placed(str(out), str(out)) for result in results if result["shard"]]
-    skipped = sorted((entry for result in results for entry in result["skipped"]), key=lambda entry: entry["name"])
+def _finish(job: Job, results: list[Written], record: dict, state: str) -> DatasetIndex:
+    out, source, form = job.out, job.source, job.form
+    shards = [result.shard.placed(str(out), str(out)) for result in results if result.shard]
+    skipped = sorted((entry for result in results for entry in result.skipped), key=lambda entry: entry.name)
     if not shards:
         raise InputError(f"none of the {form.noun} can be read: {_name_some(skipped)}")
-    values = merged(result.get("values") for result in results)
+    account = deepcopy(source.account)
+    account.samples = sum(shard.samples for shard in shards)
+    account.leave_out("cannot be read", [entry.name for entry in skipped])
+    account.check()
+    values = merged(asdict(result.values) if result.values else None for result in results)
     counts = None
     if source.classes is not None:
         labels = np.concatenate([load_offsets(shard)[:, 2] for shard in shards])
         counts = np.bincount(labels, minlength=len(source.classes)).tolist()
     index = DatasetIndex(
         resolution=form.resolution, channels=present(form.channels), encoding=form.encoding, classes=source.classes,
-        class_counts=counts, shards=shards, packed_with=record, skipped=skipped, array=form.array(values),
+        class_counts=counts, shards=shards, skipped=[asdict(entry) for entry in skipped[:_LISTED]], array=form.array(values),
+        packed_with={**record, "source_content": combined([result.content for result in results]), "account": account.record()},
     )
     index.save(out)
+    keep_state(out, state)
     shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
 
     print(f"{out}: {_summary(index)}")
-    if enlarged := sum(result["enlarged"] for result in results):
+    print("\n".join(account.lines()))
+    if enlarged := sum(result.enlarged for result in results):
         print(f"{enlarged} images were smaller than {form.resolution} pixels and have been enlarged")
     if index.array and values:
         print(f"values from {values.least.min():g} to {values.greatest.max():g}; training sees (x - offset) / scale with "
               f"offset {_numbers(index.array.offset)}, scale {_numbers(index.array.scale)}")
     if skipped:
-        print(f"{len(skipped)} files could not be read and are left out (all are listed in {INDEX_NAME}):")
+        print(f"{len(skipped)} files could not be read and are left out ({_LISTED} at most are listed in {INDEX_NAME}):")
         for entry in skipped[:_SHOWN]:
-            print(f"  {entry['name']!r}: {entry['reason']}")
+            print(f"  {entry.name!r}: {entry.reason}")
     return index
 
 
 def _summary(index: DatasetIndex) -> str:
     size = sum(shard.bytes for shard in index.shards)
-    classes = f", {index.num_classes} classes" if index.num_classes else ""
+    classes = f", {index.num_classes} classes" if index.num_classes else ", no classes,"
     return f"{index.num_samples} samples{classes} in {len(index.shards)} shards, {size / 1e6:.1f} MB"
 
 
@@ -307,12 +374,12 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.6g}" for value in values)
 
 
-def _name_some(skipped: list[dict]) -> str:
-    shown = sorted(skipped, key=lambda entry: entry["name"])[:_SHOWN]
-    return "; ".join(f"{entry['name']!r} ({entry['reason']})" for entry in shown)
+def _name_some(skipped: list[Skipped]) -> str:
+    shown = sorted(skipped, key=lambda entry: entry.name)[:_SHOWN]
+    return "; ".join(f"{entry.name!r} ({entry.reason})" for entry in shown)
 
 
-def _too_many(skipped: list[dict], count: int, allowed: int) -> InputError:
+def _too_many(skipped: list[Skipped], count: int, allowed: int) -> InputError:
     return InputError(
         f"at least {len(skipped)} of {count} files cannot be read, {allowed} are allowed: {_name_some(skipped)}. "
         "To go on without them, run again with a larger --max-skipped (finished shards are kept); "

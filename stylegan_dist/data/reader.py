@@ -25,6 +25,7 @@ from stylegan_dist.data.index import (
 )
 from stylegan_dist.data.sums import Sums
 from stylegan_dist.errors import InputError
+from stylegan_dist.files import regular_descriptor
 from stylegan_dist.private import user_folder
 
 OPEN_SHARDS = 256
@@ -134,9 +135,9 @@ class ShardReader:
             return self._cache().open(_shard_blob(info))
         path = storage.local_path(info.location)
         try:
-            file = storage.open_regular(path)
+            file = regular_descriptor(path)
         except OSError:
-            file = storage.retrying(lambda: storage.open_regular(path), f"open {info.location}")
+            file = storage.retrying(lambda: regular_descriptor(path), f"open {info.location}")
         try:
             self._sums.check(file, path, info.sha256)
             self._compared.add(info.location)

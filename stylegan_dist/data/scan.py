@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import mmap
@@ -10,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,20 +20,23 @@ import numpy as np
 from tqdm import tqdm
 
 from stylegan_dist.data import pool, storage
+from stylegan_dist.data.account import Account
 from stylegan_dist.data.arrays import ENCODINGS as ARRAY_ENCODINGS
 from stylegan_dist.data.arrays import ArrayForm, array_names, decode_array, read_array
+from stylegan_dist.data.containers import HIDDEN
 from stylegan_dist.data.forms import MAX_ARRAY_BYTES, Normalisation, Values, merged
-from stylegan_dist.data.images import measure as measure_image
-from stylegan_dist.data.index import CHANNELS, INDEX_NAME, NO_LABEL, RESOLUTIONS, DatasetIndex, Shard
+from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, RESOLUTIONS, DatasetIndex, Shard
+from stylegan_dist.data.labels import class_number
+from stylegan_dist.data.survey import common_form, forms_of, no_square
 from stylegan_dist.data.tar import TarError, members
 from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
-from stylegan_dist.files import write_whole
+from stylegan_dist.files import open_regular, write_whole
 from stylegan_dist.machine import available_cores
 
 _ENDINGS = ("png", "jpg", "jpeg", "webp", *ARRAY_ENCODINGS)
-_MAX_CLASS = 1 << 20
-_CLASS_BYTES = 64  # of a class number that are read: as many are none
+_MAX_CLASS_BYTES = 64
+_NOT_FILES = "links to elsewhere, devices, pipes or sparse files"
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,14 @@ class _Found:
 
     table: np.ndarray                # int64 [samples, 3]: offset, bytes, class
     ending: str
-    form: tuple                      # width, height and channels of its first image; of an array, dtype and key, too
+    images: Counter                  # how many have each width, height and mode; None for those that are no images
+    form: tuple                      # of arrays: width, height, channels, dtype and key of the first, which all must have
     values: dict | None              # of arrays, the record of Values
+    misfits: int                     # arrays that training cannot read
     bytes: int
     sha256: str                      # "" where it was not asked for
     without_image: int               # keys that have other members only
+    account: Account
 
 
 def index_shards(source: str, out: str | None = None, *, checksums: bool = False, overwrite: bool = False,
@@ -89,31 +95,46 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
         with closing(runs):
             results.update(runs)
     found = [results[slot] for slot in range(len(locations))]
+    account = Account()
+    for shard in found:
+        account.add(shard.account)
+    account.check()
     index = _index_of(found, names, locations, normalisation)
     elsewhere = storage.is_remote(base) or folder.resolve() != Path(base)
-    return _write(folder, index, found, base if elsewhere else None)
+    index = replace(index, packed_with={**index.packed_with, "account": account.record()})
+    index = _write(folder, index, found, base if elsewhere else None)
+    print("\n".join(account.lines()))
+    return index
 
 
 def _tar_files(source: str) -> list[str]:
-    if not storage.is_remote(source) and os.path.isfile(storage.local_path(source)):
-        return [str(storage.local_path(source).resolve())]
-    path = storage.local_path(source)
-    is_folder = not storage.is_remote(source) and os.path.isdir(path)
-    if is_folder and (inside := sorted(map(str, path.resolve().glob("*.tar")))):
-        return inside  # whatever the folder's name, it is no pattern
-    if not storage.is_remote(source) and not any(character in source for character in "*?[{"):
-        raise InputError(f"{source} {'holds no .tar file' if is_folder else 'does not exist'}: give the folder, the pattern or "
-                         "the URL of WebDataset shards")
+    if not storage.is_remote(source):
+        path = storage.local_path(source)
+        if path.is_file():
+            return [str(path.resolve())]
+        if path.is_dir():  # whatever characters its name has
+            if not (found := sorted(str(one) for one in path.glob("*.tar") if not one.name.startswith("._"))):
+                raise InputError(f"{source} holds no .tar file: give the folder, the pattern or the URL of WebDataset shards")
+            return [_plain_file(location, source) for location in found]
+        if path.exists():
+            raise InputError(f"{source} is a pipe, a socket or a device: give the folder, the pattern or the URL of shards")
+        if not any(character in source for character in "*?[{"):
+            raise InputError(f"{source} does not exist: give the folder, the pattern or the URL of WebDataset shards")
     pattern = source if source.endswith(".tar") else source.rstrip("/") + "/*.tar"
     locations = storage.expand(pattern)
     if not storage.is_remote(source):
-        for location in locations:
-            if not Path(location).is_file():
-                raise InputError(f"{location} is not there: correct the pattern {source}")
-        locations = [str(Path(location).resolve()) for location in locations]
+        locations = [_plain_file(location, source) for location in locations]
     if len(set(locations)) < len(locations):
         raise InputError(f"{source} names a shard twice")
     return locations
+
+
+def _plain_file(location: str, source: str) -> str:
+    """The path of a local shard. Raises InputError where there is none."""
+    if not Path(location).is_file():
+        what = "is no plain file" if os.path.lexists(location) else "is not there"
+        raise InputError(f"{location} {what}: correct {source}, or leave it out")
+    return str(Path(location).resolve())
 
 
 def _common_folder(locations: list[str]) -> str:
@@ -172,7 +193,7 @@ def _is_md5_of(tag: str, path: str) -> bool:
 def _scan_file(path: Path, location: str, checksums: bool, array_key: str | None) -> _Found:
     """What a local file holds. Raises: TarError: it is damaged; InputError: it is not what can be indexed."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             if not os.fstat(file.fileno()).st_size:
                 raise InputError(f"{location} is empty: restore it, or leave it out")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -183,22 +204,37 @@ def _scan_file(path: Path, location: str, checksums: bool, array_key: str | None
 
 def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key: str | None) -> _Found:
     images: dict[str, tuple[int, int]] = {}
-    labels: dict[str, int] = {}
-    keys, endings = set(), set()
+    labels: dict[str, tuple[int, str]] = {}
+    further: dict[str, str] = {}  # images whose names have more than one dot, by key
+    keys, endings, account = set(), set(), Account()
     for name, offset, size in members(content):
+        account.files += 1
         folder, _, base = name.rpartition("/")
         stem, _, ending = base.partition(".")  # WebDataset: the key ends at the first dot of the file name
         key, ending = f"{folder}/{stem}", ending.lower()
+        if base.startswith("._"):
+            account.leave_out(HIDDEN, [name])
+            continue
         keys.add(key)
         if size < 0:
-            continue
-        if ending in _ENDINGS:
+            account.leave_out(_NOT_FILES, [name])
+        elif ending in _ENDINGS:
             if key in images:
-                raise TarError(f"a second image of the sample {key.lstrip('/')!r}", offset, name)
+                raise _twice(location, "image", key, name)
             images[key] = offset, size
             endings.add(ending)
         elif ending == "cls":
-            labels[key] = _class(content[offset:offset + min(size, _CLASS_BYTES)], offset, name)
+            if key in labels:
+                raise _twice(location, "class", key, name)
+            labels[key] = _class(content[offset:offset + min(size, _MAX_CLASS_BYTES)], offset, name), name
+        elif ending.rpartition(".")[2] in _ENDINGS:
+            account.leave_out("further images of a sample, whose key ends at the first dot of its name", [name])
+            further.setdefault(key, name)
+        else:
+            account.leave_out(f"no image or class (.{ending if len(ending) <= 8 else '...'})", [name])
+    if lost := next((name for key, name in further.items() if key not in images), None):
+        raise InputError(f"{location}: a key ends at the first dot of a name, so WebDataset sees no image in {lost!r}; "
+                         "stylegan-dist pack takes every image, whatever its name")
     if not images:
         raise InputError(f"{location} holds no image or array ({', '.join(_ENDINGS)}): is it the right file?")
     if len(endings) > 1:
@@ -206,17 +242,29 @@ def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key:
     missing = [key for key in images if key not in labels]
     if labels and missing:
         raise InputError(f"{location}: the sample {missing[0].lstrip('/')!r} has no class (.cls) while others have one")
-    offset, size = next(iter(images.values()))
-    ending = endings.pop()
-    try:
-        measure = measure_image if ending not in ARRAY_ENCODINGS else partial(_measure_array, key=array_key)
-        form = measure(content[offset:offset + size])
-    except ValueError as error:
-        raise TarError(str(error), offset) from None
-    values = _values(content, images.values(), form) if ending in ARRAY_ENCODINGS else None
-    table = np.array([(*place, labels.get(key, NO_LABEL)) for key, place in images.items()], dtype=np.int64)
-    return _Found(table, ending, form, values, len(content), hashlib.sha256(content).hexdigest() if checksums else "",
-                  len(keys) - len(images))
+    account.leave_out("classes without an image", [name for key, (_, name) in labels.items() if key not in images])
+    account.samples, account.labels = len(images), sum(key in images for key in labels)
+    ending, values, misfits = endings.pop(), None, 0
+    form: tuple = ()
+    forms: Counter = Counter()
+    if ending in ARRAY_ENCODINGS:
+        offset, size = next(iter(images.values()))
+        try:
+            form = _measure_array(content[offset:offset + size], array_key)
+        except ValueError as error:
+            raise TarError(str(error), offset) from None
+        values, misfits = _values(content, images.values(), form)
+    else:
+        forms = forms_of(content, images.values())
+    table = np.array([(*place, labels[key][0] if labels else NO_LABEL) for key, place in images.items()], dtype=np.int64)
+    return _Found(table, ending, forms, form, values, misfits, len(content),
+                  hashlib.sha256(content).hexdigest() if checksums else "", len(keys) - len(images), account)
+
+
+def _twice(location: str, what: str, key: str, name: str) -> InputError:
+    key = key.removeprefix("/").removeprefix("./")
+    return InputError(f"{location}: {name!r} is a second {what} of the sample {key!r}: remove one of them, or pack the samples "
+                      "instead (stylegan-dist pack), which takes every image, and of equal names the last")
 
 
 def _measure_array(data: bytes, key: str | None) -> tuple[int, int, int, str, str | None]:
@@ -226,22 +274,24 @@ def _measure_array(data: bytes, key: str | None) -> tuple[int, int, int, str, st
     return width, height, channels, str(values.dtype), key or next(iter(array_names(data)), None)
 
 
-def _values(content: mmap.mmap, places: Iterable[tuple[int, int]], form: tuple) -> dict:
-    """The record of the values of all arrays that training could read; verify lists the others."""
+def _values(content: mmap.mmap, places: Iterable[tuple[int, int]], form: tuple) -> tuple[dict, int]:
+    """The record of the values of all arrays that training can read, and the number of the others, which verify names."""
     width, height, channels, dtype, key = form
-    array, values = np.empty((height, width, channels), dtype), Values()
+    array, values, misfits = np.empty((height, width, channels), dtype), Values(), 0
     for offset, size in places:
-        with contextlib.suppress(ValueError):
+        try:
             decode_array(ArrayForm(dtype, (), (), key), content[offset:offset + size], array)
             values.add_array(array.transpose(2, 0, 1))
-    return values.record()
+        except ValueError:
+            misfits += 1
+    return values.record(), misfits
 
 
 def _class(text: bytes, offset: int, name: str) -> int:
-    number = text.strip()
-    if not number.isdigit() or len(text) == _CLASS_BYTES or int(number) >= _MAX_CLASS:
-        raise TarError(f"the class is {number[:20]!r}, not a whole number below {_MAX_CLASS}", offset, name)
-    return int(number)
+    try:
+        return class_number(text)
+    except ValueError as error:
+        raise TarError(str(error), offset, name) from None
 
 
 def _index_of(found: list[_Found], names: list[str], locations: list[str], normalisation: Normalisation) -> DatasetIndex:
@@ -254,14 +304,18 @@ def _index_of(found: list[_Found], names: list[str], locations: list[str], norma
             if a != b:
                 raise InputError(f"{locations[0]} and {location} do not fit together: their {what} are {a} and {b}; "
                                  "pack the samples instead (stylegan-dist pack)")
-    width, height, channels, *declared = first.form
-    if width != height or width not in RESOLUTIONS or not (declared or channels in CHANNELS):
-        remedy = "bring them into this form" if declared else "pack them instead (stylegan-dist pack)"
-        raise InputError(f"the samples are {width} x {height} pixels with {channels} channels; training needs squares of "
-                         f"{', '.join(map(str, RESOLUTIONS))} pixels: {remedy}")
-    array = None
-    if declared:
+    array: ArrayForm | None = None
+    surveyed: dict = {}
+    if first.form:
+        width, height, channels, *declared = first.form
+        if width != height or width not in RESOLUTIONS:
+            raise no_square(width, height, channels, "bring them into this form")
         array = normalisation.form(merged(shard.values for shard in found) or Values(), channels, *declared)
+        if misfits := sum(shard.misfits for shard in found):
+            print(f"{misfits} arrays have another form or values that are not finite: training takes others in their place, "
+                  "and stylegan-dist verify names them")
+    else:
+        width, channels, surveyed = common_form(shard.images for shard in found)
     classes, counts = None, None
     if labelled:
         labels = np.concatenate([shard.table[:, 2] for shard in found])
@@ -275,7 +329,7 @@ def _index_of(found: list[_Found], names: list[str], locations: list[str], norma
     if len({shard.offsets for shard in shards}) < len(shards):
         raise InputError("two shards would have the same offsets file: index them into two folders")
     return DatasetIndex(resolution=width, channels=channels, encoding=first.ending, classes=classes, class_counts=counts,
-                        shards=shards, array=array)
+                        shards=shards, array=array, packed_with=surveyed)
 
 
 def _offsets_name(name: str) -> str:

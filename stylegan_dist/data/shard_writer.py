@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
 import os
 import tarfile
-from dataclasses import asdict
+import zlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +17,17 @@ import numpy as np
 import webdataset
 
 from stylegan_dist.data import pool
+from stylegan_dist.data.account import printable
 from stylegan_dist.data.forms import Form, Values
 from stylegan_dist.data.index import NO_LABEL, Shard
 from stylegan_dist.data.sources import Item, Source
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import write_whole
+from stylegan_dist.records import Count
 
 WORK_FOLDER = ".pack"
 _TAR_BLOCK = 512
+_MISSING = b"missing"  # in the place of the CRC-32 of a file that cannot be read
 
 
 class Task(NamedTuple):
@@ -42,7 +47,42 @@ class Job(NamedTuple):
     key_digits: int
 
 
-def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> dict:
+@dataclass(frozen=True)
+class Skipped:
+    """A file that could not be read."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ValuesRecord:
+    """Of `Values`: a list has one number for each channel."""
+
+    count: Count
+    least: list[float]
+    greatest: list[float]
+    mean: list[float]
+    squares: list[float]
+
+    @property
+    def fits(self) -> bool:
+        return len(self.least) == len(self.greatest) == len(self.mean) == len(self.squares)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came of a shard; kept in the work folder as its record."""
+
+    finished: bool
+    shard: Shard | None           # None: not one of its files could be read
+    skipped: list[Skipped]
+    enlarged: Count               # images that had fewer pixels
+    values: ValuesRecord | None   # of arrays
+    content: str = ""             # over the bytes of its files, see content_of
+
+
+def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> Written:
     """In a worker: write one shard, its offsets and its record, the record last.
 
     Raises:
@@ -51,7 +91,8 @@ def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> dic
     work = job.out / WORK_FOLDER
     temporary = work / f"{task.name}.tar.tmp"
     rows, keys, enlarged = [], [], 0
-    skipped: list[dict] = []
+    skipped: list[Skipped] = []
+    content = hashlib.sha256()
     values = Values()
     ending = job.form.encoding
     try:
@@ -62,11 +103,11 @@ def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> dic
             writer.tarstream.format = tarfile.USTAR_FORMAT  # the default is PAX, which is slower to write
             for position, item in enumerate(task.items, task.first):
                 if progress.stopped:
-                    return {"finished": False, "skipped": skipped}
+                    return Written(False, None, skipped, 0, None)
                 try:
-                    sample = job.form.sample(job.source.read(item.name))
+                    sample = job.form.sample(_read(job, item, content))
                 except ValueError as error:
-                    skipped.append({"name": item.name, "reason": str(error)})
+                    skipped.append(Skipped(printable(item.name), printable(str(error))))
                     progress.failed[slot] += 1
                     progress.done[slot] += 1
                     continue
@@ -86,14 +127,37 @@ def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> dic
                     values.add_array(sample.values)
                 progress.done[slot] += 1
         shard = _publish(job.out, task.name, temporary, np.array(rows, np.int64), [f"{k}.{ending}" for k in keys])
-        result = {"finished": True, "shard": shard and asdict(shard), "skipped": skipped, "enlarged": enlarged,
-                  "values": values.record() if values.count else None}
-        write_whole(work / f"{task.name}.json", json.dumps(result))
+        result = Written(True, shard, skipped, enlarged, ValuesRecord(**values.record()) if values.count else None,
+                         content.hexdigest())
+        write_whole(work / f"{task.name}.json", json.dumps(asdict(result)))
         return result
     except OSError as error:
         raise cannot_write(job.out, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def content_of(job: Job, slot: int, task: Task, progress: pool.Progress) -> str:
+    """In a worker: the digest of the bytes of the files of a shard, as `write_shard` computes it; "" when it was stopped."""
+    content = hashlib.sha256()
+    for item in task.items:
+        if progress.stopped:
+            return ""
+        with contextlib.suppress(ValueError):  # it is part of the digest
+            _read(job, item, content)
+        progress.done[slot] += 1
+    return content.hexdigest()
+
+
+def _read(job: Job, item: Item, content) -> bytes:
+    """The bytes of a file, which is added to the digest. CRC-32 runs at the speed of memory, and no one is to be kept out."""
+    try:
+        data = job.source.read(item.name)
+    except ValueError:
+        content.update(_MISSING)
+        raise
+    content.update(zlib.crc32(data).to_bytes(4, "little"))
+    return data
 
 
 def _publish(out: Path, name: str, temporary: Path, table: np.ndarray, members: list[str]) -> Shard | None:

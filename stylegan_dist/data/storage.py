@@ -14,7 +14,6 @@ import fnmatch
 import os
 import random
 import re
-import stat
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from fsspec.callbacks import Callback
 
 from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
+from stylegan_dist.files import open_regular
 from stylegan_dist.monitor.redact import carries_secret, mask_location, mask_urls
 from stylegan_dist.records import MAX_BYTES, shorten
 
@@ -43,7 +43,7 @@ DRIVERS = {"s3": "stylegan-dist[s3]", "gs": "stylegan-dist[gs]", "gcs": "stylega
 _WRAPPING = ("reference", "simplecache", "filecache", "blockcache", "cached", "zip", "tar", "libarchive", "dir", "generic",
              "data", "git", "async_wrapper", "dask")
 _WEB = ("http", "https")
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # trying again does not help
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ESPIPE)  # trying again does not help
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_THERE = "there is no such file"
 _RESULT = TypeVar("_RESULT")
@@ -183,27 +183,10 @@ def read_bytes(location: str, check: Callable[[bytes], object] = lambda content:
     try:
         if is_remote(location):
             return retrying(read, f"read {location}")
-        with os.fdopen(open_regular(local_path(location)), "rb") as file:
+        with open_regular(local_path(location)) as file:
             return file.read()
     except OSError as error:
         raise InputError(f"cannot read {location}: {error.strerror}") from None
-
-
-def open_regular(path: str | os.PathLike, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a file; also an opener for `open`. Pipes and devices are refused, where reading could wait for ever.
-
-    Raises:
-        OSError: it cannot be opened.
-        InputError: it is no regular file.
-    """
-    file = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)  # a pipe without a writer opens at once
-    if stat.S_ISDIR(mode := os.fstat(file).st_mode):
-        os.close(file)
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
-        os.close(file)
-        raise InputError(f"{os.fspath(path)} is a pipe or a device, not a file: restore the file")
-    return file
 
 
 def write_bytes(location: str, content: bytes) -> None:

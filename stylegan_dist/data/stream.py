@@ -85,7 +85,7 @@ class BatchDataset(Dataset):
         self._located: dict[int, list[list[int]]] = {}  # shard and sample of the images of batches to come
         self._buffers = _Buffers()
         side, channels = reader.index.resolution, reader.index.channels
-        self._dtype, self._decode = getattr(torch, reader.index.dtype), decoder(reader.index.array)
+        self._dtype, self._decode = getattr(torch, reader.index.dtype), decoder(reader.index.array, reader.index.packed)
         self._shape = (count, side, side, channels * self._dtype.itemsize)  # of bytes
         self._unflipped = np.empty((side, side, channels), reader.index.dtype)  # one image
 

@@ -31,6 +31,7 @@ from stylegan_dist.data.index import (
 )
 from stylegan_dist.data.tar import TarError, members
 from stylegan_dist.errors import InputError
+from stylegan_dist.files import open_regular
 from stylegan_dist.machine import available_cores
 
 _CLASS_BYTES = 64  # of a class number that are read: more is none
@@ -103,7 +104,7 @@ def _check_shard(
     problems: list[Problem] = []
     table = _check_offsets(index, shard, problems)
     try:
-        with _local_copy(shard, problems) as path, open(path, "rb", opener=storage.open_regular) as file:
+        with _local_copy(shard, problems) as path, open_regular(path) as file:
             if not os.fstat(file.fileno()).st_size:
                 raise ValueError("the file is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -152,7 +153,7 @@ def _check_content(
     if table is None:
         return
     values = np.empty((index.resolution, index.resolution, index.channels), index.dtype)
-    decode = decoder(index.array)
+    decode = decoder(index.array, index.packed)
     for offset, size, label in table.tolist():
         progress.done[slot] += 1
         if progress.stopped:
@@ -228,6 +229,7 @@ def _local_copy(shard: Shard, problems: list[Problem]) -> Iterator[Path]:
     """
     if not storage.is_remote(shard.location):
         path = storage.local_path(shard.location)
+        open_regular(path).close()  # a pipe would be waited for
         try:
             storage.check_file(path, shard.bytes, shard.sha256)
         except ValueError as error:

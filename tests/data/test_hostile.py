@@ -133,7 +133,9 @@ def test_webp_bombs():
     peak = resident()
     for bomb, message in ((real, "4096 x 4096 pixels instead of 8 x 8"), (largest, r"268435456 pixels\) exceeds limit")):
         with pytest.raises(ValueError, match=message):
-            decode_into(bomb, pixels)
+            decode_into(bomb, pixels, strict=True)
+    with pytest.raises(ValueError, match=r"268435456 pixels\) exceeds limit"):
+        decode_into(largest, pixels)
     with pytest.raises(ValueError, match=r"268435456 pixels\) exceeds limit"):
         convert(largest, ImageOptions(8))
     assert resident() - peak < 5e6, "not a row was decoded"

@@ -26,7 +26,9 @@ OPTIONS = PackOptions(ImageOptions(16), labels="folders", samples_per_shard=15, 
 
 
 def contents(folder) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The files of a shard set, without the note about the source's times."""
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file() and path.name != ".source"}
 
 
 def start_pack(source, out, code_before="", resolution=16):

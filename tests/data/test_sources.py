@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from stylegan_dist.data import sources
+from stylegan_dist.data import containers, sources
 from stylegan_dist.data.sources import open_source
 from stylegan_dist.errors import InputError
 
@@ -109,6 +109,54 @@ def test_wrong_labels_are_named(kind, tmp_path, labels, message):
     assert open_source(path, "none").classes is None
 
 
+@pytest.mark.parametrize("names", [["a/1.jpg", "a/2.jpg"], ["top/a/1.jpg", "top/b/2.jpg"], ["x/y/1.jpg", "x/y/2.jpg"]])
+def test_json_one_folder_down(kind, names, tmp_path):
+    """Where one folder holds everything, as in most archives: there, or on the way."""
+    root = names[0].split("/")[0]
+    labels = json.dumps({"labels": [[name.removeprefix(f"{root}/"), n] for n, name in enumerate(names)]}).encode()
+    source = open_source(make(kind, tmp_path, {**dict.fromkeys(names, b""), f"{root}/dataset.json": labels}))
+    assert labels_of(source) == [0, 1]
+    assert source.account.labels == 1
+
+
+def test_json_for_a_part_is_an_error(kind, tmp_path):
+    """Not a set without classes that looks like success."""
+    files = {"a/1.jpg": b"", "b/1.jpg": b"", "b/dataset.json": b'{"labels": [["1.jpg", 1]]}'}
+    path = make(kind, tmp_path, files)
+    with pytest.raises(InputError, match=r"'b/dataset\.json'.*--labels"):
+        open_source(path)
+    assert open_source(path, "none").classes is None
+
+
+def test_one_folder_that_holds_all_classes(kind, tmp_path):
+    files = dict.fromkeys(["animals/cat/1.png", "animals/dog/2.png", "animals/dog/deep/3.png"], b"")
+    assert open_source(make(kind, tmp_path, files), "folders").classes == ["cat", "dog"]
+    one = open_source(make(kind, tmp_path / "one", dict.fromkeys(["cat/1.png", "cat/2.png"], b"")), "folders")
+    assert one.classes == ["cat"]
+
+
+@pytest.mark.parametrize("content", [
+    b"[" * 100_000, b'{"a":' * 100_000, b'{"labels": NaN}', b"\xff\xfe{", b'{"labels": [["a/1.jpg", 1],]}',
+    b'{"label": [["a/1.jpg", 1]]}', b'{"labels": "ab"}', b'{"labels": ["ab", "cd"]}', b'{"labels": [[["a"], 1]]}',
+    b'{"labels": [["a/1.jpg", 0, 1], ["b/2.PNG", 1, 0]]}',
+    b'{"labels": [["a/1.jpg", 0], ["a/1.jpg", 1], ["b/2.PNG", 1]]}',
+    b'{"labels": {"a/1.jpg": ' + b"9" * 5000 + b', "b/2.PNG": 1}}',
+    b'{"labels": {"a/1.jpg": 1e999, "b/2.PNG": 1}}', b'{"labels": []}', b'{"labels": 0}'])
+def test_odd_json_is_an_input_error(content, tmp_path):
+    path = make("folder", tmp_path, {**FILES, "dataset.json": content})
+    with pytest.raises(InputError, match=r"dataset\.json") as caught:
+        open_source(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("names", [["a/1.jpg", "b/2.PNG"], ["./a/1.jpg", "./b/2.PNG"], ["a\\1.jpg", "b\\2.PNG"]])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_forms_of_names_in_json(names, mark, tmp_path):
+    content = mark + json.dumps({"labels": [[name, n] for n, name in enumerate(names)]}).encode()
+    assert labels_of(open_source(make("folder", tmp_path, {**FILES, "dataset.json": content}))) == [0, 1]
+
+
 def test_damaged_json_is_an_input_error(kind, tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         open_source(make(kind, tmp_path, {**FILES, "dataset.json": b"{"}))
@@ -134,7 +182,7 @@ def test_listing_decides_the_checksum(kind, tmp_path):
 
 def test_files_beyond_the_size_limit_are_not_read(kind, tmp_path, monkeypatch):
     source = open_source(make(kind, tmp_path, {"bomb.png": bytes(5000)}))
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 4999)
+    monkeypatch.setattr(containers, "MAX_FILE_BYTES", 4999)
     with pytest.raises(ValueError, match="limit"):
         source.read("bomb.png")
 

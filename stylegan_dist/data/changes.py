@@ -1,0 +1,58 @@
+"""Has a source changed since it was packed? First a look at sizes and times, then, where these differ, at every byte.
+
+So a call that has nothing to do is fast, and a source that was only copied is still the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from stylegan_dist.data import pool
+from stylegan_dist.data.shard_writer import Job, Task, content_of
+from stylegan_dist.errors import Interrupted
+from stylegan_dist.files import write_whole
+from stylegan_dist.machine import available_cores
+
+STATE_NAME = ".source"  # of the set's folder; without it all bytes are compared
+
+
+def contents_of(job: Job, tasks: Sequence[Task], workers: int | None) -> list[str]:
+    """What is in the files of shards, read again: a digest for each."""
+    interval = 0.2 if sys.stderr.isatty() else 30
+    found: dict[int, str] = {}
+    total = sum(len(task.items) for task in tasks)
+    with tqdm(total=total, desc="comparing", unit=" " + job.form.noun, mininterval=interval) as bar:
+        runs = pool.run(partial(content_of, job), tasks, workers or available_cores(), bar)
+        try:
+            with closing(runs):
+                found.update(runs)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted while the source was compared: run the same command again") from None
+    return [found[slot] for slot in range(len(tasks))]
+
+
+def combined(contents: Sequence[str]) -> str:
+    """One digest of those of all shards, in their order."""
+    return hashlib.sha256("".join(contents).encode()).hexdigest()
+
+
+def kept_state(out: Path) -> str:
+    """The state that the source had when a set was packed; "" where nobody knows."""
+    try:
+        return (out / STATE_NAME).read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+def keep_state(out: Path, state: str) -> None:
+    """Remember it."""
+    with contextlib.suppress(OSError):  # a set that only others may change; the next call compares again
+        write_whole(out / STATE_NAME, state)

@@ -1,0 +1,123 @@
+"""What images shards hold: size and mode of each from its header, at the speed of a tar header, and the form that most have."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from stylegan_dist.data.images import MODES, measure
+from stylegan_dist.data.index import RESOLUTIONS
+from stylegan_dist.data.tar import TarError
+from stylegan_dist.errors import InputError
+
+_PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_MODES = {(8, 0): "L", (16, 0): "I;16", (8, 2): "RGB", (8, 6): "RGBA", (8, 3): "P"}  # bits and colour type
+_JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # number of components
+_JPEG_FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))  # markers
+_FEW_BYTES = 64
+# Channels that fit an image of a mode (Pillow's name) best; what has others is converted.
+_CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "LA": 4, "PA": 4, "RGBA": 4}
+_LISTED = 20  # forms of images, in the index
+
+
+def look(content, offset: int, size: int) -> tuple[int, int, str]:
+    """Width, height and mode (Pillow's name) of an image.
+
+    Args:
+        content: bytes, or a memory map, that hold the image.
+        offset, size: where it lies, and how many bytes it has.
+
+    Raises:
+        ValueError: with the reason, when the bytes are not an image.
+    """
+    start = content[offset:offset + min(size, _FEW_BYTES)]
+    found = None
+    if start.startswith(_PNG_START) and len(start) > 25:
+        if mode := _PNG_MODES.get((start[24], start[25])):
+            found = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big"), mode
+    elif start[:3] == b"\xff\xd8\xff":
+        found = _look_at_jpeg(content, offset, offset + size)
+    elif start[8:16] == b"WEBPVP8 " and len(start) > 30 and start[23:26] == b"\x9d\x01\x2a":
+        found = int.from_bytes(start[26:28], "little") & 0x3FFF, int.from_bytes(start[28:30], "little") & 0x3FFF, "RGB"
+    elif start[8:16] == b"WEBPVP8L" and len(start) > 25 and start[20] == 0x2F:
+        bits = int.from_bytes(start[21:25], "little")
+        found = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, "RGBA" if bits >> 28 & 1 else "RGB"
+    if found is None or not found[0] or not found[1]:
+        found = measure(content[offset:offset + size])
+    return found
+
+
+def _look_at_jpeg(content, offset: int, end: int) -> tuple[int, int, str] | None:
+    """From the header of the frame; None where it is not found."""
+    at = offset + 2
+    while at + 10 <= end and content[at] == 0xFF:
+        marker = content[at + 1]
+        if marker in _JPEG_FRAMES:
+            mode = _JPEG_MODES.get(content[at + 9])
+            if content[at + 4] != 8 or mode is None:
+                return None
+            return content[at + 7] << 8 | content[at + 8], content[at + 5] << 8 | content[at + 6], mode
+        length = content[at + 2] << 8 | content[at + 3]
+        if length < 2 or marker < 0xC0 or marker == 0xDA:
+            return None
+        at += 2 + length
+    return None
+
+
+def forms_of(content, places: Iterable[tuple[int, int]]) -> Counter:
+    """How many images have each width, height and mode. Raises TarError where none is an image."""
+    forms: Counter = Counter()
+    failure: TarError | None = None
+    for offset, size in places:
+        try:
+            forms[look(content, offset, size)] += 1
+        except ValueError as error:  # training takes another sample in its place
+            forms[None] += 1
+            failure = failure or TarError(str(error), offset)
+    if failure and len(forms) == 1:
+        raise failure
+    return forms
+
+
+def common_form(counts: Iterable[Counter]) -> tuple[int, int, dict]:
+    """Resolution and channels that most images have, and, for the index, all forms. Says what is to be converted.
+
+    Args:
+        counts: of each shard, see forms_of.
+
+    Raises:
+        InputError: they are no squares that training can use, or most have other sizes.
+    """
+    forms: Counter = Counter()
+    for count in counts:
+        forms.update(count)
+    unreadable = forms.pop(None, 0)
+    total = sum(forms.values())
+    sizes: Counter = Counter()
+    layouts: Counter = Counter()
+    for (width, height, mode), number in forms.items():
+        sizes[width, height] += number
+        layouts[_CHANNELS.get(mode, 3)] += number
+    (width, height), number = sizes.most_common(1)[0]
+    channels = layouts.most_common(1)[0][0]
+    if width != height or width not in RESOLUTIONS:
+        raise no_square(width, height, channels, "pack them instead (stylegan-dist pack)")
+    if 2 * number < total:
+        raise InputError(f"only {number} of {total} images have the commonest size, {width} x {height} pixels: pack them "
+                         "instead (stylegan-dist pack)")
+    fitting = MODES[channels]
+    others = [(form, number) for form, number in forms.most_common() if form != (width, width, fitting)]
+    if others:
+        told = ", ".join(f"{number} of {w} x {h} pixels and mode {mode}" for (w, h, mode), number in others[:5])
+        print(f"{sum(number for _, number in others)} of {total} images are not of {width} x {width} pixels and mode {fitting} "
+              f"({told}{', ...' * (len(others) > 5)}): training converts them as stylegan-dist pack would")
+    if unreadable:
+        print(f"{unreadable} files are no images: training takes others in their place, and stylegan-dist verify names them")
+    listed = [{"width": w, "height": h, "mode": mode, "images": number} for (w, h, mode), number in forms.most_common(_LISTED)]
+    return width, channels, {"forms": listed}
+
+
+def no_square(width: int, height: int, channels: int, remedy: str) -> InputError:
+    """The error for samples of a size that training cannot use."""
+    return InputError(f"the samples are {width} x {height} pixels with {channels} channels; training needs squares of "
+                      f"{', '.join(map(str, RESOLUTIONS))} pixels: {remedy}")
