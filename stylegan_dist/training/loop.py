@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +14,11 @@ import torch
 from stylegan_dist import randomness
 from stylegan_dist.config import Config, to_dict
 from stylegan_dist.data.arrays import as_pictures
+from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.demand import node_demand, open_cache
 from stylegan_dist.data.mixture import order_of
-from stylegan_dist.data.stream import Batch, BatchStream
+from stylegan_dist.data.stream import LOOK_SECONDS, BatchStream
 from stylegan_dist.errors import InputError, Interrupted, LocalInputError
 from stylegan_dist.machine import available_memory, peak_memory
 from stylegan_dist.monitor.images import save_grid
@@ -27,7 +30,8 @@ from stylegan_dist.training.checkpoint import checkpoint_folder, prune_checkpoin
 from stylegan_dist.training.compiled import compile_networks, networks_to_compile, why_not_compiled
 from stylegan_dist.training.engine import Engine
 from stylegan_dist.training.engine.preflight import check_agreement
-from stylegan_dist.training.interruption import StopRequest, end_with_launcher
+from stylegan_dist.training.engine.ranks import host_name
+from stylegan_dist.training.interruption import StopRequest, end_with_launcher, why_nohup_fails
 from stylegan_dist.training.memory import is_out_of_memory, propose_batch_gpu
 from stylegan_dist.training.plan import header_facts, load_index_of
 from stylegan_dist.training.rules import resolve, steps_in
@@ -37,6 +41,8 @@ from stylegan_dist.training.step import micro_batches, run_step
 from stylegan_dist.training.timing import PhaseTimer
 
 WAIT_ALLOWED = 0.02   # share of a tick that may go by waiting for data without a warning
+DATA_SHARE = 0.9      # of run.timeout, for a rank to say that it has no data before the others give up waiting for it
+STOP_SECONDS = 10.0   # that a rank waits for data after a request to stop; there may be 30 until it is killed
 SHOWN_REPLACED = 20  # corrupt images named in log.txt at once
 
 
@@ -94,6 +100,7 @@ class Trainer:
         self.batch = self.config.run.batch
         self.total = steps_in(self.config) * self.batch
         self.timer = PhaseTimer(engine.device)
+        self.started = start
         self.unsaved = False  # the last attempt to save a checkpoint failed
         self.no_compile = why_not_compiled(self.config, any(engine.spreads(name) for name in self.state.networks))
         self.to_compile = () if self.no_compile else networks_to_compile(self.engine.device.type)
@@ -133,11 +140,14 @@ class Trainer:
         if state.nimg == 0:
             self.engine.on_main(self._save_reals)
             self._save_samples()
+        if self.engine.is_main:
+            stream.tell = self.monitor.warn
         asked = None  # whether any rank had been asked to stop in the step before
         self.tick_began = time.perf_counter()
         try:
             while state.nimg < self.total:
                 before = state.nimg
+                self._wait_for_data(stream, stop)
                 batch = next(stream)
                 stopping = self._step(batch, stop.requested)
                 self.monitor.progress(state.nimg)
@@ -162,6 +172,23 @@ class Trainer:
             raise InputError("the run ended, but its last checkpoint could not be saved (see the warning above): make "
                              "room and run the same command again")
         self.monitor.line(f"finished at {state.nimg / 1000:g} kimg; samples: {self.samples_path}")
+
+    def _wait_for_data(self, stream: BatchStream, stop: StopRequest) -> None:
+        """Until the next batch is there; a request to stop is obeyed before."""
+        began = None  # of the wait with a request
+        while not stream.ready(LOOK_SECONDS):
+            if not stop.requested:
+                continue
+            if self.engine.world_size == 1:  # this is the state after a whole step
+                if self.state.nimg > self.started:
+                    self._count_replaced(stream)
+                    self._save_checkpoint()
+                self._stop()
+            began = began or time.monotonic()
+            if time.monotonic() - began > STOP_SECONDS:  # the others are in the middle of a step, and only this rank knows
+                print(f"rank {self.engine.rank} ({host_name()}) cannot take part in saving the state, as it has no data: "
+                      f"{stream.describe_wait()}; the run will continue from its last checkpoint", file=sys.stderr, flush=True)
+                raise Interrupted
 
     def _stop(self) -> None:
         """End on request; there may be only seconds left."""
@@ -338,8 +365,9 @@ class Trainer:
         )
         monitor.header(header_facts(self.resolved, self.index, self.state, self.engine.describe(),
                                     self.engine.describe_network(), self.no_compile, self.engine.no_graphs))
-        for notice in self.notices:
-            monitor.warn(notice)
+        for notice in (*self.notices, why_nohup_fails(os.environ)):
+            if notice:
+                monitor.warn(notice)
         return monitor
 
     def _open_cache(self, nimg: int) -> NodeCache | None:
@@ -356,7 +384,8 @@ class Trainer:
             self.index, seed=self.config.run.seed, lanes=d.lanes, block=d.block, batch=self.batch,
             rank=self.engine.rank, world_size=self.engine.world_size, start=self.state.nimg, mirror=d.mirror,
             workers=d.workers, prefetch=d.prefetch, pin_memory=self.engine.device.type == "cuda",
-            cache=self.cache,
+            cache=self.cache, timeout=DATA_SHARE * self.config.run.timeout if self.engine.world_size > 1 else
+            self.config.run.timeout,
         )
 
 
