@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from stylegan_dist import __version__
 from stylegan_dist.config import describe, load_config
 from stylegan_dist.data.commands import add_index, add_pack, add_verify
+from stylegan_dist.environment import usable_environment
 from stylegan_dist.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAILURE,
@@ -48,6 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.parse_args(argv)  # complains about what is left over
     else:
         args.overrides += rest  # overrides may stand behind options, too
+    try:
+        with usable_environment():
+            return _run(args)
+    except InputError as error:  # the environment is not
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_BAD_INPUT
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         return args.run(args)
     except InputError as error:

@@ -19,7 +19,7 @@ from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.demand import node_demand, open_cache
 from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.stream import LOOK_SECONDS, BatchStream
-from stylegan_dist.errors import InputError, Interrupted, LocalInputError
+from stylegan_dist.errors import InputError, Interrupted, LocalInputError, RankLost
 from stylegan_dist.machine import available_memory, peak_memory
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
@@ -59,12 +59,17 @@ def train(config: Config) -> None:
     failure, free = None, available_memory(engine.device, engine.local_world_size)
     try:
         Trainer(config, engine).run()
+        engine.say_end()
+    except RankLost as error:
+        raise RankLost(f"{error}; {engine.say_end(error)}; the run continues from its last checkpoint") from None
     except (RuntimeError, MemoryError) as error:
+        engine.say_end(error)
         if not is_out_of_memory(error):
             raise
         failure = str(error).strip().partition("\n")[0] or type(error).__name__
-    except (InputError, Interrupted) as error:
-        if not isinstance(error, LocalInputError):
+    except BaseException as error:
+        engine.say_end(error)
+        if isinstance(error, (InputError, Interrupted)) and not isinstance(error, LocalInputError):
             engine.close()
         raise
     if failure is not None:  # not inside the handler, where the failed tensors are still alive
@@ -140,15 +145,16 @@ class Trainer:
         if state.nimg == 0:
             self.engine.on_main(self._save_reals)
             self._save_samples()
-        if self.engine.is_main:
-            stream.tell = self.monitor.warn
+        stream.tell = self._tell_late
         asked = None  # whether any rank had been asked to stop in the step before
         self.tick_began = time.perf_counter()
         try:
             while state.nimg < self.total:
                 before = state.nimg
+                self.engine.enter("waiting for data", before)
                 self._wait_for_data(stream, stop)
                 batch = next(stream)
+                self.engine.enter("training", before)
                 stopping = self._step(batch, stop.requested)
                 self.monitor.progress(state.nimg)
                 interrupted, asked = asked is not None and asked() > 0, stopping
@@ -185,10 +191,17 @@ class Trainer:
                     self._save_checkpoint()
                 self._stop()
             began = began or time.monotonic()
-            if time.monotonic() - began > STOP_SECONDS:  # the others are in the middle of a step, and only this rank knows
-                print(f"rank {self.engine.rank} ({host_name()}) cannot take part in saving the state, as it has no data: "
-                      f"{stream.describe_wait()}; the run will continue from its last checkpoint", file=sys.stderr, flush=True)
-                raise Interrupted
+            if time.monotonic() - began > STOP_SECONDS:  # the others are in the middle of a step
+                self._tell_late(f"stopped on request without saving the state, as there is no data: {stream.describe_wait()}")
+                raise Interrupted("the run continues from its last checkpoint")
+
+    def _tell_late(self, text: str) -> None:
+        """That data is late, by the rank that waits for it; the others learn it from there."""
+        self.engine.enter(text, self.state.nimg)
+        if self.engine.is_main:
+            self.monitor.warn(text)
+        else:
+            print(f"WARNING: rank {self.engine.rank} ({host_name()}): {text}", file=sys.stderr, flush=True)
 
     def _stop(self) -> None:
         """End on request; there may be only seconds left."""
@@ -288,6 +301,7 @@ class Trainer:
 
     def _save_samples(self) -> None:
         """A picture of the averaged generator at fixed latents; one class per column if conditional."""
+        self.engine.enter("drawing samples", self.state.nimg)
         network = self.state.ema.whole()
         self.engine.on_main(lambda: self._draw_samples(network))
 
@@ -329,6 +343,7 @@ class Trainer:
             raise RuntimeError(f"the ranks hold different networks at {state.nimg} images: a fault of the hardware or of this "
                                "program; the last checkpoint is good")
         self.unsaved = True
+        self.engine.enter("saving a checkpoint", state.nimg)
         try:
             save_checkpoint(self.run_dir, state.nimg, state.tensors(), state.facts(), self.engine, int(c.file_mib * 2**20))
         except InputError as error:  # the same on all ranks
