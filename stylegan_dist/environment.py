@@ -33,8 +33,8 @@ def usable_environment() -> Iterator[None]:
         except OSError:
             _to_nowhere(descriptor)
     before = sys.stdout, sys.stderr
-    sys.stdout = _Output(sys.stdout or open(1, "w", closefd=False), None)
-    sys.stderr = _Output(sys.stderr or open(2, "w", closefd=False), WRITE_SECONDS)
+    out, err = (stream or os.fdopen(number, "w", closefd=False) for number, stream in enumerate(before, 1))
+    sys.stdout, sys.stderr = _Output(out, None), _Output(err, WRITE_SECONDS)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:

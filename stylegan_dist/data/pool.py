@@ -6,6 +6,7 @@ no lock that a killed worker could keep and no message per image.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
@@ -128,4 +129,4 @@ class _Watch:
                              "well, and run the same command again")
         elif self._idle > NOTE_SECONDS and not self._told:
             self._told = True
-            bar.write(f"no progress for {NOTE_SECONDS:g} s: {self.worker.describe()}", file=bar.fp)
+            bar.write(f"no progress for {NOTE_SECONDS:g} s: {self.worker.describe()}", file=sys.stderr)

@@ -80,7 +80,8 @@ class Worker:
         try:
             self.pipe, theirs = context.Pipe()
             with contextlib.closing(theirs), _stop_signals_wait():  # until the worker has said that it ignores them
-                self._process = context.Process(target=_serve, args=(theirs, os.getpid(), function), daemon=True)
+                self._process = context.Process(target=_serve, args=(theirs, self.pipe, os.getpid(), function),
+                                                daemon=True)
                 self._process.start()
         except OSError as error:
             remedy = _NOT_STARTED.get(error.errno or 0, "see what the system says")
@@ -204,12 +205,13 @@ def _stop_signals_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(pipe: Connection, parent: int, function: Callable[[Any], Any]) -> None:
+def _serve(pipe: Connection, of_parent: Connection, parent: int, function: Callable[[Any], Any]) -> None:
     """In the worker."""
+    of_parent.close()  # inherited; while it is open here, this would not see the parent close it
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    for other in list(_open_workers):  # inherited; while it is open here, that worker would not see its parent close it
+    for other in list(_open_workers):  # nor would another worker
         other.pipe.close()
         _open_workers.discard(other)
     _end_with_parent(parent)
@@ -218,10 +220,10 @@ def _serve(pipe: Connection, parent: int, function: Callable[[Any], Any]) -> Non
         while True:
             size, = _LENGTH.unpack(_receive(descriptor, _LENGTH.size))
             request = pickle.loads(_receive(descriptor, size))
-            content = memoryview(_answer(function, request))
-            for part in (_LENGTH.pack(len(content)), content):
-                while part:
-                    part = part[os.write(descriptor, part):]
+            answer = _answer(function, request)
+            content = memoryview(_LENGTH.pack(len(answer)) + answer)
+            while content:
+                content = content[os.write(descriptor, content):]
 
 
 def _answer(function: Callable[[Any], Any], request: Any) -> bytes:
