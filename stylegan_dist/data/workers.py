@@ -33,6 +33,7 @@ _LENGTH = struct.Struct("!Q")
 _STATES = {
     "T": "is stopped (SIGSTOP): kill -CONT {pid} lets it go on",
     "t": "is stopped by a debugger",
+    "S": "waits for something, such as the network",
     "D": "waits for a disk or a network file system that does not answer",
 }
 _NOT_STARTED = {
@@ -77,6 +78,7 @@ class Worker:
     def __init__(self, name: str, function: Callable[[Any], Any], fewer: str):
         self.name = name
         self._incoming, self._outgoing = bytearray(), bytearray()
+        self.pipe: Any = None
         try:
             self.pipe, theirs = context.Pipe()
             with contextlib.closing(theirs), _stop_signals_wait():  # until the worker has said that it ignores them
@@ -84,6 +86,8 @@ class Worker:
                                                 daemon=True)
                 self._process.start()
         except OSError as error:
+            if self.pipe is not None:
+                self.pipe.close()
             remedy = _NOT_STARTED.get(error.errno or 0, "see what the system says")
             raise InputError(f"cannot start {name}: {error.strerror or error}; {remedy}, or set {fewer}") from None
         self.pid = self._process.pid

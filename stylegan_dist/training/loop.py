@@ -18,7 +18,7 @@ from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.demand import node_demand, open_cache
 from stylegan_dist.data.mixture import order_of
-from stylegan_dist.data.stream import LOOK_SECONDS, BatchStream
+from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError, Interrupted, LocalInputError, RankLost
 from stylegan_dist.machine import available_memory, peak_memory
 from stylegan_dist.monitor.images import save_grid
@@ -39,10 +39,9 @@ from stylegan_dist.training.run_folder import SAMPLES_NAME, RunFolder
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches, run_step
 from stylegan_dist.training.timing import PhaseTimer
+from stylegan_dist.training.waiting import wait_for_data, what_waiting_means
 
-WAIT_ALLOWED = 0.02   # share of a tick that may go by waiting for data without a warning
 DATA_SHARE = 0.9      # of run.timeout, for a rank to say that it has no data before the others give up waiting for it
-STOP_SECONDS = 10.0   # that a rank waits for data after a request to stop; there may be 30 until it is killed
 SHOWN_REPLACED = 20  # corrupt images named in log.txt at once
 
 
@@ -152,7 +151,8 @@ class Trainer:
             while state.nimg < self.total:
                 before = state.nimg
                 self.engine.enter("waiting for data", before)
-                self._wait_for_data(stream, stop)
+                if not wait_for_data(stream, stop, self.engine.world_size > 1):
+                    self._stop_without_data(stream)
                 batch = next(stream)
                 self.engine.enter("training", before)
                 stopping = self._step(batch, stop.requested)
@@ -179,21 +179,15 @@ class Trainer:
                              "room and run the same command again")
         self.monitor.line(f"finished at {state.nimg / 1000:g} kimg; samples: {self.samples_path}")
 
-    def _wait_for_data(self, stream: BatchStream, stop: StopRequest) -> None:
-        """Until the next batch is there; a request to stop is obeyed before."""
-        began = None  # of the wait with a request
-        while not stream.ready(LOOK_SECONDS):
-            if not stop.requested:
-                continue
-            if self.engine.world_size == 1:  # this is the state after a whole step
-                if self.state.nimg > self.started:
-                    self._count_replaced(stream)
-                    self._save_checkpoint()
-                self._stop()
-            began = began or time.monotonic()
-            if time.monotonic() - began > STOP_SECONDS:  # the others are in the middle of a step
-                self._tell_late(f"stopped on request without saving the state, as there is no data: {stream.describe_wait()}")
-                raise Interrupted("the run continues from its last checkpoint")
+    def _stop_without_data(self, stream: BatchStream) -> None:
+        """End on request before there is another batch."""
+        if self.engine.world_size > 1:  # the others are in the middle of a step
+            self._tell_late(f"stopped on request without saving the state, as there is no data: {stream.describe_wait()}")
+            raise Interrupted("the run continues from its last checkpoint")
+        if self.state.nimg > self.started:  # this is the state after a whole step
+            self._count_replaced(stream)
+            self._save_checkpoint()
+        self._stop()
 
     def _tell_late(self, text: str) -> None:
         """That data is late, by the rank that waits for it; the others learn it from there."""
@@ -249,29 +243,12 @@ class Trainer:
             self.alerted = True
             text = ", ".join(f"{count:.0f} values in {name[-1]}" for name, count in broken.items())
             self.monitor.alert("non-finite gradients", text)
-        self._tell_waiting(stream, seconds)
+        if not self.told_waiting and (advice := what_waiting_means(self.engine, stream, seconds, self.config.data.workers,
+                                                                   self.cache is not None)):
+            self.told_waiting = True
+            self.monitor.warn(advice)
         stream.seconds_waited = stream.seconds_read = stream.seconds_decode = 0.0
         self.tick_began, self.tick_nimg = time.perf_counter(), state.nimg
-
-    def _tell_waiting(self, stream: BatchStream, seconds: float) -> None:
-        """Warn, once, when any rank spends too much of a tick waiting for data, and say what its readers were busy with."""
-        here = [stream.seconds_waited / seconds, stream.seconds_read, stream.seconds_decode]
-        ranks = self.engine.gather(here)
-        waited, read, decode = worst = max(ranks)
-        if waited <= WAIT_ALLOWED or self.told_waiting:
-            return
-        self.told_waiting = True
-        d = self.config.data
-        if read > decode:
-            cause, remedy = ("network", "a larger cache on a local disk, or more reader processes (data.workers)") \
-                if self.cache is not None else ("disk", "a local disk, or more reader processes (data.workers)")
-        else:
-            cause, remedy = "decode", "more reader processes (data.workers), or a data set packed as jpg"
-        self.monitor.warn(
-            f"waiting for data took {waited:.0%} of the time on rank {ranks.index(worst)}; the cause is {cause} (reading "
-            f"{read:.1f} s, decoding {decode:.1f} s in {max(d.workers, 1)} readers): try {remedy}; stylegan-dist bench-data "
-            "measures what is possible"
-        )
 
     def _count_replaced(self, stream: BatchStream) -> None:
         """Count and name the corrupt images that any rank has met since the last call; stop if they are too many."""
