@@ -89,8 +89,8 @@ def measure(args: argparse.Namespace) -> None:
     import torch
 
     from stylegan_dist.config import load_config
+    from stylegan_dist.data.batches import Batch
     from stylegan_dist.data.index import DatasetIndex, Shard
-    from stylegan_dist.data.stream import Batch
     from stylegan_dist.training.engine import Engine
     from stylegan_dist.training.loop import set_arithmetic
     from stylegan_dist.training.rules import resolve

@@ -18,8 +18,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from stylegan_dist.config import load_config
+from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.index import DatasetIndex, Shard
-from stylegan_dist.data.stream import Batch
 from stylegan_dist.errors import InputError
 from stylegan_dist.machine import supports_bf16
 from stylegan_dist.training.loop import set_arithmetic

@@ -23,10 +23,10 @@ import fsspec
 import numpy as np
 from tqdm import tqdm
 
+from stylegan_dist.data.batches import LOCATED_AT_ONCE
 from stylegan_dist.data.cache import Blob, NodeCache
 from stylegan_dist.data.mixture import MixedOrder
 from stylegan_dist.data.order import GlobalOrder
-from stylegan_dist.data.stream import LOCATED_AT_ONCE
 
 SHARDS, LANES, BLOCK = 100_000, 64, 4096
 

@@ -39,8 +39,8 @@ from roofline import GPUS, fit_groups, rates_of, resolution_of  # noqa: E402
 
 from stylegan_dist.config import load_config  # noqa: E402
 from stylegan_dist.config.schema import Config  # noqa: E402
+from stylegan_dist.data.batches import Batch  # noqa: E402
 from stylegan_dist.data.index import DatasetIndex  # noqa: E402
-from stylegan_dist.data.stream import Batch  # noqa: E402
 from stylegan_dist.errors import InputError  # noqa: E402
 from stylegan_dist.machine import peak_memory  # noqa: E402
 from stylegan_dist.ops import native  # noqa: E402

@@ -12,6 +12,7 @@ from stylegan_dist import __version__
 from stylegan_dist.arguments import CELLS, MANY, path, real, whole, word
 from stylegan_dist.config import describe, load_config
 from stylegan_dist.data.commands import add_index, add_pack, add_verify
+from stylegan_dist.environment import usable_environment
 from stylegan_dist.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAILURE,
@@ -24,9 +25,9 @@ from stylegan_dist.errors import (
 )
 from stylegan_dist.last_word import leave_last_word
 from stylegan_dist.machine import name_the_user
-from stylegan_dist.monitor.redact import redact
 from stylegan_dist.paths import user_path
 from stylegan_dist.ranges import Range
+from stylegan_dist.redact import redact
 from stylegan_dist.tools.data_commands import add_bench_data, add_peek
 
 SECONDS_TO_SPEAK = 10  # for the rank that prints an error, by which it may be later than others
@@ -49,6 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_train(verbs)
     _add_generate(verbs)
     _add_doctor(verbs)
+    try:
+        with usable_environment():
+            return _run(parser, argv)
+    except InputError as error:  # the environment is not
+        _say_error(error)
+        return EXIT_BAD_INPUT
+
+
+def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     trains = False
     try:
         args, rest = parser.parse_known_args(argv)

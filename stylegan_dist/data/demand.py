@@ -12,7 +12,7 @@ from stylegan_dist.data.mixture import MixedOrder
 from stylegan_dist.data.order import GlobalOrder
 from stylegan_dist.data.reader import blobs
 from stylegan_dist.errors import InputError
-from stylegan_dist.monitor.redact import redact
+from stylegan_dist.redact import redact
 
 
 def node_demand(index: DatasetIndex, order: GlobalOrder | MixedOrder, nimg: int, batch: int, world_size: int,

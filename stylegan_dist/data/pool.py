@@ -6,42 +6,46 @@ no lock that a killed worker could keep and no message per image.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing.connection import wait
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from stylegan_dist.data.workers import Worker, WorkerEnded, end_workers, shared_bytes
 from stylegan_dist.errors import InputError
 
 _LOOK_SECONDS = 0.1
-
-# In a worker: what it runs and where it reports, given once when it starts.
-_work: tuple[Callable, Progress] | None = None
+NOTE_SECONDS = 30.0    # without a sign of life from a worker until a person is told
+STUCK_SECONDS = 600.0  # and until that is an error; a large file on a slow disk may take minutes
+STOP_SECONDS = 10.0    # for workers to leave their tasks in order
 
 
 class Progress:
     """Counters that workers and the parent share: one slot for each task."""
 
-    def __init__(self, context, tasks: int):
-        self.done = context.RawArray("q", tasks)
-        self.failed = context.RawArray("q", tasks)
-        self._stop = context.RawValue("b", 0)
+    def __init__(self, tasks: int):
+        self.__setstate__((shared_bytes(8 * (2 * tasks + 1)), tasks))
+
+    def __getstate__(self) -> tuple[Any, int]:
+        return self._memory, len(self.done)
+
+    def __setstate__(self, state: tuple[Any, int]) -> None:
+        self._memory, tasks = state
+        counters = np.frombuffer(self._memory, np.int64)
+        self.done, self.failed, self._stop = counters[:tasks], counters[tasks:2 * tasks], counters[2 * tasks:]
 
     @property
     def stopped(self) -> bool:
         """The parent wants no more results: leave the task unfinished."""
-        return bool(self._stop.value)
+        return bool(self._stop[0])
 
     def stop(self) -> None:
-        self._stop.value = 1
+        self._stop[0] = 1
 
 
 def run(
@@ -57,55 +61,72 @@ def run(
         function: picklable, as are its task and result.
         bar: shows the sum of `done`, beyond what it shows already.
     Yields: (slot, result) as tasks end, in no particular order.
-    Raises: what the function raises; InputError when a worker is killed.
+    Raises: what the function raises; InputError when a worker cannot start, is killed, or is stuck.
     """
-    # Forked workers need not import everything again; elsewhere than on Linux forking is not safe.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    progress = Progress(context, len(tasks))
-    start = bar.n
-    executor = ProcessPoolExecutor(
-        min(workers, max(1, len(tasks))), context, initializer=_start_worker,
-        initargs=(function, progress, os.getpid()),
-    )
     try:
-        slots = {executor.submit(_run_task, slot, task): slot for slot, task in enumerate(tasks)}
-        waiting = set(slots)
-        while waiting:
-            ended, waiting = wait(waiting, _LOOK_SECONDS, FIRST_COMPLETED)
-            bar.update(start + sum(progress.done) - bar.n)
-            if failures_allowed is not None and sum(progress.failed) > failures_allowed:
+        progress = Progress(len(tasks))
+    except OSError as error:
+        raise InputError(f"no memory for {len(tasks)} tasks ({error.strerror}): raise ulimit -v") from None
+    start, todo = bar.n, iter(range(len(tasks)))
+    watches: dict[Worker, _Watch] = {}  # of those at work
+    crew: list[Worker] = []
+    try:
+        for slot in todo:
+            worker = Worker(f"worker {len(crew) + 1}", partial(_run_task, function, tasks, progress), "fewer --workers")
+            crew.append(worker)
+            worker.ask(slot)
+            watches[worker] = _Watch(worker, slot, progress)
+            if len(crew) == workers:
+                break
+        while watches:
+            ready = wait([worker.pipe for worker in watches], _LOOK_SECONDS)
+            bar.update(start + int(progress.done.sum()) - bar.n)
+            if failures_allowed is not None and progress.failed.sum() > failures_allowed:
                 progress.stop()
-            for future in ended:
-                yield slots[future], future.result()
-    except BrokenProcessPool:
-        raise InputError(
-            "a worker process was killed, probably because the memory was full: run the same command again "
-            "with fewer --workers"
-        ) from None
+            for worker in list(watches):
+                if worker.pipe not in ready:
+                    watches[worker].look(bar)
+                for result in worker.answers() if worker.pipe in ready else ():
+                    slot = watches.pop(worker).slot
+                    following = next(todo, None)
+                    if following is not None:
+                        worker.ask(following)
+                        watches[worker] = _Watch(worker, following, progress)
+                    yield slot, result
+    except WorkerEnded as error:
+        raise InputError(f"{error}: run the same command again with fewer --workers") from None
     finally:
         progress.stop()
-        executor.shutdown(cancel_futures=True)
+        end_workers(crew, STOP_SECONDS)
 
 
-def _start_worker(function: Callable, progress: Progress, parent: int) -> None:
-    global _work
-    _work = (function, progress)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and stops us in order
-    end_with_parent(parent)
+def _run_task(function: Callable, tasks: Sequence, progress: Progress, slot: int):
+    return function(slot, tasks[slot], progress)
 
 
-def end_with_parent(parent: int) -> None:
-    """In a worker: end it when its parent was killed. It would otherwise wait for tasks for ever."""
+class _Watch:
+    """Looks whether a worker gets on with a task. A sign of life: it counts a sample, or uses the CPU."""
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK_SECONDS)
-        os._exit(1)
+    def __init__(self, worker: Worker, slot: int, progress: Progress):
+        self.worker, self.slot, self._progress = worker, slot, progress
+        self._looked, self._idle, self._signs, self._told = time.monotonic(), 0.0, self._read(), False
 
-    threading.Thread(target=watch, daemon=True, name="parent").start()
+    def _read(self) -> tuple:
+        return int(self._progress.done[self.slot]), int(self._progress.failed[self.slot]), self.worker.work_done()
 
-
-def _run_task(slot: int, task):
-    assert _work is not None, "set when the worker started"
-    function, progress = _work
-    return function(slot, task, progress)
+    def look(self, bar: tqdm) -> None:
+        """Raises: InputError: the worker is stuck."""
+        now = time.monotonic()
+        if now - self._looked < 1.0:
+            return
+        # No more than some seconds at a time: this process may have been stopped with its workers.
+        self._idle, self._looked = self._idle + min(now - self._looked, 5.0), now
+        signs = self._read()
+        if signs[-1] is None or signs != self._signs:
+            self._idle, self._signs = 0.0, signs
+        elif self._idle > STUCK_SECONDS:
+            raise InputError(f"{self.worker.describe()}, for {STUCK_SECONDS:g} s by now: see whether its disk or network is "
+                             "well, and run the same command again")
+        elif self._idle > NOTE_SECONDS and not self._told:
+            self._told = True
+            bar.write(f"no progress for {NOTE_SECONDS:g} s: {self.worker.describe()}", file=sys.stderr)

@@ -28,8 +28,8 @@ from fsspec.callbacks import Callback
 from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import open_regular
-from stylegan_dist.monitor.redact import carries_secret, mask_location, mask_urls
 from stylegan_dist.records import MAX_BYTES, shorten
+from stylegan_dist.redact import carries_secret, mask_location, mask_urls
 
 MOST_LOCATIONS = 10_000_000  # that one pattern may stand for
 _DEEPEST = 50                # braces inside each other

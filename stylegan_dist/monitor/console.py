@@ -12,6 +12,7 @@ from typing import BinaryIO, TextIO
 
 from tqdm import tqdm
 
+from stylegan_dist.environment import takes_output
 from stylegan_dist.files import is_at
 
 # What a status line shows after the progress, in this order: metric, how it is written.
@@ -116,7 +117,7 @@ class Console:
             self._append(text)
 
     def _print(self, text: str) -> None:
-        if self._stream_lost:
+        if self._stream_lost or not takes_output(self._stream):  # the log has it; training does not wait for a reader
             return
         try:
             # A terminal of another encoding must not turn a run's name into an error.

@@ -12,7 +12,7 @@ import importlib
 import os
 from typing import Any
 
-from stylegan_dist.monitor.redact import redact
+from stylegan_dist.redact import redact
 
 MODES = ("auto", "online", "offline", "disabled")
 _PRIVACY = ("online", "offline", "disabled")      # each more private than the one before

@@ -23,8 +23,8 @@ import psutil
 
 from stylegan_dist.errors import EXIT_INTERRUPTED, EXIT_OK
 from stylegan_dist.files import write_whole
-from stylegan_dist.monitor.redact import redact
 from stylegan_dist.monitor.wandb_choice import MODES, choose_mode, description, names_a_secret, user_settings
+from stylegan_dist.redact import redact
 
 ID_NAME = "wandb_id"
 MAX_FAILURES = 3          # in a row

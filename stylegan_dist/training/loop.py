@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +14,12 @@ import torch
 from stylegan_dist import randomness
 from stylegan_dist.config import Config, to_dict
 from stylegan_dist.data.arrays import as_pictures
+from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.demand import node_demand, open_cache
 from stylegan_dist.data.mixture import order_of
-from stylegan_dist.data.stream import Batch, BatchStream
-from stylegan_dist.errors import InputError, Interrupted, LocalInputError
+from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.errors import InputError, Interrupted, LocalInputError, RankLost
 from stylegan_dist.machine import available_memory, peak_memory
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
@@ -27,7 +30,8 @@ from stylegan_dist.training.checkpoint import Diverged, checkpoint_folder, prune
 from stylegan_dist.training.compiled import compile_networks, networks_to_compile, why_not_compiled
 from stylegan_dist.training.engine import Engine
 from stylegan_dist.training.engine.preflight import check_agreement
-from stylegan_dist.training.interruption import StopRequest, end_with_launcher
+from stylegan_dist.training.engine.ranks import host_name
+from stylegan_dist.training.interruption import StopRequest, end_with_launcher, why_nohup_fails
 from stylegan_dist.training.memory import is_out_of_memory, propose_batch_gpu
 from stylegan_dist.training.plan import header_facts, load_index_of
 from stylegan_dist.training.rules import resolve, steps_in
@@ -35,8 +39,9 @@ from stylegan_dist.training.run_folder import SAMPLES_NAME, RunFolder
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches, run_step
 from stylegan_dist.training.timing import PhaseTimer
+from stylegan_dist.training.waiting import wait_for_data, what_waiting_means
 
-WAIT_ALLOWED = 0.02   # share of a tick that may go by waiting for data without a warning
+DATA_SHARE = 0.9      # of run.timeout, for a rank to say that it has no data before the others give up waiting for it
 SHOWN_REPLACED = 20  # corrupt images named in log.txt at once
 
 
@@ -53,12 +58,17 @@ def train(config: Config) -> None:
     failure, free = None, available_memory(engine.device, engine.local_world_size)
     try:
         Trainer(config, engine).run()
+        engine.say_end()
+    except RankLost as error:
+        raise RankLost(f"{error}; {engine.say_end(error)}; the run continues from its last checkpoint") from None
     except (RuntimeError, MemoryError) as error:
+        engine.say_end(error)
         if not is_out_of_memory(error):
             raise
         failure = str(error).strip().partition("\n")[0] or type(error).__name__
-    except (InputError, Interrupted) as error:
-        if not isinstance(error, LocalInputError):
+    except BaseException as error:
+        engine.say_end(error)
+        if isinstance(error, (InputError, Interrupted)) and not isinstance(error, LocalInputError):
             engine.close()
         raise
     if failure is not None:  # not inside the handler, where the failed tensors are still alive
@@ -94,6 +104,7 @@ class Trainer:
         self.batch = self.config.run.batch
         self.total = steps_in(self.config) * self.batch
         self.timer = PhaseTimer(engine.device)
+        self.started = start
         self.unsaved = False  # the last attempt to save a checkpoint failed
         self.no_compile = why_not_compiled(self.config, any(engine.spreads(name) for name in self.state.networks))
         self.to_compile = () if self.no_compile else networks_to_compile(self.engine.device.type)
@@ -133,12 +144,17 @@ class Trainer:
         if state.nimg == 0:
             self.engine.on_main(self._save_reals)
             self._save_samples()
+        stream.tell = self._tell_late
         asked = None  # whether any rank had been asked to stop in the step before
         self.tick_began = time.perf_counter()
         try:
             while state.nimg < self.total:
                 before = state.nimg
+                self.engine.enter("waiting for data", before)
+                if not wait_for_data(stream, stop, self.engine.world_size > 1):
+                    self._stop_without_data(stream)
                 batch = next(stream)
+                self.engine.enter("training", before)
                 stopping = self._step(batch, stop.requested)
                 self.monitor.progress(state.nimg)
                 interrupted, asked = asked is not None and asked() > 0, stopping
@@ -163,6 +179,24 @@ class Trainer:
             raise InputError("the run ended, but its last checkpoint could not be saved (see the warning above): make "
                              "room and run the same command again")
         self.monitor.line(f"finished at {state.nimg / 1000:g} kimg; samples: {self.samples_path}")
+
+    def _stop_without_data(self, stream: BatchStream) -> None:
+        """End on request before there is another batch."""
+        if self.engine.world_size > 1:  # the others are in the middle of a step
+            self._tell_late(f"stopped on request without saving the state, as there is no data: {stream.describe_wait()}")
+            raise Interrupted("the run continues from its last checkpoint")
+        if self.state.nimg > self.started:  # this is the state after a whole step
+            self._count_replaced(stream)
+            self._save_checkpoint()
+        self._stop()
+
+    def _tell_late(self, text: str) -> None:
+        """That data is late, by the rank that waits for it; the others learn it from there."""
+        self.engine.enter(text, self.state.nimg)
+        if self.engine.is_main:
+            self.monitor.warn(text)
+        else:
+            print(f"WARNING: rank {self.engine.rank} ({host_name()}): {text}", file=sys.stderr, flush=True)
 
     def _stop(self) -> None:
         """End on request; there may be only seconds left."""
@@ -211,29 +245,12 @@ class Trainer:
             self.alerted = True
             text = ", ".join(f"{count:.0f} values in {name[-1]}" for name, count in broken.items())
             self.monitor.alert("non-finite gradients", text)
-        self._tell_waiting(stream, seconds)
+        if not self.told_waiting and (advice := what_waiting_means(self.engine, stream, seconds, self.config.data.workers,
+                                                                   self.cache is not None)):
+            self.told_waiting = True
+            self.monitor.warn(advice)
         stream.seconds_waited = stream.seconds_read = stream.seconds_decode = 0.0
         self.tick_began, self.tick_nimg = time.perf_counter(), state.nimg
-
-    def _tell_waiting(self, stream: BatchStream, seconds: float) -> None:
-        """Warn, once, when any rank spends too much of a tick waiting for data, and say what its readers were busy with."""
-        here = [stream.seconds_waited / seconds, stream.seconds_read, stream.seconds_decode]
-        ranks = self.engine.gather(here)
-        waited, read, decode = worst = max(ranks)
-        if waited <= WAIT_ALLOWED or self.told_waiting:
-            return
-        self.told_waiting = True
-        d = self.config.data
-        if read > decode:
-            cause, remedy = ("network", "a larger cache on a local disk, or more reader processes (data.workers)") \
-                if self.cache is not None else ("disk", "a local disk, or more reader processes (data.workers)")
-        else:
-            cause, remedy = "decode", "more reader processes (data.workers), or a data set packed as jpg"
-        self.monitor.warn(
-            f"waiting for data took {waited:.0%} of the time on rank {ranks.index(worst)}; the cause is {cause} (reading "
-            f"{read:.1f} s, decoding {decode:.1f} s in {max(d.workers, 1)} readers): try {remedy}; stylegan-dist bench-data "
-            "measures what is possible"
-        )
 
     def _count_replaced(self, stream: BatchStream) -> None:
         """Count and name the corrupt images that any rank has met since the last call; stop if they are too many."""
@@ -263,6 +280,7 @@ class Trainer:
 
     def _save_samples(self) -> None:
         """A picture of the averaged generator at fixed latents; one class per column if conditional."""
+        self.engine.enter("drawing samples", self.state.nimg)
         network = self.state.ema.whole()
         self.engine.on_main(lambda: self._draw_samples(network))
 
@@ -305,6 +323,7 @@ class Trainer:
             raise RuntimeError(f"the ranks hold different networks at {state.nimg} images: a fault of the hardware or of this "
                                "program; the last checkpoint is good")
         self.unsaved = True
+        self.engine.enter("saving a checkpoint", state.nimg)
         try:
             save_checkpoint(self.run_dir, state.nimg, state.tensors(), state.facts(), self.engine, int(c.file_mib * 2**20))
         except Diverged as error:  # going on would only move away from the last checkpoint
@@ -351,8 +370,9 @@ class Trainer:
         )
         monitor.header(header_facts(self.resolved, self.index, self.state, self.engine.describe(),
                                     self.engine.describe_network(), self.no_compile, self.engine.no_graphs))
-        for notice in self.notices:
-            monitor.warn(notice)
+        for notice in (*self.notices, why_nohup_fails(os.environ)):
+            if notice:
+                monitor.warn(notice)
         return monitor
 
     def _open_cache(self, nimg: int) -> NodeCache | None:
@@ -370,6 +390,7 @@ class Trainer:
             rank=self.engine.rank, world_size=self.engine.world_size, start=self.state.nimg, mirror=d.mirror,
             workers=d.workers, prefetch=d.prefetch, pin_memory=self.engine.device.type == "cuda",
             cache=self.cache, verify=d.verify,
+            timeout=DATA_SHARE * self.config.run.timeout if self.engine.world_size > 1 else self.config.run.timeout,
         )
 
 

@@ -19,10 +19,10 @@ from stylegan_dist.config.schema import MOST_IMAGES, Config, OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels
-from stylegan_dist.monitor.redact import redact
 from stylegan_dist.objective.adversarial import ADVERSARIAL
 from stylegan_dist.ops import native
 from stylegan_dist.records import shorten
+from stylegan_dist.redact import redact
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_CLAMP = 256.0

@@ -13,7 +13,7 @@ from stylegan_dist.cli import main
 from stylegan_dist.data import storage
 from stylegan_dist.data.index import load_index, read_index
 from stylegan_dist.errors import InputError
-from stylegan_dist.monitor.redact import mask_urls, redact
+from stylegan_dist.redact import mask_urls, redact
 
 SECRET = "Xq7vSECRETk2"
 WITH_SECRETS = (

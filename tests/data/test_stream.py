@@ -15,11 +15,11 @@ import torch
 from batches import ORDER, SAMPLES, STEPS, joined, open_shards_of, open_stream, pack_random, same, take
 from launching import alive
 
+from stylegan_dist.data.batches import BatchDataset
 from stylegan_dist.data.images import decode
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.reader import ShardReader
-from stylegan_dist.data.stream import BatchDataset
 from stylegan_dist.errors import STOP_SIGNALS
 
 

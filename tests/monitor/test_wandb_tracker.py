@@ -16,8 +16,8 @@ from wandb_reader import read_offline_runs
 from wandb_server import KEY
 
 from stylegan_dist.monitor.images import save_grid
-from stylegan_dist.monitor.redact import redact
 from stylegan_dist.monitor.wandb_tracker import WandbTracker, stable_run_id
+from stylegan_dist.redact import redact
 
 
 def test_offline_run_reads_back(run, tmp_path):

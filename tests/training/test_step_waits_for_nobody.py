@@ -10,8 +10,8 @@ from launching import TINY
 from tape import NobodyWaits, NothingIsSent
 
 from stylegan_dist.config import load_config
+from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.index import load_index
-from stylegan_dist.data.stream import Batch
 from stylegan_dist.ops import native
 from stylegan_dist.training.memory import planning_state
 from stylegan_dist.training.rules import resolve

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import nn
 
-from stylegan_dist.errors import InputError
+from stylegan_dist.errors import InputError, RankLost
 from stylegan_dist.machine import available_cores, supports_bf16
 from stylegan_dist.training.engine.choice import choose_engine, forget_plugin
 from stylegan_dist.training.engine.data_parallel import BucketLearner, FlatLearner
@@ -30,6 +30,7 @@ from stylegan_dist.training.engine.preflight import (
     set_timeout,
 )
 from stylegan_dist.training.engine.ranks import Ranks, host_name
+from stylegan_dist.training.engine.watch import Watch, connection_closed
 from stylegan_dist.training.engine.zero import ZeroLearner, load_deepspeed
 
 
@@ -78,6 +79,7 @@ class Engine(Ranks):
             if launched > 1:
                 self.network = measure_network(self)
                 set_timeout(timeout)
+        self._watch = Watch(os.environ, self.hosts, self.where, timeout) if launched > 1 else None
         self.local_world_size = number_of(os.environ, "LOCAL_WORLD_SIZE", self.hosts.count(host_name()))
         if threads == "auto":
             threads = max(1, available_cores() // self.local_world_size)
@@ -136,6 +138,15 @@ class Engine(Ranks):
         if not self.network:
             return ""
         return f"{self.network / 1e9:.2g} GB/s per rank in an all-reduce, {machines} machine{'s' * (machines > 1)}"
+
+    def say_end(self, error: BaseException | None = None) -> str:
+        """Tell the other ranks how this one ends; returns who is late, in words, if it ends since it has lost the others."""
+        if self._watch is None:
+            return ""
+        lost = isinstance(error, RankLost)
+        late = self._watch.who_is_late(connection_closed(str(error))) if lost else ""
+        self._watch.end("the run is finished" if error is None else str(error) or type(error).__name__, gave_up=lost)
+        return late
 
     def close(self) -> None:
         """Leave the process group; without this some backends abort at exit. No learner is to be used after."""

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
@@ -35,6 +36,17 @@ class Ranks:
         self.rank = rank
         self.world_size = world_size
         self.device = torch.device(device)
+        self._calls = 0  # collectives begun
+        self._stage = ("starting", 0, time.monotonic())
+
+    def enter(self, doing: str, nimg: int) -> None:
+        """Say what this rank does from now on, in words, and how many images it has seen; the other ranks can look it up."""
+        self._stage = (doing, nimg, time.monotonic())
+
+    def where(self) -> tuple[str, int, int, float]:
+        """What this rank does, images seen, collectives begun, and since when (time.monotonic)."""
+        doing, nimg, since = self._stage
+        return doing, nimg, self._calls, since
 
     @property
     def is_main(self) -> bool:
@@ -126,8 +138,8 @@ class Ranks:
 
         return wait
 
-    @staticmethod
-    def _collective(function: Callable, *args: Any, **kwargs: Any) -> None:
+    def _collective(self, function: Callable, *args: Any, **kwargs: Any) -> None:
+        self._calls += 1
         with lost_ranks_reported():
             function(*args, **kwargs)
 
@@ -150,7 +162,7 @@ def lost_ranks_reported(only: str = "") -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or not re.search(only, str(error)):
             raise
         reason = str(error).strip().splitlines()[-1]
-        raise RankLost(f"lost contact with another rank, which says why above or on its own machine ({reason})") from error
+        raise RankLost(f"lost contact with another rank ({reason})") from error
 
 
 # Inside a backward pass that communicates; anything else is an error of the computation.

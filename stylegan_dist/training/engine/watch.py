@@ -1,0 +1,130 @@
+"""Where each rank of a run is, told through the store of the process group, so that one who waits can say for whom."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from stylegan_dist.training.engine.preflight import name_ranks
+
+BEAT_SECONDS = 2.0
+ANSWER_SECONDS = 5.0  # for the store
+
+
+class Watch:
+    """Tells every two seconds where this rank is; a thread does it, so that it is told also while the rank waits.
+
+    Args:
+        env: with RANK, MASTER_ADDR and MASTER_PORT.
+        hosts: the machines of all ranks, in their order.
+        where: what this rank is doing, images seen, collectives begun, and since when (time.monotonic).
+        timeout: run.timeout; after half of it a person is told who is late.
+    """
+
+    def __init__(self, env: Mapping[str, str], hosts: Sequence[str], where: Callable[[], tuple[str, int, int, float]],
+                 timeout: float):
+        self.rank, self._hosts, self._where, self._timeout = int(env["RANK"]), hosts, where, timeout
+        store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), None, False, timedelta(seconds=ANSWER_SECONDS),
+                              wait_for_workers=False)
+        self._store = dist.PrefixStore(f"stylegan_dist/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}/at", store)
+        self._told: float | None = None  # of which wait
+        self._last = ""  # what ended this rank
+        self._gave_up = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="watch")
+        self._thread.start()
+
+    def end(self, reason: str, gave_up: bool = False) -> None:
+        """Tell the others that this rank ends, and why; or that it has given up waiting for them."""
+        self._last, self._gave_up = reason, gave_up
+        self._ended.set()
+        self._thread.join(ANSWER_SECONDS)
+
+    def _work(self) -> None:
+        beat = 0
+        try:
+            while not self._ended.wait(BEAT_SECONDS if beat else 0.0):
+                self._tell(beat)
+                beat += 1
+                *_, since = self._where()
+                if time.monotonic() - since > max(2 * BEAT_SECONDS, self._timeout / 2) and self._told != since:
+                    self._told = since  # by another thread, as this one must go on
+                    threading.Thread(target=self._note, args=(time.monotonic() - since,), daemon=True).start()
+            self._tell(beat)
+        except RuntimeError:  # the store is gone, with the rank or the launcher that served it
+            pass
+
+    def _tell(self, beat: int) -> None:
+        doing, nimg, calls, since = self._where()
+        self._store.set(str(self.rank), json.dumps({
+            "beat": beat, "doing": doing, "at": [nimg, calls], "seconds": time.monotonic() - since, "process": os.getpid(),
+            "ended": self._last, "gave_up": self._gave_up,
+        }))
+
+    def _note(self, seconds: float) -> None:
+        """On one rank that waits."""
+        late, text = self._look()
+        *_, since = self._where()
+        if late and since == self._told and self.rank == min(set(range(len(self._hosts))) - set(late), default=-1):
+            print(f"waiting for other ranks for {seconds:.0f} s: {text}", file=sys.stderr, flush=True)
+
+    def who_is_late(self, closed: bool) -> str:
+        """In words, in seconds.
+
+        Args:
+            closed: a connection was closed, so a rank that does not answer has ended.
+        """
+        found: list[str] = []
+        thread = threading.Thread(target=lambda: found.append(self._look(closed)[1]), daemon=True)
+        thread.start()
+        thread.join(3 * BEAT_SECONDS + ANSWER_SECONDS)
+        if found and found[0]:
+            return found[0]
+        first = f"{name_ranks([0], self._hosts)}, or the launcher there, through which the ranks keep in touch,"
+        return f"{first} {'has ended' if found else 'does not answer'}"
+
+    def _look(self, closed: bool = False) -> tuple[list[int], str]:
+        """The ranks that the others wait for, and what is known of them; nobody and nothing where the store is gone."""
+        try:
+            before = notes = self._read()
+            if not any(note["ended"] for note in before):
+                time.sleep(2.5 * BEAT_SECONDS)
+                notes = self._read()
+        except RuntimeError:
+            return [], ""
+        others = [rank for rank, note in enumerate(notes) if rank != self.rank and not note["gave_up"]]
+        if ended := [rank for rank in others if notes[rank]["ended"]]:
+            return ended, "; ".join(f"{self._name(rank, notes)} has ended: {notes[rank]['ended']}" for rank in ended[:3])
+        if silent := [rank for rank in others if notes[rank]["beat"] == before[rank]["beat"]]:
+            how = "has ended or was killed" if closed else "does not answer: it is stopped, or its machine is down"
+            return silent, "; ".join(f"{self._name(rank, notes)} {how}; when last heard of it was {self._doing(notes[rank])}"
+                                     for rank in silent[:3])
+        least = min(note["at"] for note in notes)
+        late = [rank for rank, note in enumerate(notes) if note["at"] == least]
+        if self.rank in late:
+            return [], "all ranks answer, and no other is behind: see whether the network between their machines is well"
+        return late, "; ".join(f"{self._name(rank, notes)} is late: it is {self._doing(notes[rank])}" for rank in late[:3])
+
+    def _read(self) -> list[dict[str, Any]]:
+        return [json.loads(text) for text in self._store.multi_get([str(rank) for rank in range(len(self._hosts))])]
+
+    def _name(self, rank: int, notes: Sequence[Mapping[str, Any]]) -> str:
+        return f"rank {rank} ({self._hosts[rank]}, process {notes[rank]['process']})"
+
+    @staticmethod
+    def _doing(note: Mapping[str, Any]) -> str:
+        return f"{note['doing']} at {note['at'][0]} images, for {note['seconds']:.0f} s"
+
+
+def connection_closed(reason: str) -> bool:
+    """Whether a backend's words say that the other side is gone."""
+    return any(word in reason.lower() for word in ("closed", "reset", "broken pipe", "refused"))
+
