@@ -22,18 +22,20 @@ PATHS = ["train X", "train data.shards=X", "train data.shards=s run.dir=X", "gen
 def said(capsys: pytest.CaptureFixture, command: str, word: str) -> str:
     """The one line of the error."""
     assert main([part.replace("X", word) for part in command.split()]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    printed = capsys.readouterr()
+    lines = [line for line in (printed.err + printed.out).splitlines() if line.startswith(("error: ", "index.json: "))]
     assert len(lines) == 1
-    assert len(lines[0]) < 400
     return lines[0]
 
 
 @pytest.mark.parametrize("command", NUMBERS)
-@pytest.mark.parametrize("number", ["nan", "inf", "1e300", "9" * 5000, "x", "-5000000000"], ids=lambda number: number[:8])
+@pytest.mark.parametrize("number", ["nan", "inf", "1e300", "9" * 5000, "x", "-" + "9" * 50], ids=lambda number: number[:8])
 def test_a_number_that_nobody_means(command, number, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     option = command.split()[-2]
-    assert f"error: {option} must be a" in said(capsys, command, number)
+    message = said(capsys, command, number)
+    assert f"error: {option} must be a" in message
+    assert len(message) < 200
 
 
 @pytest.mark.parametrize("command", PATHS)
@@ -60,10 +62,10 @@ def test_home_folders_are_expanded(tmp_path, monkeypatch, capsys):
         assert f"{tmp_path}/home/here" in printed.out + printed.err
 
 
-@pytest.mark.parametrize("text", ["0-99999999999", "0-4294967295", "5-3", "1,,2", "-5", "0-1-2", "²", "0-" + "9" * 5000, "x" * 5000,
-                                  "4294967296", "0-999999,1-2"], ids=lambda text: text[:12])
+@pytest.mark.parametrize("text", ["0-99999999999", "0-4294967295", "5-3", "1,,2", "-5", "0-1-2", "²", "0-" + "9" * 5000,
+                                  "x" * 5000, "4294967296", "0-999999,1-2"], ids=lambda text: text[:12])
 def test_seeds_that_nobody_means(text):
-    with pytest.raises(InputError, match="^--seeds '") as caught:
+    with pytest.raises(InputError, match=r"^--seeds '") as caught:
         parse_seeds(text)
     assert len(str(caught.value)) < 300
 

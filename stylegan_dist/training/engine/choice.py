@@ -73,7 +73,7 @@ def choose_engine(env: Mapping[str, str]) -> Choice:
         return DATA_PARALLEL
     clipping = env.get("ACCELERATE_GRADIENT_CLIPPING", "0")
     if clipping not in ("none", "", "0", "0.0"):
-        raise InputError(f"gradient_clipping: {shorten(clipping)} in the accelerate configuration would change every update: "
+        raise InputError(f"gradient_clipping: {clipping[:40]} in the accelerate configuration would change every update: "
                          "remove it")
     if env.get(_PREFIX + "OFFLOAD_PARAM_DEVICE", "none") not in ("none", ""):
         raise InputError("offload_param_device is not supported, only offload_optimizer_device: remove it")
