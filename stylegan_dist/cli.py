@@ -130,9 +130,10 @@ def _train(args: argparse.Namespace) -> int:
     config = load_config(args.preset and user_path(args.preset, "the preset"), args.overrides)
     name_the_user()  # after all `~` of paths are expanded
     if args.dry_run:
-        from stylegan_dist.training.engine.launch_check import number_of
+        from stylegan_dist.training.engine.launch_check import check_numbers, number_of
         from stylegan_dist.training.plan import describe_plan
 
+        check_numbers(os.environ)
         promised = config.run.world_size
         world_size = number_of(os.environ, "WORLD_SIZE", 1) if promised == "auto" else promised
         if (os.environ.get("RANK") or "0") == "0":

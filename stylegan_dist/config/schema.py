@@ -49,7 +49,7 @@ def knob(default: Any, doc: str, *, least: float | None = None, most: float | No
 @dataclass
 class RunConfig:
     dir: str = knob("runs/unnamed", "folder of the run; running the same command again continues what is there", path="one")
-    seed: int = knob(0, "seed of every random draw, 0 to 2^32 - 1", least=0, most=MOST_SEED)
+    seed: int = knob(0, "seed of every random draw", least=0, most=MOST_SEED)
     kimg: float = knob(25000.0, "length of the training, thousands of images", above=0, most=MOST_KIMG)
     batch: int | Auto = knob("auto", "global batch: images per step over all ranks", least=1, most=MOST_IMAGES)
     batch_gpu: int | Auto = knob(

@@ -141,7 +141,7 @@ def read_run_config(path: Path) -> Config:
     Raises:
         InputError: there is none.
     """
-    if not (path / CONFIG_NAME).is_file():
+    if not os.path.isfile(path / CONFIG_NAME):
         raise InputError(f"{path} is not the folder of a run: it has no {CONFIG_NAME}")
     return load_config(path / CONFIG_NAME)
 

@@ -76,7 +76,7 @@ def test_refused_settings(env, words):
     ('{"zero_optimization": 2}', "stage of 1, 2 or 3"),
     ('{"zero_optimization": {"stage": true}}', "stage of 1, 2 or 3"),
     ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}', "reduce_bucket_size='auto' must be a whole number"),
-    ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 0}}', "must be a whole number, at least 1"),
+    ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 0}}', "must be a whole number from 1 to"),
     ('{"zero_optimization": {"stage": 2, "overlap_comm": 1}}', "overlap_comm=1 must be true or false"),
     ('{"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}', "offload_optimizer='cpu' must be an object"),
     ('{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.3}}}',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,13 +73,14 @@ def choose_engine(env: Mapping[str, str]) -> Choice:
         return DATA_PARALLEL
     clipping = env.get("ACCELERATE_GRADIENT_CLIPPING", "0")
     if clipping not in ("none", "", "0", "0.0"):
-        raise InputError(f"gradient_clipping: {clipping[:80]} in the accelerate configuration would change every update: remove it")
+        raise InputError(f"gradient_clipping: {clipping[:40]} in the accelerate configuration would change every update: "
+                         "remove it")
     if env.get(_PREFIX + "OFFLOAD_PARAM_DEVICE", "none") not in ("none", ""):
         raise InputError("offload_param_device is not supported, only offload_optimizer_device: remove it")
     if path := env.get(_PREFIX + "CONFIG_FILE", ""):
         return _from_file(Path(user_path(path, "deepspeed_config_file")))
     stage = env.get(_PREFIX + "ZERO_STAGE", "")
-    if stage not in ("0", "1", "2", "3"):
+    if not re.fullmatch("[0-9]{1,9}", stage):
         raise InputError("the accelerate configuration is of type DEEPSPEED but has no zero_stage: add "
                          "`deepspeed_config: {zero_stage: 2}`, as in launch/accelerate/zero2.yaml")
     device = env.get(_PREFIX + "OFFLOAD_OPTIMIZER_DEVICE", "none")
@@ -124,8 +126,8 @@ def _zero(settings: object, where: str) -> Zero:
                          "distributed_type MULTI_GPU, as launch/accelerate/8gpu.yaml")
     buffers: dict[str, Any] = {key: value for key, value in settings.items() if key not in ("stage", "offload_optimizer")}
     if unknown := [key for key in buffers if key not in HARMLESS]:
-        raise InputError(f"{where}: zero_optimization.{unknown[0][:80]} is not proven to leave the training unchanged: remove it; "
-                         f"allowed are stage, offload_optimizer, {', '.join(HARMLESS)}")
+        raise InputError(f"{where}: zero_optimization.{unknown[0][:80]} is not proven to leave the training unchanged: remove "
+                         f"it; allowed are stage, offload_optimizer, {', '.join(HARMLESS)}")
     for key, value in buffers.items():
         least = 0 if key.startswith("stage3") or HARMLESS[key] is bool else 1
         fits = type(value) is HARMLESS[key]  # not isinstance: true is not a number here

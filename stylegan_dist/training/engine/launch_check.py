@@ -15,6 +15,7 @@ from stylegan_dist.records import shorten
 
 # A process of several needs all of these; MASTER_ADDR and MASTER_PORT are where rank 0 or its launcher listens.
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 _FIX = "use one of launch/accelerate/*.yaml: accelerate launch --config_file launch/accelerate/cpu.yaml launch/train.py ..."
 
 
@@ -28,9 +29,16 @@ def check_environment(env: Mapping[str, str], promised: int | str, device: str =
     Raises:
         InputError: a launch that cannot be what was meant, with the remedy.
     """
+    check_numbers(env)
     _check_settings(env, device)
     _check_place(env)
     return _check_number(env, promised)
+
+
+def check_numbers(env: Mapping[str, str]) -> None:
+    """Raise LocalInputError where a variable that this program, accelerate or torch reads as a number is none."""
+    for name in NUMBERS:
+        number_of(env, name, 0)
 
 
 def asks_for_cpu(env: Mapping[str, str]) -> bool:
@@ -77,6 +85,8 @@ def _check_place(env: Mapping[str, str]) -> None:
 
 def _check_number(env: Mapping[str, str], promised: int | str) -> int:
     """As many processes as were asked for; returns how many."""
+    if number_of(env, "LOCAL_WORLD_SIZE", 1) < 1:
+        raise LocalInputError(f"LOCAL_WORLD_SIZE={env['LOCAL_WORLD_SIZE']} must be at least 1: {_FIX}")
     launched = "ACCELERATE_MIXED_PRECISION" in env
     if launched and "MASTER_PORT" in env and "WORLD_SIZE" not in env and promised != 1:
         # `accelerate launch --cpu --num_processes 2` prepares for two processes and starts one.
