@@ -57,7 +57,9 @@ def test_pcm_of_every_width(width, channels):
 @pytest.mark.parametrize(("data", "message"), [
     (b"RIFF", "not a WAV file"), (b"", "not a WAV file"),
     (wav(tone(440, 100)).replace(b"fmt \x10\0\0\0", b"fmt \x10\0\0\x80"), "not a WAV file"),
-    (wav(tone(440, 100))[:-20], "cut off"), (wav(np.zeros(0)), "without samples"), (wav(tone(440, 100)).replace(b"fmt \x10\0\0\0\1", b"fmt \x10\0\0\0\3"), "plain PCM"),
+    (wav(tone(440, 100))[:-20], "cut off"),
+    (wav(np.zeros(0)), "without samples"),
+    (wav(tone(440, 100)).replace(b"fmt \x10\0\0\0\1", b"fmt \x10\0\0\0\3"), "plain PCM"),
 ])
 def test_other_files(data, message):
     with pytest.raises(ValueError, match=message):
