@@ -28,6 +28,12 @@ class StopRequest:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def last_words(self) -> None:
+        """This process ends by itself, in seconds, and has something to say before a launcher may end it."""
+        for number in self._previous:
+            signal.signal(number, signal.SIG_IGN)
+        self._previous = {}
+
     def close(self) -> None:
         """Put the former handlers back."""
         for number, handler in self._previous.items():

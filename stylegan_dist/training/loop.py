@@ -173,6 +173,9 @@ class Trainer:
                     self._stop()
                 if last or crossed(before, state.nimg, c.monitor.samples_kimg):
                     self._save_samples()
+        except RankLost:
+            stop.last_words()
+            raise
         finally:
             stop.close()
         if self.unsaved:

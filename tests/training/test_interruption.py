@@ -49,3 +49,15 @@ def test_a_launcher_that_ends_on_it_is_obeyed_and_told_of(ignored, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT")
     assert why_nohup_fails(os.environ) is None
     assert not asked_by(signal.SIGHUP)
+
+
+def test_a_launcher_does_not_cut_last_words_short():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP)
+    stop = StopRequest()
+    try:
+        stop.last_words()
+        stop.close()
+        os.kill(os.getpid(), signal.SIGTERM)  # would end this process
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), before, strict=True):
+            signal.signal(number, handler)
