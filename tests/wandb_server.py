@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 KEY = "0123456789abcdef" * 2 + "01234567"
@@ -56,11 +56,12 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.server.answering.wait(100)
         answer = json.dumps({} if self.path.endswith("file_stream") else {"data": _answers(body)}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
+        with suppress(OSError):  # the client has not waited
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
 
     do_GET = do_PUT = do_CONNECT = do_POST  # noqa: N815 (the names that http.server looks for)
 

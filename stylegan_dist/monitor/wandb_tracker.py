@@ -30,6 +30,7 @@ ID_NAME = "wandb_id"
 MAX_FAILURES = 3          # in a row
 QUEUE_LENGTH = 256        # calls; when W&B is this far behind, calls are dropped
 SERVICE = "wandb-core"    # the process that W&B starts, and that does all of its work
+SERVICE_SECONDS = 30.0    # to wait for it at the start, in the background
 KILL_SECONDS = 3.0        # in which what is left of W&B goes, once its processes are killed
 
 
@@ -230,7 +231,7 @@ class WandbTracker:
         settings = {
             **description(user_settings(), self._run_dir.resolve().name, **self._names),
             "init_timeout": self._init_timeout,
-            "x_service_wait": self._init_timeout,
+            "x_service_wait": SERVICE_SECONDS,
             "finish_timeout": self._finish_timeout * 0.75,  # before we give up on the whole of it
             "finish_timeout_raises": True,
             "x_transaction_log_flush_interval": 2.0,        # seconds that a kill may cost; W&B's own: 15

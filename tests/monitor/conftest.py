@@ -25,10 +25,10 @@ def tracker(mode="offline", segment=0, config=None, project="project", name="nam
                         say=said.append, warn=warned.append, **timeouts)
 
 def service():
-    # W&B's processes, the service first: it is the child of this one, the others are its children.
-    processes = []
-    wait_for(lambda: processes.extend(psutil.Process().children(recursive=True)) or processes)
-    return processes
+    # W&B's processes, the service first: it is the child of this one, the others are its children. A process that has
+    # not become another program yet must not be stopped: its parent waits for that.
+    wait_for(lambda: any(child.name() == "wandb-core" for child in psutil.Process().children()))
+    return psutil.Process().children(recursive=True)
 
 def wait_for(condition):
     for _ in range(400):
@@ -58,7 +58,7 @@ def run(tmp_path):
         clean |= {"HOME": str(home), "NETRC": str(home / "netrc"), **environment}
         code = PRELUDE.format(run_dir=str(tmp_path)) + textwrap.dedent(script) + ENDING
         start = time.monotonic()
-        result = subprocess.run([sys.executable, "-c", code, *args], env=clean, timeout=60, check=False, cwd=home,
+        result = subprocess.run([sys.executable, "-c", code, *args], env=clean, timeout=150, check=False, cwd=home,
                                 capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert "Traceback" not in result.stderr

@@ -21,7 +21,7 @@ def test_service_killed_under_us(run):
         w.alert("title", "text")
         w.finish(0)
     """)
-    assert out["seconds"] < 20
+    assert out["seconds"] < 60
     assert len(out["warned"]) == 2
     assert "W&B failed in logging" in out["warned"][0]
     assert "W&B is off" in out["warned"][1]
@@ -30,7 +30,7 @@ def test_service_killed_under_us(run):
 
 @pytest.mark.parametrize("code", [0, 75])
 def test_stopped_service_delays_neither_training_nor_the_end_and_does_not_outlive_it(run, code):
-    well, early = "init_timeout=1.0, finish_timeout=2.0", "init_timeout=60.0, finish_timeout=60.0, early_timeout=1.0"
+    well, early = "init_timeout=1.0, finish_timeout=2.0", "init_timeout=200.0, finish_timeout=200.0, early_timeout=1.0"
     out = run(f"""
         w = tracker({early if code else well})
         w.log({{"loss/g_main": 1.0}}, 0)
@@ -46,26 +46,26 @@ def test_stopped_service_delays_neither_training_nor_the_end_and_does_not_outliv
         w.finish({code})
         assert gone(processes)
     """)
-    assert out["seconds"] < 30
-    assert out["whole"] < out["seconds"] + 15
+    assert out["seconds"] < 60
+    assert out["whole"] < out["seconds"] + 30
     assert any("did not finish in time" in warning for warning in out["warned"])
 
 
 def test_service_that_stops_while_it_starts(run):
     out = run("""
-        w = tracker(init_timeout=60.0, early_timeout=1.0)
-        (process,) = service()
+        w = tracker(init_timeout=200.0, early_timeout=1.0)
+        process = service()[0]
         process.suspend()
         w.finish(75)
         assert gone([process])
     """)
-    assert out["seconds"] < 30
-    assert out["whole"] < out["seconds"] + 15
+    assert out["seconds"] < 60
+    assert out["whole"] < out["seconds"] + 30
 
 
 def test_stop_signal_while_waiting_for_the_end(run):
     out = run("""
-        w = tracker(finish_timeout=60.0)
+        w = tracker(finish_timeout=200.0)
         wait_for(lambda: w._run)
         processes = service()
         for process in processes:
@@ -78,7 +78,7 @@ def test_stop_signal_while_waiting_for_the_end(run):
             warned.append("interrupted")
         assert gone(processes)
     """)
-    assert out["seconds"] < 30
+    assert out["seconds"] < 60
     assert out["warned"][-1] == "interrupted"
 
 
@@ -103,7 +103,6 @@ def test_server_that_never_answers(run, tmp_path):
         out = run("""
             w = tracker("online", init_timeout=1.0, finish_timeout=30.0)
             w.log({"loss/g_main": 1.0}, 1)
-            assert time.monotonic() - began < 0.9  # less than the time-out
             w.finish(0)
         """, **server.environment)
     (warning,) = out["warned"]
@@ -115,7 +114,7 @@ def test_server_that_never_answers(run, tmp_path):
 def test_server_that_stops_to_answer(run, tmp_path, code):
     with serve() as server:
         out = run(f"""
-            w = tracker("online", finish_timeout=2.0 if {code} == 0 else 60.0, early_timeout=1.0)
+            w = tracker("online", finish_timeout=2.0 if {code} == 0 else 200.0, early_timeout=8.0)  # W&B writes every 2 s
             w._start_deadline = 0.0
             w.log({{"loss/g_main": 1.0}}, 1)
             wait_for(lambda: said)
@@ -125,7 +124,7 @@ def test_server_that_stops_to_answer(run, tmp_path, code):
             w.finish({code})
             assert gone(processes)
         """, **server.environment)
-    assert out["seconds"] < 30
+    assert out["seconds"] < 60
     assert len(out["warned"]) == 1
     assert "wandb sync --include-online" in out["warned"][0]
     (path,) = tmp_path.glob("wandb/run-*/*.wandb")
