@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class RunFolder:
 
     Two locks: a file is what network file systems can lock; the folder itself cannot be deleted on its own.
 
+    Attributes:
+        close: gives the folder free.
     Raises:
         InputError: the folder cannot be written, or another process trains in it.
     """
@@ -42,6 +45,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self._held: list[int] = []
+        self.close = weakref.finalize(self, _close, self._held)  # also where this process goes on after an error
         try:
             (self.path / SAMPLES_NAME).mkdir(parents=True, exist_ok=True)
             self._held.append(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY))
@@ -119,11 +123,11 @@ class RunFolder:
         """Write the resolved configuration."""
         write_whole(self.path / CONFIG_NAME, dump_config(config))
 
-    def close(self) -> None:
-        """Give the folder free."""
-        while self._held:
-            with contextlib.suppress(OSError):
-                os.close(self._held.pop())
+
+def _close(held: list[int]) -> None:
+    while held:
+        with contextlib.suppress(OSError):
+            os.close(held.pop())
 
 
 def _lock(descriptor: int) -> bool:
