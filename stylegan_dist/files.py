@@ -24,14 +24,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def is_at(file: IO, path: str | os.PathLike) -> bool:
-    """Whether an open file is the one at the path; what is written to a deleted one goes nowhere.
+def is_at(file: IO | int, path: str | os.PathLike) -> bool:
+    """Whether an open file (or descriptor) is the one at the path; what is written to a deleted one goes nowhere.
 
     Raises:
         OSError: that cannot be found out.
     """
     try:
-        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+        return os.path.samestat(os.stat(path), os.fstat(file if isinstance(file, int) else file.fileno()))
     except FileNotFoundError:
         return False
 
@@ -49,12 +49,12 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a file for reading, without a buffer.
+    """Open a file for reading. Unlike a raw one, `read(n)` gives fewer bytes only where the file ends.
 
     Raises:
         OSError: as `regular_descriptor`.
     """
-    return open(regular_descriptor(path), "rb", buffering=0)
+    return open(regular_descriptor(path), "rb")
 
 
 def regular_descriptor(path: str | os.PathLike) -> int:
