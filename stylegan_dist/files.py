@@ -1,9 +1,10 @@
-"""Small files that are there whole or not at all, and opening those of others."""
+"""Small files that are there whole or not at all, opening those of others, and locks."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -71,6 +72,22 @@ def regular_descriptor(path: str | os.PathLike) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def try_lock(file: int) -> bool:
+    """Whether this process has a file's exclusive lock now. Raises OSError where a file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def unlock_and_close(file: int) -> None:
+    """Closing alone does not unlock a file where another thread has forked a process meanwhile, which inherits the lock."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_UN)
+    os.close(file)
 
 
 def _check_regular(status: os.stat_result, path: str | os.PathLike) -> None:

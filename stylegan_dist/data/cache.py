@@ -38,9 +38,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stylegan_dist.data import storage
-from stylegan_dist.data.sums import Sums, try_lock
+from stylegan_dist.data.sums import Sums
 from stylegan_dist.errors import InputError
-from stylegan_dist.files import is_at
+from stylegan_dist.files import is_at, try_lock, unlock_and_close
 from stylegan_dist.private import NotPrivate, open_private, private_folder
 from stylegan_dist.records import Count, read_record
 
@@ -238,7 +238,7 @@ class NodeCache:
             try:
                 self._fetch_into(file, part, blob, wait)
             finally:
-                os.close(file)
+                unlock_and_close(file)
         except NotPrivate:
             part.unlink(missing_ok=True)
         except OSError as error:
@@ -319,7 +319,7 @@ class NodeCache:
                 os.unlink(path)
             return True
         finally:
-            os.close(file)
+            unlock_and_close(file)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -331,7 +331,7 @@ class NodeCache:
             self._wait_for_lock(file, fcntl.LOCK_EX, path)
             yield
         finally:
-            os.close(file)
+            unlock_and_close(file)
 
     @staticmethod
     def _wait_for_lock(file: int, kind: int, path: Path) -> None:

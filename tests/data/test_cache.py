@@ -280,6 +280,27 @@ def test_nobody_waits_for_ever(tmp_path, blobs, monkeypatch, name):
     touch(cache, blobs[0])
 
 
+def test_a_process_that_is_forked_meanwhile_keeps_no_lock(tmp_path, blobs, monkeypatch):
+    """As by a thread that fetches ahead while another one starts readers."""
+    monkeypatch.setattr(cache_module, "LOCK_SECONDS", 2.0)
+    cache = NodeCache(tmp_path, 3 * SIZE)
+    children = []
+    download = storage.download
+
+    def fork_and_download(*arguments):
+        children.append(multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,)))
+        children[-1].start()
+        download(*arguments)
+
+    monkeypatch.setattr(storage, "download", fork_and_download)
+    try:
+        os.close(cache.open(blobs[0]))
+        assert len(children) == 1
+    finally:
+        for child in children:
+            child.kill()
+
+
 def test_a_server_that_sends_next_to_nothing_or_without_end(tmp_path, blobs, monkeypatch):
     monkeypatch.setattr(storage, "SILENT_SECONDS", 0.1)
 
