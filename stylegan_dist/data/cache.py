@@ -151,7 +151,7 @@ class NodeCache:
         path = self.folder / f"{os.getpid()}-{time.time_ns()}.run"
         try:
             # Not writable for others whatever the umask, or the next run would not believe it.
-            file = os.fdopen(open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), "wb")
+            file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115 (kept open)
             fcntl.flock(file, fcntl.LOCK_EX)
             file.write(json.dumps(asdict(run)).encode())
             file.flush()
