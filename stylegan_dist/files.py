@@ -1,9 +1,10 @@
-"""Small files that are there whole or not at all, and opening those of others."""
+"""Small files that are there whole or not at all, opening those of others, and locks."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -24,14 +25,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def is_at(file: IO, path: str | os.PathLike) -> bool:
-    """Whether an open file is the one at the path; what is written to a deleted one goes nowhere.
+def is_at(file: IO | int, path: str | os.PathLike) -> bool:
+    """Whether an open file (or descriptor) is the one at the path; what is written to a deleted one goes nowhere.
 
     Raises:
         OSError: that cannot be found out.
     """
     try:
-        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+        return os.path.samestat(os.stat(path), os.fstat(file if isinstance(file, int) else file.fileno()))
     except FileNotFoundError:
         return False
 
@@ -49,12 +50,12 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a file for reading, without a buffer.
+    """Open a file for reading. Unlike a raw one, `read(n)` gives fewer bytes only where the file ends.
 
     Raises:
         OSError: as `regular_descriptor`.
     """
-    return open(regular_descriptor(path), "rb", buffering=0)
+    return open(regular_descriptor(path), "rb")
 
 
 def regular_descriptor(path: str | os.PathLike) -> int:
@@ -71,6 +72,22 @@ def regular_descriptor(path: str | os.PathLike) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def try_lock(file: int) -> bool:
+    """Whether this process has a file's exclusive lock now. Raises OSError where a file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def unlock_and_close(file: int) -> None:
+    """Closing alone does not unlock a file where another thread has forked a process meanwhile, which inherits the lock."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_UN)
+    os.close(file)
 
 
 def _check_regular(status: os.stat_result, path: str | os.PathLike) -> None:

@@ -49,6 +49,8 @@ def expand_home(text: str, words: bool = False) -> str:
             missing = "HOME is not set" if found == "~" else "there is no such user"
             raise InputError(f"{shorten(text)}: {match[0]} stands for no folder here, because {missing}: write the path out")
         return found
+    if words and not text.startswith("~") and os.path.exists(text):  # one place, whose name has blanks
+        return text
     return _HOME.sub(home, text) if words else re.sub(r"\A" + _HOME.pattern, home, text)
 
 

@@ -78,7 +78,7 @@ def user_folder(name: str) -> Path | None:
     home = Path(os.path.expanduser("~"))
     if (chosen := os.environ.get("XDG_CACHE_HOME", "")).startswith("/"):
         places.append(Path(chosen) / "stylegan-dist")
-    elif home.is_absolute() and home.is_dir() and home.stat().st_uid == os.geteuid():  # not that of who called sudo
+    elif home.is_absolute() and os.path.isdir(home) and home.stat().st_uid == os.geteuid():  # not that of who called sudo
         places.append(home / ".cache" / "stylegan-dist")
     places.append(Path(tempfile.gettempdir()) / f"stylegan-dist-{os.geteuid()}")
     for place in places:

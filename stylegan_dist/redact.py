@@ -13,6 +13,7 @@ _URL_USER = re.compile(r"(?<=://)(?:[^/@\s]+|[^/@\s:]*:(?!\d+/)[^@\s]*)(?=@)")
 _URL_QUERY = re.compile(rf"([?&][^=&\s]*(?:{_WORDS}|\bsig)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
 _URL_REST = re.compile(r"(?<=://)([^\s'\"<>?#]*)[?#][^\s'\"<>]*")
 _ODD_PORT = re.compile(r"(?<=://)(?!arn:|\[)[^/@\s:]*:(?!\d*(?:[/\s'\"]|$))[^/@\s'\"]*")
+_PATH = re.compile(r"(?<=[^/:])/.*", re.DOTALL)  # what follows the host
 MASK = "***"
 MIN_SECRET = 8  # characters; shorter values of the environment are settings such as "false"
 
@@ -62,7 +63,8 @@ def carries_secret(url: str) -> bool:
     A `?` that can only be a wildcard of a pattern is none: where no "=" follows, and for http only before what a number or
     an ending of shards can hold.
     """
-    scheme, _, rest = unquote(url).partition("://")
+    plain = _PATH.sub(lambda path: re.sub("%40|%23", "", path[0]), url)  # in a name these are the letters @ and #
+    scheme, _, rest = unquote(plain).partition("://")
     host = rest.partition("/")[0]
     web = scheme.lower() in ("http", "https")
     bucket = scheme.lower() in ("s3", "gs", "gcs", "hf")  # has no port

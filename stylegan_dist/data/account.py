@@ -70,7 +70,12 @@ class Account:
         return lines
 
 
+def unicode(name: str) -> str:
+    """A name from outside that JSON can hold: bytes that are not UTF-8 become text such as "\\udce9"."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def printable(name: str) -> str:
-    """A name from outside that JSON can hold: not too long, and without what is no Unicode."""
-    shown = name.encode("utf-8", "backslashreplace").decode()
+    """As `unicode`, and not too long."""
+    shown = unicode(name)
     return shown if len(shown) <= _NAME_LETTERS else shown[:_NAME_LETTERS - 3] + "..."

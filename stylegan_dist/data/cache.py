@@ -32,15 +32,17 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from stylegan_dist.data import storage
-from stylegan_dist.data.sums import Sums, try_lock
+from stylegan_dist.data.sums import Sums
 from stylegan_dist.errors import InputError
+from stylegan_dist.files import is_at, try_lock, unlock_and_close
 from stylegan_dist.private import NotPrivate, open_private, private_folder
+from stylegan_dist.records import Count, read_record
 
 POLL_SECONDS = 0.05
 LOCK_SECONDS = 60.0      # that a process may hold the folder's lock, which takes milliseconds
@@ -61,6 +63,16 @@ class Blob:
     def key(self) -> str:
         """The name in the cache."""
         return self.sha256 or "unchecked-" + hashlib.sha256(f"{self.location} {self.bytes}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run claims, see `NodeCache.claim`."""
+
+    data: str
+    demand: Count
+    whole: Count
+    limit: float
 
 
 _FILE = re.compile(r"(unchecked-)?[0-9a-f]{64}")
@@ -111,13 +123,11 @@ class NodeCache:
             InputError: it does not fit beside what other runs need.
         """
         with self._lock():
-            runs = [run for entry in os.scandir(self.folder)
-                    if entry.name.endswith(".run") and not self._remove_unused(entry.path)
-                    for run in [json.loads(Path(entry.path).read_bytes())]]
+            runs = self._runs()
             needed: dict[str, int] = {}
-            for run in [*runs, {"data": data, "demand": demand, "whole": whole}]:
-                needed[run["data"]] = min(needed.get(run["data"], 0) + run["demand"], run["whole"])
-            total, limit = sum(needed.values()), min([self.limit, *(run["limit"] for run in runs)])
+            for run in [*runs, this := _Run(data, demand, whole, self.limit)]:
+                needed[run.data] = min(needed.get(run.data, 0) + run.demand, run.whole)
+            total, limit = sum(needed.values()), min(run.limit for run in [*runs, this])
             if total > limit:
                 raise InputError(
                     f"the cache {self.folder} is too small for this run beside the {len(runs)} that use it: together they read "
@@ -125,11 +135,29 @@ class NodeCache:
                     f"them is {limit / 1e9:g}; set data.cache to a folder of this run alone, start all with "
                     f"data.cache_gb={total / 1e9 * 1.1:.2g} or more, or wait until others have ended"
                 )
-            file = open(self.folder / f"{os.getpid()}-{time.time_ns()}.run", "xb")  # noqa: SIM115 (kept open)
+            self._claim = self._write_claim(this)
+
+    def _runs(self) -> list[_Run]:
+        """What other runs that live have claimed."""
+        runs = []
+        for entry in os.scandir(self.folder):
+            if entry.name.endswith(".run") and not self._remove_unused(entry.path):
+                with contextlib.suppress(FileNotFoundError, ValueError):  # it has ended, or is about to: its disk is full
+                    runs.append(read_record(_Run, Path(entry.path).read_bytes()))
+        return runs
+
+    def _write_claim(self, run: _Run) -> BinaryIO:
+        """A file that stays open and locked."""
+        path = self.folder / f"{os.getpid()}-{time.time_ns()}.run"
+        try:
+            # Not writable for others whatever the umask, or the next run would not believe it.
+            file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115 (kept open)
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(json.dumps({"data": data, "demand": demand, "whole": whole, "limit": self.limit}).encode())
+            file.write(json.dumps(asdict(run)).encode())
             file.flush()
-            self._claim = file
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from None
+        return file
 
     def release(self) -> None:
         """Take the claim back, if this process has made it."""
@@ -192,8 +220,8 @@ class NodeCache:
             if status.st_size != blob.bytes:
                 raise ValueError
             self._sums.check(file, path, blob.sha256)
-        except ValueError:
-            if _is_at(file, path):
+        except (OSError, ValueError):  # OSError: the disk cannot read it any more
+            if is_at(file, path):
                 path.unlink(missing_ok=True)
             os.close(file)
             return None
@@ -204,33 +232,37 @@ class NodeCache:
         return file
 
     def _fetch(self, blob: Blob, wait: bool) -> None:
-        whole, part = self.folder / blob.key, self.folder / f"{blob.key}.{blob.bytes}.part"
+        part = self.folder / f"{blob.key}.{blob.bytes}.part"
         try:
             file = open_private(part, os.O_RDWR | os.O_CREAT)
+            try:
+                self._fetch_into(file, part, blob, wait)
+            finally:
+                unlock_and_close(file)
         except NotPrivate:
             part.unlink(missing_ok=True)
-            return
-        try:
-            if not self._wait_for_part(file, whole, wait) or not _is_at(file, part):
-                return  # another process has finished it, or given up, or is still at it
-            try:
-                if whole.exists():
-                    part.unlink()
-                    return
-                self._make_room(blob)
-                storage.download(blob.location, part, partial(storage.check_file, part, blob.bytes, blob.sha256), blob.bytes)
-                with self._lock():  # who adds up what is there must not miss a file between its two names
-                    part.rename(whole)
-                self._sums.trust(file, whole, blob.sha256)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise InputError(f"cannot write {part}: {error.strerror}" + (
-                "; free space on that disk, or set data.cache or data.cache_gb" if full else "")) from None
-        finally:
-            os.close(file)
+            raise InputError(f"cannot write {part}: {error.strerror}; " + (
+                "free space on that disk, or set data.cache or data.cache_gb" if full else
+                "see whether the folder is there and can be written, or set data.cache to another one")) from None
+
+    def _fetch_into(self, file: int, part: Path, blob: Blob, wait: bool) -> None:
+        whole = self.folder / blob.key
+        if not self._wait_for_part(file, whole, wait) or not is_at(file, part):
+            return  # another process has finished it, or given up, or is still at it
+        try:
+            if whole.exists():
+                part.unlink()
+                return
+            self._make_room(blob)
+            storage.download(blob.location, part, partial(storage.check_file, part, blob.bytes, blob.sha256), blob.bytes)
+            with self._lock():  # who adds up what is there must not miss a file between its two names
+                part.rename(whole)
+            self._sums.trust(file, whole, blob.sha256)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     def _wait_for_part(self, file: int, whole: Path, wait: bool) -> bool:
         """Whether this process may fetch a file now; waits while another one makes progress with it."""
@@ -283,11 +315,11 @@ class NodeCache:
         try:
             if not try_lock(file):
                 return False
-            if _is_at(file, Path(path)):
+            if is_at(file, path):
                 os.unlink(path)
             return True
         finally:
-            os.close(file)
+            unlock_and_close(file)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -299,7 +331,7 @@ class NodeCache:
             self._wait_for_lock(file, fcntl.LOCK_EX, path)
             yield
         finally:
-            os.close(file)
+            unlock_and_close(file)
 
     @staticmethod
     def _wait_for_lock(file: int, kind: int, path: Path) -> None:
@@ -324,11 +356,3 @@ def default_folder() -> Path:
 def _touch(file: int | Path, status: os.stat_result) -> None:
     """Note when a file was last needed. Its other time says that it has not changed since it was compared."""
     os.utime(file, ns=(time.time_ns(), status.st_mtime_ns))
-
-
-def _is_at(file: int, path: Path) -> bool:
-    """Whether an open file is the one that has this name now."""
-    try:
-        return os.path.samestat(os.fstat(file), os.lstat(path))
-    except FileNotFoundError:
-        return False

@@ -208,7 +208,7 @@ def _entries(data: str) -> list[tuple[str, float | None]]:
                              f"'{pattern}' FOLDER`, and set data.shards=FOLDER")
         if os.path.exists(storage.local_path(pattern)):
             locations = [pattern]
-        elif any(character in pattern for character in "*?["):  # of all that matches, what holds an index
+        elif storage.has_wildcards(pattern):  # of all that matches, what holds an index
             found = storage.expand(storage.join(pattern, INDEX_NAME))
             locations = [name.removesuffix(INDEX_NAME).rstrip("/") for name in found]
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,6 +18,8 @@ VERSION = 1
 CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGBA
 RESOLUTIONS = tuple(2**i for i in range(3, 11))
 _HEADER = 512         # bytes before each member of a tar file
+# Bytes of a name that are not UTF-8, as Python writes them and JSON does not have them; earlier versions did.
+_LONE = re.compile(rb"(?<!\\u[dD][89abAB]..)(?<!\\)\\u(dc[89a-f].)")
 _Text = Annotated[str, Field(max_length=4096)]
 
 
@@ -64,6 +67,8 @@ def read_index_file(text: bytes, path: str) -> IndexRecord:
         ValueError: one line that says what is wrong.
         InputError: it is a file of another kind or version.
     """
+    if b"\\udc" in text:
+        text = _LONE.sub(rb"\\\\u\1", text)
     try:
         record = read_record(IndexRecord, text)
     except ValueError:

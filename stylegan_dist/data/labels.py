@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stylegan_dist.data.account import unicode
 from stylegan_dist.data.containers import MAX_FILE_BYTES, Files
 from stylegan_dist.errors import InputError
 from stylegan_dist.records import parse_json, shorten
@@ -17,6 +18,7 @@ LABEL_FILE = "dataset.json"
 CLASS_ENDING = ".cls"
 # The class names are a list in index.json: a class number such as a time stamp must not fill the memory.
 MAX_CLASSES = 1_000_000
+CLASS_BYTES = 64  # of a class number in a shard that are read: more is none
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -84,7 +86,7 @@ def _from_folders(files: Files, names: list[str], path: Path) -> Labels:
     folders = {name: inside[len(root):].split("/", 1)[0] for name, inside in inner.items()}
     classes = sorted(set(folders.values()))
     numbers = {name: number for number, name in enumerate(classes)}
-    return Labels({name: numbers[folder] for name, folder in folders.items()}, classes, set())
+    return Labels({name: numbers[folder] for name, folder in folders.items()}, [*map(unicode, classes)], set())
 
 
 def _common_folder(names: Iterable[str]) -> str:
@@ -109,7 +111,7 @@ def _from_names(names: list[str]) -> Labels:
         raise InputError(f"--labels names finds a class of its own in each file, such as {classes[0]!r} in {names[0]!r}: name "
                          "the files CLASS_ANYTHING, or choose --labels folders or none")
     numbers = {name: number for number, name in enumerate(classes)}
-    return Labels({name: numbers[beginning] for name, beginning in beginnings.items()}, classes, set())
+    return Labels({name: numbers[beginning] for name, beginning in beginnings.items()}, [*map(unicode, classes)], set())
 
 
 def _from_class_files(files: Files, listing: dict[str, str], names: list[str], path: Path) -> Labels:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import OrderedDict
@@ -131,13 +130,17 @@ class ShardReader:
         return self._open[shard]
 
     def _open_shard(self, info: Shard) -> int:
+        """A descriptor of a shard that was compared. Raises InputError."""
+        try:
+            return self._open_compared(info)
+        except OSError:
+            return storage.retrying(partial(self._open_compared, info), f"open {info.location}")
+
+    def _open_compared(self, info: Shard) -> int:
         if storage.is_remote(info.location):
             return self._cache().open(_shard_blob(info))
         path = storage.local_path(info.location)
-        try:
-            file = regular_descriptor(path)
-        except OSError:
-            file = storage.retrying(lambda: regular_descriptor(path), f"open {info.location}")
+        file = regular_descriptor(path)
         try:
             self._sums.check(file, path, info.sha256)
             self._compared.add(info.location)
@@ -151,8 +154,7 @@ class ShardReader:
         return file
 
     def _verify_ahead(self, info: Shard) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self._open_shard(info))
+        os.close(self._open_compared(info))
 
     def _load_offsets(self, info: Shard) -> np.ndarray:
         def read() -> np.ndarray:
@@ -211,7 +213,7 @@ class _Prefetcher:
             except CacheFull:  # until the readers have moved on
                 with self._changed:
                     self._changed.wait(FULL_PAUSE_SECONDS)
-            except InputError:
+            except (InputError, OSError):
                 pass  # the reader that needs it meets the same fault, and reports it
 
     def _next(self) -> Callable[[], object] | None:

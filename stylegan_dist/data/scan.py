@@ -26,16 +26,15 @@ from stylegan_dist.data.arrays import ArrayForm, array_names, decode_array, read
 from stylegan_dist.data.containers import HIDDEN
 from stylegan_dist.data.forms import MAX_ARRAY_BYTES, Normalisation, Values, merged
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, RESOLUTIONS, DatasetIndex, Shard
-from stylegan_dist.data.labels import class_number
+from stylegan_dist.data.labels import CLASS_BYTES, class_number
 from stylegan_dist.data.survey import common_form, forms_of, no_square
-from stylegan_dist.data.tar import TarError, members
+from stylegan_dist.data.tar import TarError, key_and_ending, members
 from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import open_regular, write_whole
 from stylegan_dist.machine import available_cores
 
 _ENDINGS = ("png", "jpg", "jpeg", "webp", *ARRAY_ENCODINGS)
-_MAX_CLASS_BYTES = 64
 _NOT_FILES = "links to elsewhere, devices, pipes or sparse files"
 
 
@@ -83,6 +82,9 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
     locations = _tar_files(source)
     storage.check_driver(locations[0])  # here, not by whichever process is the first to miss it
     base = _common_folder(locations)
+    if storage.is_remote(base) and base.partition("://")[0] not in storage.DRIVERS:
+        raise InputError(f"an index cannot name shards at {base}, only in folders and at URLs such as "
+                         f"{', '.join(f'{name}://' for name in storage.DRIVERS)}: fetch the shards, or put them there")
     folder = Path(out if out is not None else base)
     if (folder / INDEX_NAME).exists() and not overwrite:
         raise InputError(f"{folder} holds an index already: choose another folder, or replace it with --overwrite")
@@ -209,10 +211,9 @@ def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key:
     keys, endings, account = set(), set(), Account()
     for name, offset, size in members(content):
         account.files += 1
-        folder, _, base = name.rpartition("/")
-        stem, _, ending = base.partition(".")  # WebDataset: the key ends at the first dot of the file name
-        key, ending = f"{folder}/{stem}", ending.lower()
-        if base.startswith("._"):
+        key, ending = key_and_ending(name)
+        ending = ending.lower()
+        if name.rpartition("/")[2].startswith("._"):
             account.leave_out(HIDDEN, [name])
             continue
         keys.add(key)
@@ -226,7 +227,7 @@ def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key:
         elif ending == "cls":
             if key in labels:
                 raise _twice(location, "class", key, name)
-            labels[key] = _class(content[offset:offset + min(size, _MAX_CLASS_BYTES)], offset, name), name
+            labels[key] = _class(content[offset:offset + min(size, CLASS_BYTES)], offset, name), name
         elif ending.rpartition(".")[2] in _ENDINGS:
             account.leave_out("further images of a sample, whose key ends at the first dot of its name", [name])
             further.setdefault(key, name)
@@ -241,7 +242,7 @@ def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key:
         raise InputError(f"{location} holds samples of several kinds ({', '.join(sorted(endings))}): pack them instead")
     missing = [key for key in images if key not in labels]
     if labels and missing:
-        raise InputError(f"{location}: the sample {missing[0].lstrip('/')!r} has no class (.cls) while others have one")
+        raise InputError(f"{location}: the sample {missing[0]!r} has no class (.cls) while others have one")
     account.leave_out("classes without an image", [name for key, (_, name) in labels.items() if key not in images])
     account.samples, account.labels = len(images), sum(key in images for key in labels)
     ending, values, misfits = endings.pop(), None, 0
@@ -262,7 +263,7 @@ def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key:
 
 
 def _twice(location: str, what: str, key: str, name: str) -> InputError:
-    key = key.removeprefix("/").removeprefix("./")
+    key = key.removeprefix("./")
     return InputError(f"{location}: {name!r} is a second {what} of the sample {key!r}: remove one of them, or pack the samples "
                       "instead (stylegan-dist pack), which takes every image, and of equal names the last")
 

@@ -127,7 +127,7 @@ def list_source(path: str | os.PathLike) -> Listing:
         names = tape.list()
         tape.met += files.met - len(tapes)  # what lies beside them is accounted for, too
         tape.left_out.update(files.left_out)
-        tape.left_out.update({name: "beside the tars" for name in listing.names if name not in set(tapes)})
+        tape.left_out.update(dict.fromkeys(listing.names.keys() - set(tapes), "beside the tars"))
         return Listing(tape, names)
 
 

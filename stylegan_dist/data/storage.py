@@ -42,6 +42,7 @@ DRIVERS = {"s3": "stylegan-dist[s3]", "gs": "stylegan-dist[gs]", "gcs": "stylega
             "https": "stylegan-dist[http]", "hf": "stylegan-dist[hf]"}
 _WRAPPING = ("reference", "simplecache", "filecache", "blockcache", "cached", "zip", "tar", "libarchive", "dir", "generic",
              "data", "git", "async_wrapper", "dask")
+_IPV6 = re.compile(r"://\[[0-9a-fA-F:.]*:[0-9a-fA-F:.]*\]")
 _WEB = ("http", "https")
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ESPIPE)  # trying again does not help
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -90,8 +91,7 @@ def check_location(location: str, index: str = "") -> None:
         raise InputError(f"{where} {command[1]}:{'...' if command[1] == 'pipe' else ''}, which is no URL: give folders, or "
                          "URLs that begin like s3:// or https://; commands are never run")
     scheme, url, _ = location.partition("://")
-    if is_remote(location) and (
-            "::" in re.sub(r"://\[[0-9a-fA-F:.]+\]", "://", location) or scheme in _WRAPPING):  # not in an IPv6 address
+    if is_remote(location) and ("::" in _IPV6.sub("://", location) or scheme in _WRAPPING):
         raise InputError(f"{where} {mask_location(location)}: chained URLs (::) and file systems inside others are not read; "
                          "several files are named with braces and wildcards")
     if url and carries_secret(location):
@@ -131,7 +131,7 @@ def expand(pattern: str) -> list[str]:
         raise InputError(f"the braces of {shorten(pattern)} do not match ({shorten(str(error))})") from None
     found = []
     for location in locations:
-        if not any(character in location for character in "*?["):
+        if not has_wildcards(location):
             found.append(location)
             continue
         matches = retrying(partial(_glob, location), f"list {location}")
@@ -139,6 +139,11 @@ def expand(pattern: str) -> list[str]:
             raise InputError(f"nothing matches {location}: correct the pattern")
         found += matches
     return found
+
+
+def has_wildcards(location: str) -> bool:
+    """Whether it is a pattern that names what is there: with `*`, `?` or `[`."""
+    return any(character in _IPV6.sub("://", location) for character in "*?[")
 
 
 def _most_expanded(pattern: str) -> int:
@@ -309,10 +314,11 @@ def _glob(location: str) -> list[str]:
     """What a location with wildcards matches, as full locations."""
     files, path = _open(location, ANSWER_SECONDS)
     if location.partition("://")[0] in _WEB:
-        scheme, _, steps = location.partition("://")
-        found, listed = [scheme + ":/"], True
-        for step in steps.split("/"):
-            if listed := any(character in step for character in "*?["):
+        scheme, _, rest = location.partition("://")
+        host, *steps = rest.split("/")
+        found, listed = [f"{scheme}://{host}"], True
+        for step in steps:
+            if listed := has_wildcards(step):
                 found = [f"{folder}/{name}" for folder in found for name in fnmatch.filter(_links(files, folder), step)]
             else:
                 found = [f"{folder}/{step}" for folder in found]

@@ -8,7 +8,6 @@ it: whoever finds no line that fits, a damaged one, or none at all reads the fil
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from stylegan_dist.files import try_lock, unlock_and_close
 from stylegan_dist.private import NotPrivate, open_private
 
 MODES = ("always", "once", "never")
@@ -200,17 +200,8 @@ class Sums:
             yield
         finally:
             if lock is not None:
-                os.close(lock)
+                unlock_and_close(lock)
 
 
 def _line(name: str, record: _Record) -> bytes:
     return f"{record.when} {record.sha256} {record.state} {quote_from_bytes(os.fsencode(name))}\n".encode()
-
-
-def try_lock(file: int) -> bool:
-    """Whether this process has a file's exclusive lock now. Raises OSError where a file system has no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

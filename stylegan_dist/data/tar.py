@@ -55,6 +55,13 @@ def is_tar(start: bytes) -> bool:
         return False
 
 
+def key_and_ending(name: str) -> tuple[str, str]:
+    """Of a member, as in WebDataset: the key ends at the first dot of the file name."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    return folder + slash + stem, ending
+
+
 def members(content) -> Iterator[Member]:
     """The files of a tar file in their order, and what stands in the place of one; folders are left out.
 

@@ -29,12 +29,12 @@ from stylegan_dist.data.index import (
     read_index,
     read_offsets,
 )
-from stylegan_dist.data.tar import TarError, members
+from stylegan_dist.data.labels import CLASS_BYTES, class_number
+from stylegan_dist.data.tar import TarError, key_and_ending, members
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import open_regular
 from stylegan_dist.machine import available_cores
 
-_CLASS_BYTES = 64  # of a class number that are read: more is none
 _RESTORE = "restore the file from a copy, or pack the data again with --overwrite"
 
 
@@ -185,12 +185,19 @@ def _check_label(
     if not in_range:
         problems.append(Problem(shard.offsets, f"the class is {label}, expected {expected}", name, offset))
     # A label file is plain WebDataset; sets indexed elsewhere may carry labels in the offsets alone.
-    key = name and _split(name)[0]
-    if key in labels and index.classes is not None and labels[key] != b"%d" % label:
+    key = name and key_and_ending(name)[0]
+    if key in labels and index.classes is not None and not _is_class(labels[key], label):
         text = labels[key].decode("ascii", "replace")
         problems.append(Problem(
             shard.name, f"the class in the tar file is {text!r}, the offsets say {label}", f"{key}.cls", offset
         ))
+
+
+def _is_class(text: bytes, label: int) -> bool:
+    try:
+        return class_number(text) == label
+    except ValueError:
+        return False
 
 
 def _scan(
@@ -201,23 +208,16 @@ def _scan(
     labels: dict[str, bytes] = {}
     try:
         for name, offset, size in members(content):
-            key, kind = _split(name)
+            key, kind = key_and_ending(name)
             if size < 0:
                 continue
             if kind.lower() == ending:
                 images[offset].append((name, size))
             elif kind.lower() == "cls":
-                labels[key] = content[offset : offset + min(size, _CLASS_BYTES)].strip()
+                labels[key] = content[offset : offset + min(size, CLASS_BYTES)].strip()
     except TarError as error:
         problems.append(Problem(shard.name, str(error), error.name, error.offset))
     return images, labels
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Key and ending of a member: the key ends at the first dot of the file name."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, ending = base.partition(".")
-    return folder + slash + stem, ending
 
 
 @contextlib.contextmanager

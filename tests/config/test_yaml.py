@@ -111,6 +111,11 @@ def test_a_home_folder_is_meant_where_no_shell_has_expanded_it(tmp_path, monkeyp
     assert load_config(None, ["monitor.wandb_name=~/x"]).monitor.wandb_name == "~/x", "no path"
 
 
+def test_a_blank_before_a_tilde_in_the_name_of_a_folder(tmp_path):
+    (tmp_path / "a ~no-such").mkdir()
+    assert load_config(None, [f"data.shards={tmp_path}/a ~no-such"]).data.shards == f"{tmp_path}/a ~no-such"
+
+
 def test_nobody_knows_the_home_folder(monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     assert "~ stands for no folder here" in outcome(None, "run.dir=~/x")

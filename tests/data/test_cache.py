@@ -219,6 +219,45 @@ def test_a_folder_that_is_not_ours(tmp_path, monkeypatch):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_claim_counts_whatever_the_umask(tmp_path):
+    """It must not look like a file that others may have written."""
+    former = os.umask(0o002)
+    try:
+        caches = [NodeCache(tmp_path / "cache", 3 * SIZE) for _ in range(2)]
+        caches[0].claim("one", 2 * SIZE, 2 * SIZE)
+        with pytest.raises(InputError, match="beside the 1 that use it"):
+            caches[1].claim("two", 2 * SIZE, 2 * SIZE)
+        caches[0].release()
+        caches[1].claim("two", 2 * SIZE, 2 * SIZE)
+    finally:
+        os.umask(former)
+
+
+def test_a_folder_that_goes_while_it_is_used(tmp_path, blobs):
+    """As where a system clears its temporary files."""
+    cache = NodeCache(tmp_path / "cache", 3 * SIZE)
+    (tmp_path / "cache").rename(tmp_path / "gone")
+    for use in (cache.open, cache.fetch):
+        with pytest.raises(InputError, match=r"cannot write .*see whether the folder is there"):
+            use(blobs[0])
+
+
+def test_a_file_that_the_disk_cannot_read_is_fetched_again(tmp_path, blobs, monkeypatch):
+    os.close(NodeCache(tmp_path / "cache", 3 * SIZE).open(blobs[0]))
+    cache = NodeCache(tmp_path / "cache", 3 * SIZE, verify="always")
+    pread, before = os.pread, (tmp_path / "cache" / blobs[0].key).stat().st_ino
+
+    def failing(file, *place):
+        if os.fstat(file).st_ino == before:
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(file, *place)
+
+    monkeypatch.setattr(os, "pread", failing)
+    file = cache.open(blobs[0])
+    assert pread(file, SIZE, 0) == bytes([0]) * SIZE
+    os.close(file)
+
+
 def test_other_files_in_the_folder_stay(tmp_path, blobs):
     (tmp_path / "thesis.txt").write_text("x" * 10 * SIZE)
     cache = NodeCache(tmp_path, 2 * SIZE)
@@ -241,6 +280,27 @@ def test_nobody_waits_for_ever(tmp_path, blobs, monkeypatch, name):
         with pytest.raises(InputError, match=r"stopped, or set data.cache"):
             cache.open(blobs[0])
     touch(cache, blobs[0])
+
+
+def test_a_process_that_is_forked_meanwhile_keeps_no_lock(tmp_path, blobs, monkeypatch):
+    """As by a thread that fetches ahead while another one starts readers."""
+    monkeypatch.setattr(cache_module, "LOCK_SECONDS", 2.0)
+    cache = NodeCache(tmp_path, 3 * SIZE)
+    children = []
+    download = storage.download
+
+    def fork_and_download(*arguments):
+        children.append(multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,)))
+        children[-1].start()
+        download(*arguments)
+
+    monkeypatch.setattr(storage, "download", fork_and_download)
+    try:
+        os.close(cache.open(blobs[0]))
+        assert len(children) == 1
+    finally:
+        for child in children:
+            child.kill()
 
 
 def test_a_server_that_sends_next_to_nothing_or_without_end(tmp_path, blobs, monkeypatch):

@@ -238,3 +238,9 @@ def test_a_sample_of_gigabytes_is_not_read(own_shards):
     assert time.monotonic() - began < 60
     index = json.loads((own_shards / "index.json").read_text())
     assert any("more than the" in problem.what for problem in verify(own_shards, workers=1) if problem.offset == 1 << 20)
+
+
+def test_names_that_are_no_unicode():
+    """Earlier versions kept them as Python writes them."""
+    record = read_index_file(json.dumps({**GOOD, "classes": ["caf\udce9", "\U00010080 \\udce9"]}).encode(), "index.json")
+    assert record.classes == ["caf\\udce9", "\U00010080 \\udce9"]

@@ -12,6 +12,7 @@ from servers import http_server
 from stylegan_dist.cli import main
 from stylegan_dist.data import storage
 from stylegan_dist.data.index import load_index, read_index
+from stylegan_dist.data.scan import index_shards
 from stylegan_dist.errors import InputError
 from stylegan_dist.redact import mask_urls, redact
 
@@ -100,7 +101,8 @@ def test_no_secret_of_a_location_is_shown(place, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("pattern", ["s3://b/f?ce[rst]", "http://127.0.0.1:9/part-000?.tar", "http://h:80/set?/part-*.tar",
-                                     "http://h/{a,b}/x.tar", "hf://datasets/u/r@v1/x", "https://h/a@b/x", "memory://x"])
+                                     "http://h/{a,b}/x.tar", "hf://datasets/u/r@v1/x", "https://h/a@b/x", "memory://x",
+                                     "http://h:80/a%40b/x", "https://h/a%23b/x"])
 def test_what_is_no_secret(pattern):
     storage.check_location(pattern)
 
@@ -112,3 +114,16 @@ def test_what_libraries_say_of_urls(monkeypatch):
     assert SECRET not in mask_urls(text)
     assert "cdn/x" in mask_urls(text)
     assert SECRET not in redact(f"the proxy wants {SECRET}")
+
+
+def test_the_brackets_of_an_address_are_no_wildcards():
+    for place in ("http://[::1]:80/x", "s3://[fe80::1]/x"):
+        assert storage.expand(place) == [place]
+        assert storage.has_wildcards(f"{place}[ab]")
+
+
+def test_what_no_index_can_name_is_not_indexed(tmp_path):
+    """Before anything is read, for the index would be refused."""
+    fsspec.filesystem("memory").pipe_file("/set/a.tar", b"")
+    with pytest.raises(InputError, match=r"cannot name shards at memory://set"):
+        index_shards("memory://set/a.tar", str(tmp_path), workers=1)

@@ -307,3 +307,13 @@ def test_record_tells_how_it_was_packed(shard_set):
     assert record["source_images"] == 60
     assert record["options"]["resolution"] == 16
     assert "workers" not in record["options"]
+
+
+def test_folders_whose_names_are_no_unicode(tmp_path):
+    """As from an old system or archive: their classes can be read again."""
+    for folder in ("caf\udce9", "tea"):
+        (tmp_path / "source" / folder).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / "source" / folder / f"{number}.png")
+    pack(tmp_path / "source", tmp_path / "out", replace(OPTIONS, workers=1))
+    assert load_index(tmp_path / "out").classes == ["caf\\udce9", "tea"]

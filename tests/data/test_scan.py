@@ -210,6 +210,17 @@ def test_the_command(tmp_path, capsys):
     assert "nothing does not exist: give the folder, the pattern or the URL" in capsys.readouterr().err
 
 
+def test_a_class_may_have_zeros_before_it(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in (("a.png", png(0)), ("a.cls", b"07\n"), ("b.png", png(1)), ("b.cls", b"00")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    index_shards(str(tmp_path), workers=1)
+    assert load_offsets(load_index(tmp_path).shards[0])[:, 2].tolist() == [7, 0]
+    assert verify(tmp_path, workers=1) == []
+
+
 def test_names_are_not_trusted(tmp_path):
     write_foreign(tmp_path / "set")
     index_shards(str(tmp_path / "set"), str(tmp_path / "index"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -13,6 +14,7 @@ import time
 import pytest
 from batches import ORDER, same, take
 
+from stylegan_dist.data import storage
 from stylegan_dist.data import sums as sums_module
 from stylegan_dist.data.index import load_index, load_offsets
 from stylegan_dist.data.stream import BatchStream
@@ -166,6 +168,23 @@ def test_a_damaged_shard_is_not_trained_on(own_shards, workers):
     with pytest.raises(LocalInputError, match=rf"{shard.name} is damaged.*-dist verify {own_shards}.*data.verify=never"):
         take(own_shards, 13, verify="once", workers=workers)
     take(own_shards, 13, verify="never", workers=workers)
+
+
+def test_a_disk_that_cannot_read(own_shards, monkeypatch):
+    """One line that names the file, and nothing where trying again helps."""
+    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.001)
+    digest, failures = Sums._digest, iter([True])
+
+    def failing(self, file):
+        if next(failures, False):
+            raise OSError(errno.EIO, "Input/output error")
+        return digest(self, file)
+
+    monkeypatch.setattr(Sums, "_digest", failing)
+    take(own_shards, 1, verify="always")
+    failures = itertools.repeat(True)
+    with pytest.raises(LocalInputError, match=r"cannot open .*shard-.*tar: Input/output error"):
+        take(own_shards, 1, verify="always")
 
 
 def test_it_does_not_change_the_batches(own_shards, reference):
