@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
@@ -15,23 +17,28 @@ HOSTS = ["a", "a", "b", "b"]
 
 
 class Rank:
-    """One of four, in this process."""
+    """One of four, in this process. After its first beat it beats when it is told to, so that nothing depends on the clock."""
 
     def __init__(self, number: int, port: int):
         self.ranks = Ranks(number, len(HOSTS))
         env = {"RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         self.watch = Watch(env, HOSTS, self.ranks.where, 600)
+        self.beats, self.silent = 0, False
 
-    def fall_silent(self) -> None:
-        self.watch._ended.set()
-        self.watch._thread.join()
+    def beat(self, _seconds: float) -> None:
+        if not self.silent and not self.watch._ended.is_set():
+            self.beats += 1
+            self.watch._tell(self.beats)
 
 
 @pytest.fixture
 def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Rank]]:
-    monkeypatch.setattr(watch, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(watch, "BEAT_SECONDS", 600.0)
+    monkeypatch.setattr(watch, "ANSWER_SECONDS", 60.0)
     server = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
     found = [Rank(number, server.port) for number in range(len(HOSTS))]
+    beat_all = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: [rank.beat(seconds) for rank in found])
+    monkeypatch.setattr(watch, "time", beat_all)
     yield found
     for rank in found:
         rank.watch.end("")
@@ -60,7 +67,7 @@ def test_one_that_has_ended(ranks: list[Rank]):
 @pytest.mark.parametrize("gave_up", [False, True])
 def test_a_silent_one_is_named_and_nobody_else(ranks: list[Rank], gave_up: bool):
     """Also when somebody who missed it has ended before."""
-    ranks[2].fall_silent()
+    ranks[2].silent = True
     if gave_up:
         ranks[0].watch.end("lost contact", gave_up=True)
     text = ranks[1].watch.who_is_late(closed=True)
