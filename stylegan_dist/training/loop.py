@@ -26,6 +26,7 @@ from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 from stylegan_dist.networks.sampling import sample_images
 from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.ops import native
+from stylegan_dist.redact import redact
 from stylegan_dist.training.checkpoint import Diverged, checkpoint_folder, prune_checkpoints, save_checkpoint
 from stylegan_dist.training.compiled import compile_networks, networks_to_compile, why_not_compiled
 from stylegan_dist.training.engine import Engine
@@ -130,6 +131,10 @@ class Trainer:
             exit_code = 0
         except Interrupted:
             exit_code = 75
+            raise
+        except Exception as error:  # the terminal may be gone when somebody asks why the run has ended
+            first = str(error).strip().partition("\n")[0]
+            self.monitor.note(redact(f"error: {first or type(error).__name__}"))
             raise
         finally:
             self.monitor.close(exit_code)

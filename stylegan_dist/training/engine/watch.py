@@ -33,7 +33,7 @@ class Watch:
                  timeout: float):
         self.rank, self._hosts, self._where, self._timeout = int(env["RANK"]), hosts, where, timeout
         store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), None, False, timedelta(seconds=patience(timeout)),
-                              wait_for_workers=False)  # many ranks may knock at once
+                              wait_for_workers=False)  # many ranks connect at once
         store.set_timeout(timedelta(seconds=ANSWER_SECONDS))
         self._store = dist.PrefixStore(f"stylegan_dist/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}/at", store)
         self._told: float | None = None  # of which wait
