@@ -38,3 +38,7 @@ class Interrupted(Exception):
     def __init__(self, message: str = "", shown: bool = False):
         super().__init__(message)
         self.shown = shown
+
+
+class LocalInterrupted(Interrupted):
+    """An `Interrupted` of one rank alone, in the middle of a step: the run continues from its last checkpoint."""

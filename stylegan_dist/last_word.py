@@ -27,7 +27,7 @@ def leave_last_word(text: str) -> None:
     processes that a launcher has started, the first to call this has the last word. Does nothing without a launcher, and
     never fails. Call it shortly before the process ends, in a rank that has something to say.
     """
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # the last: a Python built for old kernels has no pidfd_open
         first = _explain(text)
         launcher = os.getppid()
         if first and _is_launcher(launcher):

@@ -68,6 +68,15 @@ def test_launcher_that_lives_on(tmp_path: Path):
     assert done.stderr == ""
 
 
+def test_a_python_built_for_old_kernels(tmp_path: Path):
+    """As conda's: the table of failures has our line, and nothing else fails."""
+    script = tmp_path / "accelerate"
+    rank = f"import os; del os.pidfd_open; {RANK}"
+    script.write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {rank!r}, 'error: a'])\n")
+    done = subprocess.run([sys.executable, str(script), "launch"], capture_output=True, text=True, timeout=40, check=True)
+    assert done.stderr == ""
+
+
 def test_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """An error file that cannot be written is no second error."""
     from stylegan_dist.last_word import leave_last_word

@@ -88,13 +88,6 @@ class ArrayForm:
         """Offset and scale, [1 or C, 1, 1] each."""
         return _channels(self.offset, device), _channels(self.scale, device)
 
-    @classmethod
-    def from_record(cls, record: dict) -> ArrayForm:
-        """From `index.json`, or a checkpoint; raises TypeError or ValueError when it is malformed."""
-        log_mel = record.get("log_mel")
-        fields = {name: tuple(map(float, record[name])) for name in ("offset", "scale")}
-        return cls(**{**record, **fields, "log_mel": log_mel and LogMel(**log_mel)})
-
 
 @constant
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:

@@ -64,6 +64,12 @@ class Console:
         """Print a warning, also when quiet."""
         self._put(f"WARNING: {text}", show=True)
 
+    def note(self, text: str) -> None:
+        """Write text to the log alone, if that is still there."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._log is not None and is_at(self._log, self._log_path):
+                self._append(text)
+
     def header(self, facts: list[tuple[str, str]]) -> None:
         """Print (name, value) pairs in two aligned columns; further lines of a value are indented to its column."""
         width = max((len(name) for name, _ in facts), default=0)

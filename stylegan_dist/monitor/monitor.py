@@ -77,6 +77,10 @@ class Monitor:
         """Show a warning."""
         self._console.warn(text)
 
+    def note(self, text: str) -> None:
+        """Write a line to log.txt that somebody else shows."""
+        self._console.note(text)
+
     def alert(self, title: str, text: str) -> None:
         """Show a warning and send it as a W&B alert: for what a person should know of at once, such as divergence."""
         self._console.warn(f"{title}: {text}")
@@ -142,4 +146,4 @@ class NullMonitor:
     def _nothing(self, *args, **kwargs) -> None:
         pass
 
-    header = line = warn = alert = tick = record = progress = images = close = _nothing
+    header = line = warn = note = alert = tick = record = progress = images = close = _nothing

@@ -19,13 +19,14 @@ from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.demand import node_demand, open_cache
 from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.errors import InputError, Interrupted, LocalInputError, RankLost
+from stylegan_dist.errors import InputError, Interrupted, LocalInputError, LocalInterrupted, RankLost
 from stylegan_dist.machine import available_memory, peak_memory
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 from stylegan_dist.networks.sampling import sample_images
 from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.ops import native
+from stylegan_dist.redact import redact
 from stylegan_dist.training.checkpoint import Diverged, checkpoint_folder, prune_checkpoints, save_checkpoint
 from stylegan_dist.training.compiled import compile_networks, networks_to_compile, why_not_compiled
 from stylegan_dist.training.engine import Engine
@@ -68,7 +69,7 @@ def train(config: Config) -> None:
         failure = str(error).strip().partition("\n")[0] or type(error).__name__
     except BaseException as error:
         engine.say_end(error)
-        if isinstance(error, (InputError, Interrupted)) and not isinstance(error, LocalInputError):
+        if isinstance(error, (InputError, Interrupted)) and not isinstance(error, (LocalInputError, LocalInterrupted)):
             engine.close()
         raise
     if failure is not None:  # not inside the handler, where the failed tensors are still alive
@@ -104,7 +105,7 @@ class Trainer:
         self.batch = self.config.run.batch
         self.total = steps_in(self.config) * self.batch
         self.timer = PhaseTimer(engine.device)
-        self.started = start
+        self.saved = start    # images seen at the last checkpoint
         self.unsaved = False  # the last attempt to save a checkpoint failed
         self.no_compile = why_not_compiled(self.config, any(engine.spreads(name) for name in self.state.networks))
         self.to_compile = () if self.no_compile else networks_to_compile(self.engine.device.type)
@@ -130,6 +131,10 @@ class Trainer:
             exit_code = 0
         except Interrupted:
             exit_code = 75
+            raise
+        except Exception as error:  # the terminal may be gone when somebody asks why the run has ended
+            first = str(error).strip().partition("\n")[0]
+            self.monitor.note(redact(f"error: {first or type(error).__name__}"))
             raise
         finally:
             self.monitor.close(exit_code)
@@ -186,16 +191,18 @@ class Trainer:
     def _stop_without_data(self, stream: BatchStream) -> None:
         """End on request before there is another batch."""
         if self.engine.world_size > 1:  # the others are in the middle of a step
-            self._tell_late(f"stopped on request without saving the state, as there is no data: {stream.describe_wait()}")
-            raise Interrupted("the run continues from its last checkpoint")
-        if self.state.nimg > self.started:  # this is the state after a whole step
+            text = (f"rank {self.engine.rank} ({host_name()}) stopped on request without saving the state, as it has no data: "
+                    f"{stream.describe_wait()}; the same command continues from the last checkpoint")
+            self.monitor.line(text)
+            raise LocalInterrupted(text, shown=self.engine.is_main)
+        if self.state.nimg > self.saved:  # this is the state after a whole step
             self._count_replaced(stream)
             self._save_checkpoint()
         self._stop()
 
     def _tell_late(self, text: str) -> None:
         """That data is late, by the rank that waits for it; the others learn it from there."""
-        self.engine.enter(text, self.state.nimg)
+        self.engine.describe_stage(text)
         if self.engine.is_main:
             self.monitor.warn(text)
         else:
@@ -336,7 +343,7 @@ class Trainer:
         except InputError as error:  # the same on all ranks
             self.monitor.alert("checkpoint not saved", f"{error}; training goes on and tries again at the next one")
             return
-        self.unsaved = False
+        self.unsaved, self.saved = False, state.nimg
         try:
             damage = self.engine.on_main(lambda: prune_checkpoints(self.run_dir, c.keep, int(c.archive_kimg * 1000)))
             for problem in damage or ():

@@ -20,7 +20,7 @@ from stylegan_dist.training.saved import load_state
 CONFIG_NAME = "config.yaml"
 SAMPLES_NAME = "samples"
 LOCK_NAME = ".lock"
-# The reader processes of a trainer that was killed hold its lock until they notice, which takes 5 seconds.
+# The reader processes of a trainer that was killed hold its lock until they have ended, too.
 LOCK_SECONDS = 10.0
 # A run that continues with another value of one of these would not be the same run.
 IDENTITY = ("run.seed", "data.conditional", "data.mirror", "data.lanes", "data.block", "generator", "discriminator",

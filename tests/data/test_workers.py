@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
 
 import pytest
@@ -15,6 +16,7 @@ from launching import alive
 from tqdm import tqdm
 
 from stylegan_dist.data import pool, readers, stream, workers
+from stylegan_dist.data.batches import Batch
 from stylegan_dist.errors import InputError, LocalInputError
 
 SOON = 60  # seconds; only against hanging
@@ -114,6 +116,38 @@ def test_a_reader_without_memory(shards, monkeypatch):
     with pytest.raises(LocalInputError, match=r"reader 1 of 1 has no memory left: set a smaller data\.workers"):
         next(batches)
     batches.close()
+
+
+@pytest.fixture
+def pinning(monkeypatch):
+    """Page-locked memory as a machine without a GPU can have it: a copy."""
+    monkeypatch.setattr(readers.torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(readers.torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(Batch, "pin_memory", lambda one: Batch(one.images.clone(), one.labels.clone(), one.index.clone()))
+
+
+def pinning_ends() -> bool:
+    threads = [thread for thread in threading.enumerate() if thread.name == "pin"]
+    for thread in threads:
+        thread.join(SOON)
+    return not any(thread.is_alive() for thread in threads)
+
+
+def test_batches_through_the_pinning_thread(shards, reference, pinning):
+    kept = take(shards, len(reference), workers=2, prefetch=1, mirror=True, pin_memory=True)
+    assert all(same(a, b) for a, b in zip(kept, reference, strict=True))
+    assert pinning_ends()  # closed while it had batches that nobody took
+
+
+def test_a_killed_reader_behind_the_pinning_thread(shards, pinning):
+    batches = open_stream(shards, workers=1, prefetch=1, pin_memory=True)
+    next(batches)
+    os.kill(reader_processes()[0], signal.SIGKILL)
+    with pytest.raises(LocalInputError, match=r"reader 1 of 1 \(process \d+\) was killed"):
+        exhausted(batches)
+    batches.close()
+    assert pinning_ends()
+    assert not reader_processes()
 
 
 # Workers over a list of tasks

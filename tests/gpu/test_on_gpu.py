@@ -47,6 +47,16 @@ def test_a_continued_run_equals_a_straight_one(dtype: str, path: str, labelled_s
         assert torch.equal(value, halves[key]), key
 
 
+def test_reader_processes_change_nothing(labelled_shards: Path, tmp_path: Path):
+    """Their batches are copied to page-locked memory by a thread, also while a phase is recorded."""
+    settings = ("run.device=cuda", "run.cuda_graphs=true")
+    alone = train(labelled_shards, tmp_path / "alone", *settings)
+    read_ahead = train(labelled_shards, tmp_path / "readers", *settings, "data.workers=2", "data.prefetch=1")
+    assert "CUDA graphs are off" not in (tmp_path / "readers/log.txt").read_text()
+    for key, value in alone.items():
+        assert torch.equal(value, read_ahead[key]), key
+
+
 def test_first_losses_are_those_of_the_cpu(labelled_shards: Path, tmp_path: Path):
     settings = ("precision.dtype=fp32", "precision.tf32=false", "optim.g.eps=1e-2", "optim.d.eps=1e-2")
     train(labelled_shards, tmp_path / "cuda", "run.device=cuda", *settings)

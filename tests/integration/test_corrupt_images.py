@@ -73,6 +73,7 @@ def test_too_many_stop_the_run_and_a_larger_share_continues_it(shards, tmp_path,
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
     assert place in error[0]
+    assert (run_dir / "log.txt").read_text().splitlines()[-1].endswith(error[0])
     assert "data.max_bad_fraction=0.001 of 6" in error[0]
     assert train(folder, run_dir, 0.064, "data.max_bad_fraction=0.5") == 0
 

@@ -36,7 +36,10 @@ def test_a_folder_that_goes_ends_the_run(change: str, processes: int, small_shar
     words = "replaced" if change == "replace" else "deleted or moved"
     assert f"error: the run's folder {run_dir} was {words}" in said[0][1]
     assert "Traceback" not in "".join(out + err for out, err in said)
-    assert list(run_dir.iterdir()) == [] if change == "replace" else not run_dir.exists()
+    if change == "replace":  # a tick that was under way may have left its line there, but nothing else
+        assert {entry.name for entry in run_dir.iterdir()} <= {"log.txt", "metrics.jsonl"}
+    else:
+        assert not run_dir.exists()
     if change == "move":  # it can be moved back, and goes on
         (tmp_path / "moved").rename(run_dir)
         nimg = newest_whole_checkpoint(run_dir)[0]

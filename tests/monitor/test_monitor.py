@@ -36,6 +36,19 @@ def test_a_tick_reaches_every_reader(tmp_path, capsys):
     assert run.alerts == [("diverged", "the loss is NaN")]
 
 
+def test_a_note_is_in_the_log_alone_and_only_where_that_still_is(tmp_path, capsys):
+    monitor = make(tmp_path)
+    monitor.line("hello")
+    monitor.note("error: no data")
+    log = tmp_path / "log.txt"
+    assert log.read_text().splitlines()[-1].endswith("  error: no data")
+    log.unlink()
+    monitor.note("error: gone")
+    monitor.close(1)
+    assert not log.exists()
+    assert capsys.readouterr().out == "hello\n"
+
+
 def test_resume_leaves_no_overlap(tmp_path, capsys):
     first = make(tmp_path)
     for nimg in (1000, 2000, 3000):

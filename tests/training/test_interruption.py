@@ -6,8 +6,11 @@ import os
 import signal
 
 import pytest
+import torch
 
-from stylegan_dist.errors import STOP_SIGNALS
+from stylegan_dist.config import Config
+from stylegan_dist.errors import STOP_SIGNALS, InputError, Interrupted, LocalInputError, LocalInterrupted
+from stylegan_dist.training import loop
 from stylegan_dist.training.interruption import StopRequest, why_nohup_fails
 
 
@@ -61,3 +64,33 @@ def test_a_launcher_does_not_cut_last_words_short():
     finally:
         for number, handler in zip((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), before, strict=True):
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("error", "left"), [(Interrupted, True), (InputError, True), (LocalInterrupted, False),
+                                             (LocalInputError, False)])
+def test_a_rank_that_ends_alone_does_not_leave_the_process_group(error, left, monkeypatch):
+    """It would wait for the others, which wait for it."""
+    done: list[str] = []
+
+    class FakeEngine:
+        device, local_world_size = torch.device("cpu"), 1
+
+        def __init__(self, *args):
+            pass
+
+        def say_end(self, error):
+            done.append("said")
+
+        def close(self):
+            done.append("left")
+
+    class FakeTrainer:
+        def __init__(self, *args):
+            raise error("text")
+
+    monkeypatch.setattr(loop, "end_with_launcher", lambda: None)
+    monkeypatch.setattr(loop, "Engine", FakeEngine)
+    monkeypatch.setattr(loop, "Trainer", FakeTrainer)
+    with pytest.raises(error):
+        loop.train(Config())
+    assert done == (["said", "left"] if left else ["said"])

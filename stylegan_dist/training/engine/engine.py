@@ -145,7 +145,8 @@ class Engine(Ranks):
             return ""
         lost = isinstance(error, RankLost)
         late = self._watch.who_is_late(connection_closed(str(error))) if lost else ""
-        self._watch.end("the run is finished" if error is None else str(error) or type(error).__name__, gave_up=lost)
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        self._watch.end("the run is finished" if error is None else reason, gave_up=lost)
         return late
 
     def close(self) -> None:

@@ -36,17 +36,25 @@ class Ranks:
         self.rank = rank
         self.world_size = world_size
         self.device = torch.device(device)
-        self._calls = 0  # collectives begun
+        self._begun = 0  # stages and collectives: a rank that has begun fewer than others keeps them waiting
         self._stage = ("starting", 0, time.monotonic())
 
     def enter(self, doing: str, nimg: int) -> None:
-        """Say what this rank does from now on, in words, and how many images it has seen; the other ranks can look it up."""
+        """Say what this rank does from now on, in words, and how many images it has seen; the other ranks can look it up.
+
+        All ranks enter the same stages, so that the one that is behind is known where a library does the collectives.
+        """
+        self._begun += 1
         self._stage = (doing, nimg, time.monotonic())
 
+    def describe_stage(self, doing: str) -> None:
+        """Say more about what this rank does now."""
+        self._stage = (doing, self._stage[1], time.monotonic())
+
     def where(self) -> tuple[str, int, int, float]:
-        """What this rank does, images seen, collectives begun, and since when (time.monotonic)."""
+        """What this rank does, images seen, stages and collectives begun, and since when (time.monotonic)."""
         doing, nimg, since = self._stage
-        return doing, nimg, self._calls, since
+        return doing, nimg, self._begun, since
 
     @property
     def is_main(self) -> bool:
@@ -139,7 +147,7 @@ class Ranks:
         return wait
 
     def _collective(self, function: Callable, *args: Any, **kwargs: Any) -> None:
-        self._calls += 1
+        self._begun += 1
         with lost_ranks_reported():
             function(*args, **kwargs)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from stylegan_dist.training.engine.preflight import name_ranks
+from stylegan_dist.training.engine.preflight import name_ranks, patience
 
 BEAT_SECONDS = 2.0
 ANSWER_SECONDS = 5.0  # for the store
@@ -25,15 +25,16 @@ class Watch:
     Args:
         env: with RANK, MASTER_ADDR and MASTER_PORT.
         hosts: the machines of all ranks, in their order.
-        where: what this rank is doing, images seen, collectives begun, and since when (time.monotonic).
+        where: what this rank is doing, images seen, stages and collectives begun, and since when (time.monotonic).
         timeout: run.timeout; after half of it a person is told who is late.
     """
 
     def __init__(self, env: Mapping[str, str], hosts: Sequence[str], where: Callable[[], tuple[str, int, int, float]],
                  timeout: float):
         self.rank, self._hosts, self._where, self._timeout = int(env["RANK"]), hosts, where, timeout
-        store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), None, False, timedelta(seconds=ANSWER_SECONDS),
-                              wait_for_workers=False)
+        store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), None, False, timedelta(seconds=patience(timeout)),
+                              wait_for_workers=False)  # many ranks connect at once
+        store.set_timeout(timedelta(seconds=ANSWER_SECONDS))
         self._store = dist.PrefixStore(f"stylegan_dist/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}/at", store)
         self._told: float | None = None  # of which wait
         self._last = ""  # what ended this rank
@@ -63,9 +64,9 @@ class Watch:
             pass
 
     def _tell(self, beat: int) -> None:
-        doing, nimg, calls, since = self._where()
+        doing, nimg, begun, since = self._where()
         self._store.set(str(self.rank), json.dumps({
-            "beat": beat, "doing": doing, "at": [nimg, calls], "seconds": time.monotonic() - since, "process": os.getpid(),
+            "beat": beat, "doing": doing, "at": [nimg, begun], "seconds": time.monotonic() - since, "process": os.getpid(),
             "ended": self._last, "gave_up": self._gave_up,
         }))
 
@@ -95,7 +96,7 @@ class Watch:
         """The ranks that the others wait for, and what is known of them; nobody and nothing where the store is gone."""
         try:
             before = notes = self._read()
-            if not any(note["ended"] for note in before):
+            if not any(note["ended"] and not note["gave_up"] for note in before):
                 time.sleep(2.5 * BEAT_SECONDS)
                 notes = self._read()
         except RuntimeError:
