@@ -23,12 +23,12 @@ from stylegan_dist.data import pool, storage
 from stylegan_dist.data.account import Account
 from stylegan_dist.data.arrays import ENCODINGS as ARRAY_ENCODINGS
 from stylegan_dist.data.arrays import ArrayForm, array_names, decode_array, read_array
-from stylegan_dist.data.containers import HIDDEN
+from stylegan_dist.data.containers import HIDDEN, packed_kind
 from stylegan_dist.data.forms import MAX_ARRAY_BYTES, Normalisation, Values, merged
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, RESOLUTIONS, DatasetIndex, Shard
 from stylegan_dist.data.labels import class_number
 from stylegan_dist.data.survey import common_form, forms_of, no_square
-from stylegan_dist.data.tar import TarError, members
+from stylegan_dist.data.tar import BLOCK, TarError, is_tar, members
 from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import open_regular, write_whole
@@ -197,6 +197,10 @@ def _scan_file(path: Path, location: str, checksums: bool, array_key: str | None
             if not os.fstat(file.fileno()).st_size:
                 raise InputError(f"{location} is empty: restore it, or leave it out")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                start = content[:BLOCK]
+                if not is_tar(start) and (kind := packed_kind(start)):
+                    raise InputError(f"{location} is no tar, it begins like {kind}: unpack it, and index the tar or pack the "
+                                     "images that were in it")
                 return _scan_content(content, location, checksums, array_key)
     except OSError as error:
         raise InputError(f"cannot read {location}: {error.strerror}") from None
