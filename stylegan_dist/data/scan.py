@@ -110,13 +110,13 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
 def _tar_files(source: str) -> list[str]:
     if not storage.is_remote(source):
         path = storage.local_path(source)
-        if path.is_file():
+        if os.path.isfile(path):  # a name that is too long is not there, either
             return [str(path.resolve())]
-        if path.is_dir():  # whatever characters its name has
+        if os.path.isdir(path):  # whatever characters its name has
             if not (found := sorted(str(one) for one in path.glob("*.tar") if not one.name.startswith("._"))):
                 raise InputError(f"{source} holds no .tar file: give the folder, the pattern or the URL of WebDataset shards")
             return [_plain_file(location, source) for location in found]
-        if path.exists():
+        if os.path.exists(path):
             raise InputError(f"{source} is a pipe, a socket or a device: give the folder, the pattern or the URL of shards")
         if not any(character in source for character in "*?[{"):
             raise InputError(f"{source} does not exist: give the folder, the pattern or the URL of WebDataset shards")
@@ -131,7 +131,7 @@ def _tar_files(source: str) -> list[str]:
 
 def _plain_file(location: str, source: str) -> str:
     """The path of a local shard. Raises InputError where there is none."""
-    if not Path(location).is_file():
+    if not os.path.isfile(location):
         what = "is no plain file" if os.path.lexists(location) else "is not there"
         raise InputError(f"{location} {what}: correct {source}, or leave it out")
     return str(Path(location).resolve())
