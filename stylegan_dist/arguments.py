@@ -26,9 +26,9 @@ def real(name: str, span: Range) -> Callable[[str], float]:
     return lambda text: _number(text, name, span, float, "a number")
 
 
-def path(name: str) -> Callable[[str], str]:
-    """A type for `ArgumentParser.add_argument`: a path or URL, with `~` expanded. Raises InputError."""
-    return lambda text: user_path(text, name)
+def path(name: str, url: bool = False) -> Callable[[str], str]:
+    """A type for `ArgumentParser.add_argument`: a path, or with `url` also a URL, with `~` expanded. Raises InputError."""
+    return lambda text: user_path(text, name, url)
 
 
 def places(name: str) -> Callable[[str], str]:

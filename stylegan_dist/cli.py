@@ -127,7 +127,7 @@ def _train(args: argparse.Namespace) -> int:
         return EXIT_OK
     if args.preset and "=" in args.preset:  # only overrides were given
         args.preset, args.overrides = None, [args.preset, *args.overrides]
-    config = load_config(args.preset and user_path(args.preset, "the preset"), args.overrides)
+    config = load_config(args.preset and user_path(args.preset, "the preset", url=False), args.overrides)
     name_the_user()  # after all `~` of paths are expanded
     if args.dry_run:
         from stylegan_dist.training.engine.launch_check import check_numbers, number_of

@@ -7,10 +7,12 @@ import re
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.records import shorten
+from stylegan_dist.redact import mask_location
 
 MOST_CHARACTERS = 1 << 16    # of a text; a list of data sets may be long
 MOST_PATH_BYTES = 4095       # of one path, the limit of Linux
 _HOME = re.compile(r"(?<!\S)~[^/\s@]*")      # at the beginning of a word
+_URL = re.compile(r"[a-zA-Z][\w+.-]*://")
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # surrogates stand for bytes that are not UTF-8
 
 
@@ -54,13 +56,23 @@ def expand_home(text: str, words: bool = False) -> str:
     return _HOME.sub(home, text) if words else re.sub(r"\A" + _HOME.pattern, home, text)
 
 
-def user_path(text: str, name: str) -> str:
+def check_no_url(text: str, name: str) -> None:
+    """Raises InputError for a URL, where a path of this machine must stand: it would become a folder named like `s3:`."""
+    if _URL.match(text):
+        raise InputError(f"{name} must be on this machine, not at {mask_location(text)}: give a path")
+
+
+def user_path(text: str, name: str, url: bool = True) -> str:
     """A path or URL of the command line: checked, with `~` expanded.
 
+    Args:
+        url: whether it may be a URL.
     Raises:
-        InputError: as `check_text` and `expand_home`; it is empty; or longer than any path.
+        InputError: as `check_text`, `expand_home` and `check_no_url`; it is empty; or longer than any path.
     """
     check_text(text, name)
+    if not url:
+        check_no_url(text, name)
     if not text:
         raise InputError(f"{name} is empty: give a path")
     if len(text.encode()) > MOST_PATH_BYTES:

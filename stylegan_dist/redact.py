@@ -71,7 +71,7 @@ def carries_secret(url: str) -> bool:
     if ":" in host and not host.startswith(("arn:", "[")) and (
             bucket or "@" in rest or not re.fullmatch(r"[^:]*:\d*", host)):
         return True
-    if "@" in host and scheme.lower() != "hf":  # there it is followed by a revision
+    if "@" in host:  # of hf, a revision comes later
         return True
     if re.search(r"\?.*=", rest, re.DOTALL):
         return True

@@ -54,6 +54,18 @@ def test_a_path_that_is_not_there(command, path, capsys, tmp_path, monkeypatch):
     said(capsys, command, path)
 
 
+@pytest.mark.parametrize("command", ["train X", "train data.shards=s run.dir=X", "train data.shards=s data.cache=X",
+                                     "generate X --out o", "generate r --out X", "peek s --out X", "bench-data s --folder X"])
+@pytest.mark.parametrize("url", ["s3://bucket/x", "file:///x", "http://me:SECRET@host/x", "s3://KEY:SECRET/x@bucket"])
+def test_a_url_where_a_path_must_be(command, url, capsys, tmp_path, monkeypatch):
+    """It would become a folder named `s3:`, which people take for their bucket."""
+    monkeypatch.chdir(tmp_path)
+    message = said(capsys, command, url)
+    assert "must be on this machine, not at" in message
+    assert "SECRET" not in message
+    assert not list(tmp_path.iterdir())
+
+
 def test_home_folders_are_expanded(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for command in ("generate X --out o", "verify X", "peek X", "pack X o --resolution 8", "index X o"):

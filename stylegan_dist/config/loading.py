@@ -16,7 +16,7 @@ import yaml
 from stylegan_dist.config.schema import Config
 from stylegan_dist.config.text import MAX_BYTES, read_yaml
 from stylegan_dist.errors import InputError
-from stylegan_dist.paths import check_text, expand_home
+from stylegan_dist.paths import check_no_url, check_text, expand_home
 from stylegan_dist.ranges import Range
 from stylegan_dist.records import shorten
 
@@ -133,6 +133,8 @@ def _set(config: Config, dotted: str, value: Any, origin: str, text: str | None 
                          f"({knob.metadata['doc']})") from None
     if wanted is str:
         check_text(value, f"{dotted} {origin}")
+        if knob.metadata["path"] == "one":
+            check_no_url(value, f"{dotted} {origin}")
         value = expand_home(value, words=knob.metadata["path"] == "several") if knob.metadata["path"] else value
     _check_range(dotted, value, f" {origin}", knob.metadata)
     setattr(owner, knob.name, value)

@@ -36,7 +36,8 @@ def knob(default: Any, doc: str, *, least: float | None = None, most: float | No
     Args:
         least, most, above: its range, see `Range`; every number has one. Of a list, that of each item. An upper bound is
             beyond what anybody means, and below what would hang, overflow or exhaust memory before it is an error.
-        path: it names one place, or several with blanks between: `~` at their beginning stands for a home folder.
+        path: it names one place on this machine, or several places or URLs with blanks between: `~` at their beginning
+            stands for a home folder.
     """
     metadata: dict[str, Any] = {"doc": doc, "path": path, "range": None}
     if (least, most, above) != (None, None, None):

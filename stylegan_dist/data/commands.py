@@ -81,10 +81,11 @@ def add_pack(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_pack)
-    parser.add_argument("source", metavar="SOURCE", type=path("SOURCE"),
+    parser.add_argument("source", metavar="SOURCE", type=path("SOURCE", url=True),
                         help="a folder (searched with its sub-folders), a zip or a tar; a folder or a pattern of tars, such as "
                         "WebDataset shards")
-    parser.add_argument("out", metavar="OUT", type=path("OUT"), help="the folder for the shards; made if it is not there")
+    parser.add_argument("out", metavar="OUT", type=path("OUT", url=True),
+                        help="the folder for the shards; made if it is not there")
 
     common = parser.add_argument_group("samples")
     kinds = common.add_mutually_exclusive_group()
@@ -161,10 +162,10 @@ def add_index(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_index)
-    parser.add_argument("shards", metavar="SHARDS", type=path("SHARDS"),
+    parser.add_argument("shards", metavar="SHARDS", type=path("SHARDS", url=True),
                         help="a folder, a URL (s3://, gs://, http://, hf://, ...), or a pattern "
                                                          "of tar files with braces and wildcards")
-    parser.add_argument("out", metavar="FOLDER", type=path("FOLDER"), nargs="?",
+    parser.add_argument("out", metavar="FOLDER", type=path("FOLDER", url=True), nargs="?",
                         help="the folder for the index; default: that of the shards")
     parser.add_argument("--checksums", action="store_true",
                         help="store the SHA-256 of local shards, too, which are read whole for it: verify compares with it. "
@@ -184,7 +185,8 @@ def add_verify(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run_verify)
-    parser.add_argument("folder", metavar="FOLDER", type=path("FOLDER"), help="the folder or URL that holds index.json")
+    parser.add_argument("folder", metavar="FOLDER", type=path("FOLDER", url=True),
+                        help="the folder or URL that holds index.json")
     parser.add_argument("--quick", action="store_true", help="do not decode the samples")
     parser.add_argument("--workers", type=whole("--workers", WORKERS), metavar="N", help="processes (default: one a core)")
 

@@ -133,10 +133,18 @@ class Archive:
             raise
         except Exception as error:  # zipfile has many kinds for damaged bytes
             raise InputError(f"{self.path} cannot be read: {error}") from None
+        first = min((info.header_offset for info in infos), default=0)
+        if first and self._begins_with_a_member():  # `cat a.zip b.zip`: the table of contents at the end names those of b only
+            raise InputError(f"{self.path} cannot be read: {first} bytes before its first file are not in its table of "
+                             "contents, as where several zips were joined: unpack each into one folder, and give that")
         self.met = len(infos)
         for number, info in enumerate(infos):
             _place(info.filename, info, number, self._members, self.left_out)
         return {name: f"{info.file_size}:{info.CRC}" for name, info in self._members.items()}
+
+    def _begins_with_a_member(self) -> bool:
+        with open_regular(self.path) as file:
+            return file.read(len(_ZIP_SIGNATURE)) == _ZIP_SIGNATURE
 
     def state(self, names: Iterable[str]) -> str:
         """Two equal ones say that nothing has touched the file between the calls."""
@@ -281,11 +289,18 @@ def open_container(path: Path) -> Files:
         return Tape([path])
     if start.startswith(_ZIP_STARTS):
         return Archive(path)
-    if kind := next((kind for first, kind in _COMPRESSED.items() if start.startswith(first)), None):
+    if kind := packed_kind(start):
         raise InputError(f"{path} is compressed: unpack it and give the folder, or a plain tar or zip (it begins like {kind})")
     if zipfile.is_zipfile(path):  # with something before it, such as a program that unpacks it
         return Archive(path)
     raise InputError(f"{path} is neither a folder nor a zip or tar: give a folder, a zip or a tar of samples")
+
+
+def packed_kind(start: bytes) -> str | None:
+    """Of a file that is no tar and begins with these bytes: what it is packed or compressed with, where that is known."""
+    if start.startswith(_ZIP_STARTS):
+        return "zip"
+    return next((kind for first, kind in _COMPRESSED.items() if start.startswith(first)), None)
 
 
 def _place(name: str, entry, number: int, kept: dict, left_out: dict[str, str]) -> None:

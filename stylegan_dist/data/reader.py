@@ -147,9 +147,8 @@ class ShardReader:
         except BaseException as error:
             os.close(file)
             if isinstance(error, ValueError):
-                folder = os.path.dirname(info.offsets_location)
-                raise InputError(f"{info.location} is damaged: {error}; restore it or pack the data again (stylegan-dist "
-                                 f"verify {folder} says what is damaged), or train on it as it is: data.verify=never") from None
+                raise InputError(f"{info.location} is damaged: {error}; {_remedy(info)}, or train on it as it is: "
+                                 "data.verify=never") from None
             raise
         return file
 
@@ -164,7 +163,9 @@ class ShardReader:
                 return parse_offsets(info, file.read())
         try:
             return read()
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) and not storage.is_remote(info.offsets_location):  # reading again changes nothing
+                raise InputError(f"{info.offsets_location} is damaged: {error}; {_remedy(info)}") from None
             return storage.retrying(read, f"read {info.offsets_location}")
 
     def _cache(self) -> NodeCache:
@@ -173,6 +174,11 @@ class ShardReader:
         return self.cache
 
     __del__ = close
+
+
+def _remedy(shard: Shard) -> str:
+    folder = os.path.dirname(shard.offsets_location)
+    return f"restore it or pack the data again (stylegan-dist verify {folder} says what is damaged)"
 
 
 def blobs(shard: Shard) -> list[Blob]:

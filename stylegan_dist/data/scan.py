@@ -23,12 +23,12 @@ from stylegan_dist.data import pool, storage
 from stylegan_dist.data.account import Account
 from stylegan_dist.data.arrays import ENCODINGS as ARRAY_ENCODINGS
 from stylegan_dist.data.arrays import ArrayForm, array_names, decode_array, read_array
-from stylegan_dist.data.containers import HIDDEN
+from stylegan_dist.data.containers import HIDDEN, packed_kind
 from stylegan_dist.data.forms import MAX_ARRAY_BYTES, Normalisation, Values, merged
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, RESOLUTIONS, DatasetIndex, Shard
 from stylegan_dist.data.labels import CLASS_BYTES, class_number
 from stylegan_dist.data.survey import common_form, forms_of, no_square
-from stylegan_dist.data.tar import TarError, key_and_ending, members
+from stylegan_dist.data.tar import BLOCK, TarError, is_tar, key_and_ending, members
 from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import open_regular, write_whole
@@ -112,13 +112,13 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
 def _tar_files(source: str) -> list[str]:
     if not storage.is_remote(source):
         path = storage.local_path(source)
-        if path.is_file():
+        if os.path.isfile(path):  # a name that is too long is not there, either
             return [str(path.resolve())]
-        if path.is_dir():  # whatever characters its name has
+        if os.path.isdir(path):  # whatever characters its name has
             if not (found := sorted(str(one) for one in path.glob("*.tar") if not one.name.startswith("._"))):
                 raise InputError(f"{source} holds no .tar file: give the folder, the pattern or the URL of WebDataset shards")
             return [_plain_file(location, source) for location in found]
-        if path.exists():
+        if os.path.exists(path):
             raise InputError(f"{source} is a pipe, a socket or a device: give the folder, the pattern or the URL of shards")
         if not any(character in source for character in "*?[{"):
             raise InputError(f"{source} does not exist: give the folder, the pattern or the URL of WebDataset shards")
@@ -133,7 +133,7 @@ def _tar_files(source: str) -> list[str]:
 
 def _plain_file(location: str, source: str) -> str:
     """The path of a local shard. Raises InputError where there is none."""
-    if not Path(location).is_file():
+    if not os.path.isfile(location):
         what = "is no plain file" if os.path.lexists(location) else "is not there"
         raise InputError(f"{location} {what}: correct {source}, or leave it out")
     return str(Path(location).resolve())
@@ -199,6 +199,10 @@ def _scan_file(path: Path, location: str, checksums: bool, array_key: str | None
             if not os.fstat(file.fileno()).st_size:
                 raise InputError(f"{location} is empty: restore it, or leave it out")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                start = content[:BLOCK]
+                if not is_tar(start) and (kind := packed_kind(start)):
+                    raise InputError(f"{location} is no tar, it begins like {kind}: unpack it, and index the tar or pack the "
+                                     "images that were in it")
                 return _scan_content(content, location, checksums, array_key)
     except OSError as error:
         raise InputError(f"cannot read {location}: {error.strerror}") from None

@@ -114,7 +114,7 @@ def _check_shard(
     except InputError as error:
         problems.append(Problem(shard.name, str(error), remedy=""))  # the error has its own
     except (OSError, ValueError) as error:
-        problems.append(Problem(shard.name, f"the shard cannot be read ({error})"))
+        problems.append(Problem(shard.name, f"the shard cannot be read ({getattr(error, 'strerror', None) or error})"))
     progress.done[slot] = shard.samples
     counts = None
     if table is not None and index.classes is not None:

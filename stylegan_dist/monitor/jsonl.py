@@ -48,10 +48,13 @@ class MetricsFile:
 
     Raises:
         OSError: the file cannot be opened or written. A failed `append` leaves the file as it was.
+        InputError: something else than a file has its name.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_file():  # opening a pipe would wait for a reader
+            raise InputError(f"{self.path} is no plain file: move it away, and run the same command again")
         self.lost = 0
         self.renewed = 0
         self._lines: deque[bytes] = deque()

@@ -46,6 +46,7 @@ class RunFolder:
         self.path = Path(path)
         self._held: list[int] = []
         self.close = weakref.finalize(self, _close, self._held)  # also where this process goes on after an error
+        self._config = ""  # the text of the configuration, once it is there
         try:
             (self.path / SAMPLES_NAME).mkdir(parents=True, exist_ok=True)
             self._held.append(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY))
@@ -70,7 +71,7 @@ class RunFolder:
                     leftover.unlink()
 
     def check(self) -> None:
-        """Make sure that the run's folder is still the one that this process has locked.
+        """Make sure that the run's folder is still the one that this process has locked, and says what the run is.
 
         Raises:
             InputError: it was deleted, moved or replaced.
@@ -85,6 +86,9 @@ class RunFolder:
             raise InputError(f"the run's folder {self.path} was {'replaced' if there else 'deleted or moved'} while the run "
                              "was going on, so nothing more can be saved: move it back if you have it, and run the same "
                              "command again")
+        if self._config and not os.path.lexists(self.path / CONFIG_NAME):  # the folder was emptied: new checkpoints need it
+            with contextlib.suppress(OSError):
+                write_whole(self.path / CONFIG_NAME, self._config)
 
     def starting_point(self, config: Config, data_fingerprint: str) -> tuple[int, list[str]]:
         """Where the run continues.
@@ -121,7 +125,8 @@ class RunFolder:
 
     def save_config(self, config: Config) -> None:
         """Write the resolved configuration."""
-        write_whole(self.path / CONFIG_NAME, dump_config(config))
+        self._config = dump_config(config)
+        write_whole(self.path / CONFIG_NAME, self._config)
 
 
 def _close(held: list[int]) -> None:

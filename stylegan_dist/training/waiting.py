@@ -9,6 +9,7 @@ from stylegan_dist.training.engine import Ranks
 from stylegan_dist.training.interruption import StopRequest
 
 WAIT_ALLOWED = 0.02  # share of a tick that may go by waiting for data without a warning
+LEAST_WAIT = 1.0     # seconds; of less, such as the start of the readers in a short tick, nothing follows
 STOP_SECONDS = 10.0  # that one of several ranks waits for data after a request to stop; there may be 30 until it is killed
 
 
@@ -29,10 +30,10 @@ def wait_for_data(stream: BatchStream, stop: StopRequest, patient: bool) -> bool
 
 def what_waiting_means(ranks: Ranks, stream: BatchStream, seconds: float, workers: int, cached: bool) -> str:
     """Advice, where any rank spends too much of a tick of so many seconds waiting for data, else nothing."""
-    here = [stream.seconds_waited / seconds, stream.seconds_read, stream.seconds_decode]
+    here = [stream.seconds_waited / seconds, stream.seconds_waited, stream.seconds_read, stream.seconds_decode]
     everywhere = ranks.gather(here)
-    waited, read, decode = worst = max(everywhere)
-    if waited <= WAIT_ALLOWED:
+    waited, seconds_waited, read, decode = worst = max(everywhere)
+    if waited <= WAIT_ALLOWED or seconds_waited < LEAST_WAIT:
         return ""
     if read > decode:
         cause, remedy = ("network", "a larger cache on a local disk, or more reader processes (data.workers)") \

@@ -25,6 +25,7 @@ WITH_SECRETS = (
     f"http://user%3A{SECRET}%40host/x", f"http://host/x%3Fsig%3D{SECRET}", f"HTTP://me:{SECRET}@host/x", f"s3://KEY:{SECRET}",
     f"ftp://me:{SECRET}@host/x", f"file://me:{SECRET}@host/x", f"pipe:curl --token {SECRET} http://host/x",
     f"http:/user:{SECRET}@host/x", f"zip://x::http://me:{SECRET}@host/x", f"{SECRET}://me:pw@host",
+    f"hf://{SECRET}@datasets/a/b",
 )
 CHAINS = ("reference://::file:///x", "simplecache::http://127.0.0.1:9/x", "zip://*.tar::s3://bucket/x.zip", "reference:///x.json",
           "http://127.0.0.1:9/a.tar::http://127.0.0.1:9/b.tar", "filecache://x", "pipe:cat /etc/passwd")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -167,6 +168,16 @@ def test_damage_says_where(tmp_path):
         list(members(path.read_bytes()))
 
 
+def tar_bytes(content: dict[str, bytes]) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", encoding="latin-1") as file:
+        for name, data in content.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return archive.getvalue()
+
+
 @pytest.mark.parametrize(("content", "message"), [
     ({"a.png": png(0), "b.jpg": png(1)}, "several kinds"),
     ({"a.txt": b"x"}, "holds no image"),
@@ -177,14 +188,21 @@ def test_damage_says_where(tmp_path):
     ({"a.png": png(0), "a.PNG": png(1)}, "second image of the sample 'a'"),
 ])
 def test_what_cannot_be_indexed(tmp_path, content, message):
-    with tarfile.open(tmp_path / "a.tar", "w") as file:
-        for name, data in content.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
+    (tmp_path / "a.tar").write_bytes(tar_bytes(content))
     with pytest.raises(InputError, match=message) as caught:
         index_shards(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_what_begins_like_something_else(tmp_path):
+    """The name says tar; a member's name may begin like gzip."""
+    content = tar_bytes({"\x1f\x8b.png": png(0)})
+    for name, data in (("gzip", gzip.compress(content)), ("zip", b"PK\3\4" + bytes(2000))):
+        (tmp_path / "a.tar").write_bytes(data)
+        with pytest.raises(InputError, match=f"a.tar is no tar, it begins like {name}: unpack it"):
+            index_shards(str(tmp_path / "a.tar"))
+    (tmp_path / "a.tar").write_bytes(content)
+    assert index_shards(str(tmp_path / "a.tar")).num_samples == 1
 
 
 def test_sets_that_do_not_fit_together(tmp_path):

@@ -155,6 +155,9 @@ def test_the_beginning_decides(tmp_path):
         open_source(tmp_path / "b.zip")
     (tmp_path / "c").write_bytes(b"#!/bin/sh\n" + data)
     assert open_container(tmp_path / "c").list().keys() == {"a.npy"}
+    (tmp_path / "d.zip").write_bytes(data + data)  # the table of contents at the end is that of the second
+    with pytest.raises(InputError, match=f"{len(data)} bytes before its first file"):
+        open_container(tmp_path / "d.zip").list()
 
 
 @given(st.lists(st.tuples(st.integers(0, 499), st.integers(0, 255)), min_size=1, max_size=5))

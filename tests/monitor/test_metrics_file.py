@@ -224,3 +224,11 @@ os.kill(os.getpid(), signal.SIGKILL)
     result = subprocess.run([sys.executable, "-c", code], check=False)
     assert result.returncode == -signal.SIGKILL
     assert [r["nimg"] for r in read(path)] == list(range(1, 51))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file(make, tmp_path):
+    """A pipe would wait for somebody who reads it."""
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(InputError, match=r"metrics.jsonl is no plain file"):
+        MetricsFile(tmp_path / "metrics.jsonl")

@@ -13,6 +13,7 @@ import sys
 import pytest
 from tiny_states import INDEX, config_with, new_state, save, step
 
+from stylegan_dist.config import Config, to_dict
 from stylegan_dist.errors import InputError
 from stylegan_dist.training import run_folder
 from stylegan_dist.training.run_folder import RunFolder, read_run_config
@@ -217,3 +218,13 @@ def test_a_checkpoint_without_its_manifest_is_damage_too(trained):
     (trained.path / "checkpoints" / "nimg-00000004" / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"manifest\.json is missing"):
         trained.starting_point(config_with().config, INDEX.fingerprint)
+
+
+def test_the_configuration_of_a_folder_that_was_emptied(tmp_path):
+    """New checkpoints need it."""
+    folder = RunFolder(tmp_path / "run")
+    folder.save_config(Config())
+    (tmp_path / "run" / "config.yaml").unlink()
+    folder.check()
+    assert to_dict(read_run_config(tmp_path / "run")) == to_dict(Config())
+    folder.close()
