@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -12,6 +13,7 @@ from typing import Any, TextIO
 
 from stylegan_dist.errors import STOP_SIGNALS, InputError
 
+_NOBODY_READS = (errno.EPIPE, errno.EBADF, errno.EIO)
 WRITE_SECONDS = 5.0  # that stderr may be full before what it should show is dropped
 
 
@@ -34,7 +36,7 @@ def usable_environment() -> Iterator[None]:
             _to_nowhere(descriptor)
     before = sys.stdout, sys.stderr
     out, err = (stream or os.fdopen(number, "w", closefd=False) for number, stream in enumerate(before, 1))
-    sys.stdout, sys.stderr = _Output(out, None), _Output(err, WRITE_SECONDS)
+    wrapped = sys.stdout, sys.stderr = _Output(out, None), _Output(err, WRITE_SECONDS)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
@@ -44,8 +46,12 @@ def usable_environment() -> Iterator[None]:
             raise InputError("the folder in which this was started is gone: change to another one") from None
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in wrapped:
             stream.flush()
+            try:
+                stream._stream.flush()
+            except (OSError, ValueError):
+                stream.close_for_good()
         sys.stdout, sys.stderr = before
 
 
@@ -85,9 +91,15 @@ class _Output:
     def _failures_dropped(self) -> Iterator[None]:
         try:
             yield
-        except OSError:  # such as a closed pipe; what is buffered must not fail again when the interpreter ends
-            with contextlib.suppress(OSError, ValueError):
-                _to_nowhere(self._stream.fileno())
+        except OSError as error:
+            if error.errno in _NOBODY_READS:
+                self.close_for_good()
+            # Else, on a full disk or a terminal that is busy, later lines may get through.
+
+    def close_for_good(self) -> None:
+        """What is buffered must not fail once more when the interpreter ends."""
+        with contextlib.suppress(OSError, ValueError):
+            _to_nowhere(self._stream.fileno())
 
 
 def _to_nowhere(descriptor: int) -> None:
