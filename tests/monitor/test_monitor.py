@@ -3,6 +3,7 @@ import inspect
 import pytest
 from wandb_reader import read_offline_runs
 
+from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.jsonl import read
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 
@@ -135,5 +136,5 @@ def test_null_monitor_has_every_method_of_the_monitor(capsys):
 
 def test_a_record_that_cannot_be_kept_true_stops_the_start(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl is no plain file"):
         make(tmp_path)
