@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.paths import check_text, expand_home, user_path
-from stylegan_dist.ranges import Range
+from stylegan_dist.ranges import MOST_SEED, Range
 from stylegan_dist.records import shorten
 
 WORKERS = Range(1, 1024)        # processes
 CELLS = Range(1, 1024)          # rows or columns of a picture
-SEEDS = Range(0, 2**32 - 1)
+SEEDS = Range(0, MOST_SEED)
 MANY = Range(1, 2**40)          # of samples
 FLOAT32 = Range(-3e38, 3e38)
 

@@ -24,11 +24,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from stylegan_dist.ranges import MOST_SEED
+
 MASK32 = 0xFFFFFFFF
 _MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-SEED_LIMIT = 1 << 32
+SEED_LIMIT = MOST_SEED + 1
 _KEYS_AT_ONCE = 16384  # so that the intermediate results stay in a core's cache
 
 

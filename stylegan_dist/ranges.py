@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MOST_SEED = 2**32 - 1  # a seed is one word of the key of every draw
+
 
 @dataclass(frozen=True)
 class Range:

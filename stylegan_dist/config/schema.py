@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from stylegan_dist.ranges import Range
+from stylegan_dist.ranges import MOST_SEED, Range
 
 if TYPE_CHECKING:
     # Training works on resolved configurations, in which no value is "auto": so says the type, too.
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 else:
     Auto = Literal["auto"]
 
-MOST_SEED = 2**32 - 1
 MOST_IMAGES = 1 << 20        # of a global batch; so there are at most as many processes
 MOST_KIMG = 1e9              # 10^12 images
 MOST_STEPS = 1_000_000       # between two of something
