@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
@@ -26,10 +25,9 @@ STATE_NAME = ".source"  # of the set's folder; without it all bytes are compared
 
 def contents_of(job: Job, tasks: Sequence[Task], workers: int | None) -> list[str]:
     """What is in the files of shards, read again: a digest for each."""
-    interval = 0.2 if sys.stderr.isatty() else 30
     found: dict[int, str] = {}
     total = sum(len(task.items) for task in tasks)
-    with tqdm(total=total, desc="comparing", unit=" " + job.form.noun, mininterval=interval) as bar:
+    with tqdm(total=total, desc="comparing", unit=" " + job.form.noun, mininterval=pool.bar_interval()) as bar:
         runs = pool.run(partial(content_of, job), tasks, workers or available_cores(), bar)
         try:
             with closing(runs):

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -261,9 +260,7 @@ def _pack(job: Job, options: PackOptions, tasks: Sequence[Task], record: dict) -
     print(f"packing {count} {noun} into {len(tasks)} shards with {workers} worker{'s' * (workers > 1)}")
     if packed:
         print(f"continuing: {len(results)} shards are finished, {count - packed} {noun} are left")
-    # Where there is no terminal to redraw a line on, a line every half minute is enough.
-    interval = 0.2 if sys.stderr.isatty() else 30
-    with tqdm(total=count, initial=packed, desc="packing", unit=" " + noun, mininterval=interval) as bar:
+    with tqdm(total=count, initial=packed, desc="packing", unit=" " + noun, mininterval=pool.bar_interval()) as bar:
         pending = pool.run(
             partial(write_shard, job), [tasks[number] for number in missing], workers, bar, allowed - len(skipped)
         )

@@ -48,6 +48,11 @@ class Progress:
         self._stop[0] = 1
 
 
+def bar_interval() -> float:
+    """Seconds between two updates of a progress bar: where there is no terminal to redraw a line on, lines are few."""
+    return 0.2 if sys.stderr.isatty() else 30.0
+
+
 def run(
     function: Callable, tasks: Sequence, workers: int, bar: tqdm, failures_allowed: int | None = None
 ) -> Generator[tuple[int, Any], None, None]:

@@ -7,7 +7,6 @@ import io
 import mmap
 import os
 import re
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -90,9 +89,8 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
         raise InputError(f"{folder} holds an index already: choose another folder, or replace it with --overwrite")
 
     names = [location[len(base):].lstrip("/") for location in locations]
-    interval = 0.2 if sys.stderr.isatty() else 30
     results: dict[int, _Found] = {}
-    with tqdm(total=len(locations), desc="indexing", unit="shard", mininterval=interval) as bar:
+    with tqdm(total=len(locations), desc="indexing", unit="shard", mininterval=pool.bar_interval()) as bar:
         runs = pool.run(partial(_scan, checksums, key), locations, workers or available_cores(), bar)
         with closing(runs):
             results.update(runs)

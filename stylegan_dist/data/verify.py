@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -79,8 +78,7 @@ def verify(folder: str | os.PathLike, deep: bool = True, workers: int | None = N
     except InputError as error:
         return [Problem(INDEX_NAME, str(error), remedy="")]  # the error has its own
     results = {}
-    interval = 0.2 if sys.stderr.isatty() else 30
-    with tqdm(total=index.num_samples, desc="verifying", unit="img", mininterval=interval) as bar:
+    with tqdm(total=index.num_samples, desc="verifying", unit="img", mininterval=pool.bar_interval()) as bar:
         checks = pool.run(
             partial(_check_shard, index, deep), index.shards, workers or available_cores(), bar
         )
