@@ -18,9 +18,9 @@ import time
 
 import numpy as np
 
-from stylegan_dist.data import audio
-from stylegan_dist.data.forms import LogMelOptions
-from stylegan_dist.data.sources import open_source
+from stylegan_dist.kinds import audio
+from stylegan_dist.kinds.forms import LogMelOptions
+from stylegan_dist.making.sources import open_source
 
 
 def main() -> None:

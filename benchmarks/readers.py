@@ -38,12 +38,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stylegan_dist.data.decoding import decode_into
-from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.index import load_index, load_offsets
-from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.kinds.decoding import decode_into
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
 
 BATCH = 32
 SIZES = (32, 256, 1024)
@@ -297,7 +297,7 @@ def _array(image: torch.Tensor) -> np.ndarray:
 
 # (name, module, {format: how}); all but the first where they are installed.
 DECODERS = (
-    ("ours", "stylegan_dist.data.decoding", dict.fromkeys(FORMATS, lambda it, data, out: it.decode_into(data, out))),
+    ("ours", "stylegan_dist.kinds.decoding", dict.fromkeys(FORMATS, lambda it, data, out: it.decode_into(data, out))),
     ("Pillow", "PIL.Image", dict.fromkeys(FORMATS, lambda it, data, out: np.asarray(it.open(io.BytesIO(data))))),
     ("torchvision", "torchvision.io", {
         "jpg": lambda it, data, out: _array(it.decode_jpeg(_tensor(data))),

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.index import load_index
-from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
 
 ORDER = {"seed": 5, "lanes": 4, "block": 3}
 SAMPLES = 44

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from stylegan_dist import randomness
-from stylegan_dist.data.decoding import decoder
 from stylegan_dist.data.memory import Buffers
 from stylegan_dist.data.mixture import MixedOrder
 from stylegan_dist.data.order import GlobalOrder
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.decoding import decoder
 
 LOCATED_AT_ONCE = 512  # images: below some hundreds the calls of NumPy cost more than the work
 

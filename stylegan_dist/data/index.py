@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from stylegan_dist.data import storage
-from stylegan_dist.data.arrays import MAX_HEADER, ArrayForm, parse_npy
 from stylegan_dist.data.index_file import CHANNELS as CHANNELS
 from stylegan_dist.data.index_file import FORMAT, VERSION, read_index_file
 from stylegan_dist.data.index_file import RESOLUTIONS as RESOLUTIONS
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import write_whole
+from stylegan_dist.kinds.array import MAX_HEADER, ArrayForm, parse_npy
 from stylegan_dist.paths import is_plain
 from stylegan_dist.records import MAX_BYTES, shorten
 

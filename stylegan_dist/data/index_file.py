@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from stylegan_dist.data.arrays import ArrayForm
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.array import ArrayForm
 from stylegan_dist.records import Count, Digest, parse_json, read_record, shorten
 
 FORMAT = "stylegan-dist-shards"

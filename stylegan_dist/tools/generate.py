@@ -21,9 +21,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from stylegan_dist import randomness
-from stylegan_dist.data.arrays import ArrayForm
-from stylegan_dist.data.audio import listen, write_wav
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.array import ArrayForm
+from stylegan_dist.kinds.audio import listen, write_wav
 from stylegan_dist.monitor.images import save_grid, to_uint8
 from stylegan_dist.networks.sampling import sample_images
 from stylegan_dist.networks.stylegan2 import Generator

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 from stylegan_dist.config.schema import DataConfig
-from stylegan_dist.data.arrays import as_pictures
 from stylegan_dist.data.batches import Replaced
 from stylegan_dist.data.demand import open_cache
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.array import as_pictures
 from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels, save_grid
 
 

@@ -13,13 +13,13 @@ import torch
 
 from stylegan_dist import randomness
 from stylegan_dist.config import Config, to_dict
-from stylegan_dist.data.arrays import as_pictures
 from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.demand import node_demand, open_cache
 from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError, Interrupted, LocalInputError, LocalInterrupted, RankLost
+from stylegan_dist.kinds.array import as_pictures
 from stylegan_dist.machine import available_memory, peak_memory
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor

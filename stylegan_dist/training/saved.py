@@ -14,9 +14,9 @@ from pydantic import AfterValidator, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from stylegan_dist.data.arrays import MAX_CHANNELS, ArrayForm
 from stylegan_dist.data.index import RESOLUTIONS
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.array import MAX_CHANNELS, ArrayForm
 from stylegan_dist.records import Count, Digest, read_record
 
 MANIFEST = "manifest.json"

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from stylegan_dist.data.arrays import ArrayForm
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.array import ArrayForm
 from stylegan_dist.networks.layers import Precision
 from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.training.build import build_generator, precision_policy

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stylegan_dist.data.arrays import ArrayForm, to_network
 from stylegan_dist.data.batches import Batch
+from stylegan_dist.kinds.array import ArrayForm, to_network
 from stylegan_dist.training.engine import Job, PhaseResult
 from stylegan_dist.training.phases import MicroBatch, Phase
 from stylegan_dist.training.state import TrainState

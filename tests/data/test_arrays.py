@@ -16,15 +16,16 @@ import torch
 from batches import joined, same
 
 from stylegan_dist.cli import main
-from stylegan_dist.data import arrays, shard_writer
-from stylegan_dist.data.arrays import ArrayForm, decode_array, encode_array, to_network
-from stylegan_dist.data.forms import ArrayOptions, Values
 from stylegan_dist.data.index import load_index
-from stylegan_dist.data.pack import PackOptions, pack
-from stylegan_dist.data.scan import index_shards
 from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import array as arrays
+from stylegan_dist.kinds.array import ArrayForm, decode_array, encode_array, to_network
+from stylegan_dist.kinds.forms import ArrayOptions, Values
+from stylegan_dist.making import shard_writer
+from stylegan_dist.making.pack import PackOptions, pack
+from stylegan_dist.making.scan import index_shards
+from stylegan_dist.making.verify import verify
 
 SHAPE = (2, 16, 16)
 OPTIONS = PackOptions(ArrayOptions(resolution=16), labels="folders", samples_per_shard=6, workers=2)

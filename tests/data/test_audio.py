@@ -12,14 +12,14 @@ import pytest
 from batches import joined
 
 from stylegan_dist.cli import main
-from stylegan_dist.data import audio
-from stylegan_dist.data.audio import LogMel, griffin_lim, listen, log_mel, mel_filters, read_wav, stft, write_wav
-from stylegan_dist.data.forms import LogMelOptions
 from stylegan_dist.data.index import load_index
-from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import audio
+from stylegan_dist.kinds.audio import LogMel, griffin_lim, listen, log_mel, mel_filters, read_wav, stft, write_wav
+from stylegan_dist.kinds.forms import LogMelOptions
+from stylegan_dist.making.pack import PackOptions, pack
+from stylegan_dist.making.verify import verify
 
 DIGITS = LogMel(sample_rate=8000, hop=128, window=256, bands=64, frames=64, low_hz=0, high_hz=4000, floor_db=-80)
 SMALL = LogMel(sample_rate=8000, hop=128, window=256, bands=16, frames=16, low_hz=0, high_hz=4000, floor_db=-80)

@@ -18,13 +18,13 @@ from stylegan_dist.data import cache as cache_module
 from stylegan_dist.data import reader as reader_module
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.demand import open_cache
-from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.mixture import order_of
-from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.reader import ShardReader, blobs
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
 
 ROOT = Path(__file__).parents[2]
 ORDER = {"seed": 0, "lanes": 8, "block": 4, "batch": 8}

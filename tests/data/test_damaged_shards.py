@@ -11,12 +11,12 @@ import pytest
 import torch
 from batches import ORDER, SAMPLES, STEPS, joined, open_shards_of, open_stream, same, take
 
-from stylegan_dist.data.images import decode
 from stylegan_dist.data.index import load_index, load_offsets
 from stylegan_dist.data.order import GlobalOrder
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError, LocalInputError
+from stylegan_dist.kinds.image import decode
 
 
 def first_place(folder, image: int = 0):

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stylegan_dist.data import decoding
-from stylegan_dist.data.decoding import decode_into
-from stylegan_dist.data.images import ImageOptions, convert, measure
 from stylegan_dist.data.index import load_index, load_offsets
-from stylegan_dist.data.pack import PackOptions, pack
-from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.sources import open_source
 from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.data.survey import look
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import decoding
+from stylegan_dist.kinds.decoding import decode_into
+from stylegan_dist.kinds.image import ImageOptions, convert, measure
+from stylegan_dist.making.pack import PackOptions, pack
+from stylegan_dist.making.scan import index_shards
+from stylegan_dist.making.sources import open_source
+from stylegan_dist.making.survey import look
+from stylegan_dist.making.verify import verify
 
 
 def picture(mode: str = "RGB", size=(16, 16), number: int = 0) -> Image.Image:

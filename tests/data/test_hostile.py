@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from stylegan_dist.cli import main
-from stylegan_dist.data.decoding import decode_into
-from stylegan_dist.data.images import ImageOptions, convert
 from stylegan_dist.data.index import load_index, read_index
-from stylegan_dist.data.scan import index_shards
 from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.decoding import decode_into
+from stylegan_dist.kinds.image import ImageOptions, convert
+from stylegan_dist.making.scan import index_shards
+from stylegan_dist.making.verify import verify
 
 NAMES = ("../../up.png", "a/../../../up.png", "/absolute.png", "//twice.png", "C:\\windows.png", "new\nline.png",
          "tab\t\x1b[31m.png", "nul-like%00.png", "x" * 20_000 + ".png", "d/" * 3000 + "deep.png",

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from stylegan_dist.data import images
-from stylegan_dist.data.images import ImageOptions, convert, decode, encode
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import image as images
+from stylegan_dist.kinds.image import ImageOptions, convert, decode, encode
 
 
 def file_of(image: Image.Image, format="PNG", **parameters) -> bytes:

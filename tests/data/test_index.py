@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stylegan_dist.data.arrays import parse_npy
 from stylegan_dist.data.index import Shard, load_index, load_offsets, parse_offsets, read_index
 from stylegan_dist.data.index_file import read_index_file
 from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.array import parse_npy
+from stylegan_dist.making.verify import verify
 
 SHARD = {"name": "a.tar", "samples": 2, "bytes": 4096, "sha256": "0" * 64, "offsets": "a.offsets.npy",
          "offsets_sha256": "1" * 64}

@@ -13,13 +13,13 @@ from PIL import Image
 from servers import http_server
 
 from stylegan_dist.data.cache import NodeCache
-from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.mixture import GROUP, MixedOrder, apportion, order_of
 from stylegan_dist.data.order import GlobalOrder
-from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
 
 LAYOUTS = ((40, 41, 30), (700, 9), (3,))
 

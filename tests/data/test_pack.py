@@ -16,11 +16,11 @@ import pytest
 import webdataset
 from PIL import Image
 
-from stylegan_dist.data.images import ImageOptions, convert
 from stylegan_dist.data.index import load_index, load_offsets
-from stylegan_dist.data.pack import PackOptions, pack, shard_size
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.image import ImageOptions, convert
+from stylegan_dist.making.pack import PackOptions, pack, shard_size
+from stylegan_dist.making.verify import verify
 
 OPTIONS = PackOptions(ImageOptions(16), labels="folders", samples_per_shard=15, workers=2)
 
@@ -36,8 +36,8 @@ def start_pack(source, out, code_before="", resolution=16):
     code = f"""
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
-from stylegan_dist.data.images import ImageOptions
-from stylegan_dist.data.pack import PackOptions, pack
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
 from stylegan_dist.errors import InputError, Interrupted
 {code_before}
 try:
@@ -269,7 +269,7 @@ def test_out_that_cannot_be_used(photos, tmp_path):
 
 
 def test_two_packers_do_not_meet(photos, tmp_path):
-    slow = "import stylegan_dist.data.pack as p, time\np._finish = lambda *_: time.sleep(60)"
+    slow = "import stylegan_dist.making.pack as p, time\np._finish = lambda *_: time.sleep(60)"
     process = start_pack(photos, tmp_path / "out", slow)
     wait_until(lambda: finished_shards(tmp_path / "out") == 4)
     try:

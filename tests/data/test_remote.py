@@ -24,14 +24,14 @@ from stylegan_dist.data import cache as cache_module
 from stylegan_dist.data import storage
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.demand import node_demand
-from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.index import load_index, read_index
 from stylegan_dist.data.mixture import order_of
-from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.data.reader import blobs
-from stylegan_dist.data.scan import index_shards
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError, LocalInputError
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
+from stylegan_dist.making.scan import index_shards
 
 ORDER = {"seed": 3, "lanes": 8, "block": 4, "batch": 16, "mirror": True}
 SAMPLES = 90

@@ -21,11 +21,11 @@ from servers import http_server
 from stylegan_dist.cli import main
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.index import load_index, load_offsets
-from stylegan_dist.data.scan import index_shards
 from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.data.tar import TarError, members
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.making.scan import index_shards
+from stylegan_dist.making.tar import TarError, members
+from stylegan_dist.making.verify import verify
 
 
 def png(number: int, size: int = 8, mode: str = "RGB") -> bytes:

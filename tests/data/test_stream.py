@@ -16,11 +16,11 @@ from batches import ORDER, SAMPLES, STEPS, joined, open_shards_of, open_stream, 
 from launching import alive
 
 from stylegan_dist.data.batches import BatchDataset
-from stylegan_dist.data.images import decode
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.errors import STOP_SIGNALS
+from stylegan_dist.kinds.image import decode
 
 
 def test_what_a_batch_is(shards, reference):

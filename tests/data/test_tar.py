@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stylegan_dist.cli import main
-from stylegan_dist.data.containers import open_container
-from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.sources import open_source
-from stylegan_dist.data.tar import BLOCK, TarError, members
 from stylegan_dist.errors import InputError
+from stylegan_dist.making.containers import open_container
+from stylegan_dist.making.scan import index_shards
+from stylegan_dist.making.sources import open_source
+from stylegan_dist.making.tar import BLOCK, TarError, members
 
 END = bytes(2 * BLOCK)
 

@@ -15,9 +15,10 @@ from batches import open_stream, same, take
 from launching import alive
 from tqdm import tqdm
 
-from stylegan_dist.data import pool, readers, stream, workers
+from stylegan_dist.data import readers, stream, workers
 from stylegan_dist.data.batches import Batch
 from stylegan_dist.errors import InputError, LocalInputError
+from stylegan_dist.making import pool
 
 SOON = 60  # seconds; only against hanging
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from launching import ROOT, finished
 
-from stylegan_dist.data.images import ImageOptions
-from stylegan_dist.data.pack import PackOptions, pack
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
 from stylegan_dist.monitor.jsonl import read
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,8 @@ from launching import TINY
 from PIL import Image
 
 from stylegan_dist.cli import main
-from stylegan_dist.data.audio import write_wav
 from stylegan_dist.data.index import load_index
+from stylegan_dist.kinds.audio import write_wav
 from stylegan_dist.training.snapshot import load_generator
 
 SETTINGS = [setting for setting in TINY if not setting.startswith("data.mirror")]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stylegan_dist.constants import constant
-from stylegan_dist.data.audio import LogMel
+from stylegan_dist.kinds.audio import LogMel
 from stylegan_dist.records import shorten
 
 DTYPES = ("uint8", "int16", "float16", "float32")

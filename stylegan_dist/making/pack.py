@@ -26,11 +26,15 @@ import numpy as np
 from tqdm import tqdm
 
 from stylegan_dist import __version__
-from stylegan_dist.data import pool, storage
-from stylegan_dist.data.changes import STATE_NAME, combined, contents_of, keep_state, kept_state
-from stylegan_dist.data.forms import Form, merged, present
+from stylegan_dist.data import storage
 from stylegan_dist.data.index import INDEX_NAME, DatasetIndex, load_index, load_offsets, read_index
-from stylegan_dist.data.shard_writer import (
+from stylegan_dist.errors import InputError, Interrupted
+from stylegan_dist.files import write_whole
+from stylegan_dist.kinds.forms import Form, merged, present
+from stylegan_dist.machine import available_cores
+from stylegan_dist.making import pool
+from stylegan_dist.making.changes import STATE_NAME, combined, contents_of, keep_state, kept_state
+from stylegan_dist.making.shard_writer import (
     WORK_FOLDER,
     Job,
     Skipped,
@@ -39,10 +43,7 @@ from stylegan_dist.data.shard_writer import (
     cannot_write,
     write_shard,
 )
-from stylegan_dist.data.sources import LABEL_MODES, Listing, Source, open_source
-from stylegan_dist.errors import InputError, Interrupted
-from stylegan_dist.files import write_whole
-from stylegan_dist.machine import available_cores
+from stylegan_dist.making.sources import LABEL_MODES, Listing, Source, open_source
 from stylegan_dist.randomness import SEED_LIMIT, permutation
 from stylegan_dist.records import Digest, read_record
 

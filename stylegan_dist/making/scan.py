@@ -18,20 +18,21 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from stylegan_dist.data import pool, storage
-from stylegan_dist.data.account import Account
-from stylegan_dist.data.arrays import ENCODINGS as ARRAY_ENCODINGS
-from stylegan_dist.data.arrays import ArrayForm, array_names, decode_array, read_array
-from stylegan_dist.data.containers import HIDDEN, packed_kind
-from stylegan_dist.data.forms import MAX_ARRAY_BYTES, Normalisation, Values, merged
+from stylegan_dist.data import storage
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, RESOLUTIONS, DatasetIndex, Shard
-from stylegan_dist.data.labels import CLASS_BYTES, class_number
-from stylegan_dist.data.survey import common_form, forms_of, no_square
-from stylegan_dist.data.tar import BLOCK, TarError, is_tar, key_and_ending, members
 from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import open_regular, write_whole
+from stylegan_dist.kinds.array import ENCODINGS as ARRAY_ENCODINGS
+from stylegan_dist.kinds.array import ArrayForm, array_names, decode_array, read_array
+from stylegan_dist.kinds.forms import MAX_ARRAY_BYTES, Normalisation, Values, merged
 from stylegan_dist.machine import available_cores
+from stylegan_dist.making import pool
+from stylegan_dist.making.account import Account
+from stylegan_dist.making.containers import HIDDEN, packed_kind
+from stylegan_dist.making.labels import CLASS_BYTES, class_number
+from stylegan_dist.making.survey import common_form, forms_of, no_square
+from stylegan_dist.making.tar import BLOCK, TarError, is_tar, key_and_ending, members
 
 _ENDINGS = ("png", "jpg", "jpeg", "webp", *ARRAY_ENCODINGS)
 _NOT_FILES = "links to elsewhere, devices, pipes or sparse files"

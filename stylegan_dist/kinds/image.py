@@ -26,10 +26,10 @@ from PIL import (
     features,
 )
 
-from stylegan_dist.data.forms import Sample, Values, choose
 from stylegan_dist.data.index import RESOLUTIONS
-from stylegan_dist.data.sources import IMAGE_ENDINGS, Source
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.forms import Sample, Values, choose
+from stylegan_dist.making.sources import IMAGE_ENDINGS, Source
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 FITS = ("crop", "pad")

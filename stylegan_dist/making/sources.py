@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from stylegan_dist.data import labels as labelling
 from stylegan_dist.data import storage
-from stylegan_dist.data.account import Account
-from stylegan_dist.data.containers import Files, Folder, Tape, open_container
 from stylegan_dist.errors import InputError
+from stylegan_dist.making import labels as labelling
+from stylegan_dist.making.account import Account
+from stylegan_dist.making.containers import Files, Folder, Tape, open_container
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
                  ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".tga")

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from stylegan_dist.data import pool, storage
-from stylegan_dist.data.decoding import decoder
+from stylegan_dist.data import storage
 from stylegan_dist.data.index import (
     INDEX_NAME,
     NO_LABEL,
@@ -28,11 +27,13 @@ from stylegan_dist.data.index import (
     read_index,
     read_offsets,
 )
-from stylegan_dist.data.labels import CLASS_BYTES, class_number
-from stylegan_dist.data.tar import TarError, key_and_ending, members
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import open_regular
+from stylegan_dist.kinds.decoding import decoder
 from stylegan_dist.machine import available_cores
+from stylegan_dist.making import pool
+from stylegan_dist.making.labels import CLASS_BYTES, class_number
+from stylegan_dist.making.tar import TarError, key_and_ending, members
 
 _RESTORE = "restore the file from a copy, or pack the data again with --overwrite"
 

@@ -7,17 +7,17 @@ from dataclasses import fields
 from functools import partial
 
 from stylegan_dist.arguments import FLOAT32, MANY, SEEDS, WORKERS, path, real, whole, word
-from stylegan_dist.data.arrays import DTYPES, MAX_CHANNELS
-from stylegan_dist.data.arrays import ENCODINGS as ARRAY_ENCODINGS
-from stylegan_dist.data.audio import MAX_WINDOW
-from stylegan_dist.data.forms import NORMALISATIONS, ArrayOptions, Form, LogMelOptions, Normalisation
-from stylegan_dist.data.images import ENCODINGS, FILTERS, FITS, ImageOptions
 from stylegan_dist.data.index import RESOLUTIONS, read_index
-from stylegan_dist.data.pack import PackOptions, pack
-from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.sources import LABEL_MODES, Listing, kind_of, list_source
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
+from stylegan_dist.kinds.array import DTYPES, MAX_CHANNELS
+from stylegan_dist.kinds.array import ENCODINGS as ARRAY_ENCODINGS
+from stylegan_dist.kinds.audio import MAX_WINDOW
+from stylegan_dist.kinds.forms import NORMALISATIONS, ArrayOptions, Form, LogMelOptions, Normalisation
+from stylegan_dist.kinds.image import ENCODINGS, FILTERS, FITS, ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
+from stylegan_dist.making.scan import index_shards
+from stylegan_dist.making.sources import LABEL_MODES, Listing, kind_of, list_source
+from stylegan_dist.making.verify import verify
 from stylegan_dist.ranges import Range
 
 _SHOWN = 50

@@ -9,12 +9,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from stylegan_dist.data import arrays, audio
-from stylegan_dist.data.arrays import DTYPES, ENCODINGS, MAX_CHANNELS, PACKED_KEY, ArrayForm
-from stylegan_dist.data.audio import LogMel
 from stylegan_dist.data.index import RESOLUTIONS
-from stylegan_dist.data.sources import ARRAY_ENDINGS, SOUND_ENDINGS, Source
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import array as arrays
+from stylegan_dist.kinds import audio
+from stylegan_dist.kinds.array import DTYPES, ENCODINGS, MAX_CHANNELS, PACKED_KEY, ArrayForm
+from stylegan_dist.kinds.audio import LogMel
+from stylegan_dist.making.sources import ARRAY_ENDINGS, SOUND_ENDINGS, Source
 
 NORMALISATIONS = ("range", "std", "none")
 SOUND_DTYPES = ("float16", "float32")
@@ -198,7 +199,7 @@ class ArrayOptions(Normalisation):
 
 @dataclass(frozen=True, kw_only=True)
 class LogMelOptions(Normalisation):
-    """Log-mel spectrograms of sound files, see data/audio.py. What is None follows from the first file's sample rate."""
+    """Log-mel spectrograms of sound files, see kinds/audio.py. What is None follows from the first file's sample rate."""
 
     resolution: int                    # bands and frames
     hop: int | None = None             # samples

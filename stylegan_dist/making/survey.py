@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from stylegan_dist.data.images import MODES, measure
 from stylegan_dist.data.index import RESOLUTIONS
-from stylegan_dist.data.tar import TarError
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.image import MODES, measure
+from stylegan_dist.making.tar import TarError
 
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _PNG_MODES = {(8, 0): "L", (16, 0): "I;16", (8, 2): "RGB", (8, 6): "RGBA", (8, 3): "P"}  # bits and colour type

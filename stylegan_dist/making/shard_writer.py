@@ -16,13 +16,13 @@ from typing import NamedTuple
 import numpy as np
 import webdataset
 
-from stylegan_dist.data import pool
-from stylegan_dist.data.account import printable
-from stylegan_dist.data.forms import Form, Values
 from stylegan_dist.data.index import NO_LABEL, Shard
-from stylegan_dist.data.sources import Item, Source
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import write_whole
+from stylegan_dist.kinds.forms import Form, Values
+from stylegan_dist.making import pool
+from stylegan_dist.making.account import printable
+from stylegan_dist.making.sources import Item, Source
 from stylegan_dist.records import Count
 
 WORK_FOLDER = ".pack"

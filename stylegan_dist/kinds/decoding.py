@@ -20,8 +20,8 @@ from types import ModuleType
 import numpy as np
 import simplejpeg
 
-from stylegan_dist.data.arrays import ArrayForm, decode_array
-from stylegan_dist.data.images import decode, exif_turns
+from stylegan_dist.kinds.array import ArrayForm, decode_array
+from stylegan_dist.kinds.image import decode, exif_turns
 
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_KINDS = {1: ("Gray", "GRAY"), 3: ("YCbCr", "RGB")}  # channels: colour space of the file, and wanted

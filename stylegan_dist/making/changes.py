@@ -14,11 +14,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stylegan_dist.data import pool
-from stylegan_dist.data.shard_writer import Job, Task, content_of
 from stylegan_dist.errors import Interrupted
 from stylegan_dist.files import write_whole
 from stylegan_dist.machine import available_cores
+from stylegan_dist.making import pool
+from stylegan_dist.making.shard_writer import Job, Task, content_of
 
 STATE_NAME = ".source"  # of the set's folder; without it all bytes are compared
 

@@ -1,0 +1,1 @@
+"""Kinds of samples: images, arrays and sounds."""
