@@ -39,6 +39,7 @@ import torch
 from PIL import Image
 
 from stylegan_dist.data.index import load_index, load_offsets
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.kinds.decoding import decode_into
@@ -197,8 +198,8 @@ def memory(field: str) -> float:
 
 
 def our_batches(folder: Path, mirror: bool = False) -> Iterator[torch.Tensor]:
-    for batch in BatchStream(load_index(folder), seed=0, lanes=64, block=4096, batch=BATCH, mirror=mirror):
-        yield batch.images
+    for batch in BatchStream(load_index(folder), StreamPlan(0, 64, 4096, BATCH, mirror=mirror)):
+        yield batch["sample"]
 
 
 def webdataset_batches(folder: Path, decode: str) -> Iterator[torch.Tensor]:

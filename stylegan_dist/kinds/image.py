@@ -1,327 +1,87 @@
-"""One image: from any file to the square 8-bit form of a shard set, and back from a shard to an array."""
+"""Samples that are 8-bit images."""
 
 from __future__ import annotations
 
-import io
-import warnings
-import zlib
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
-import numpy as np
 import PIL
+from PIL import ImageColor
+from torch import Tensor
 
-# Pillow registers these plugins here; otherwise the first file would make it load all its plugins.
-from PIL import (
-    Image,
-    ImageCms,
-    ImageColor,
-    ImageOps,
-    Jpeg2KImagePlugin,  # noqa: F401
-    TgaImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
-    UnidentifiedImageError,
-    WebPImagePlugin,  # noqa: F401
-    features,
-)
-
-from stylegan_dist.data.index import RESOLUTIONS
 from stylegan_dist.errors import InputError
-from stylegan_dist.kinds.forms import Sample, Values, choose
-from stylegan_dist.making.sources import IMAGE_ENDINGS, Source
-
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-FITS = ("crop", "pad")
-FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
-ENCODINGS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
-# Formats that only hold pixels. Pillow can also start other programs (EPS), which no file may ask for.
-FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
-if features.check("jpg_2000"):
-    FORMATS += ("JPEG2000",)
-if features.check("avif"):  # since Pillow 11.3
-    from PIL import AvifImagePlugin  # noqa: F401
-
-    FORMATS += ("AVIF",)
-_TGA_TYPES = ((2, 3, 10, 11), (1, 9))  # without and with a colour map
-MAX_PIXELS = 1 << 26  # 67 million; Pillow itself only warns above 89 and refuses above 179
-# Run-length matching after PNG's row filters: as small as zlib level 6 (1 to 6 % larger at 128 pixels and more)
-# in a quarter of its time, and smaller and no slower than level 1.
-PNG_STRATEGY = zlib.Z_RLE
-_ORIENTATION = 0x0112
-_TURNS = range(2, 9)
-_EXIF_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+from stylegan_dist.kinds.base import RESOLUTIONS, Decode, Kind, Packing, Sample, option, to_uint8
+from stylegan_dist.kinds.decoding import decode_into
+from stylegan_dist.kinds.pixels import ENCODINGS, FILTERS, FITS, MODES, Form, convert, encode
+from stylegan_dist.kinds.values import Values
+from stylegan_dist.ranges import Range
+from stylegan_dist.records import shorten
 
 
 @dataclass(frozen=True)
-class ImageOptions:
+class Image(Kind):
+    """8-bit images. The network sees [-1, 1]."""
+
+    dtype = "uint8"
+    noun = "images"
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def check(self, resolution: int, channels: int) -> None:
+        if channels not in MODES:
+            raise ValueError(f"no images with {shorten(channels)} channels exist here")
+
+    def decoder(self, strict: bool) -> Decode:
+        return partial(decode_into, strict=strict)
+
+    def to_network(self, samples: Tensor) -> Tensor:
+        return samples.float().div_(127.5).sub_(1)
+
+    def from_network(self, values: Tensor) -> Tensor:
+        return to_uint8(values)
+
+
+@dataclass(frozen=True)
+class ImageOptions(Packing):
     """The form that every image of a shard set is brought into."""
 
-    resolution: int               # pixels of a side: a power of two, 8 to 1024
-    channels: int = 3             # 1 grey, 3 RGB, 4 RGBA
-    fit: str = "crop"             # "crop": the largest centred square; "pad": the whole image, with borders
-    filter: str = "lanczos"       # "lanczos" or "box"; both average over the right area when shrinking
-    background: str = "white"     # below transparent pixels, and the borders of "pad"; unused with 4 channels
-    encoding: str = "png"         # "png", "jpg" or "webp" (lossless)
-    quality: int = 95             # of "jpg": 1 to 100
+    resolution: int = option(text="side of the square", choices=RESOLUTIONS, number=int, metavar="PIXELS")
+    channels: int = option(Form.channels, "1 grey, 3 colour, 4 colour with transparency", choices=MODES, number=int)
+    fit: str = option(Form.fit, "crop: the largest square from the centre; pad: the whole image with borders", choices=FITS)
+    filter: str = option(Form.filter, "how pixels are averaged: lanczos is sharper, box keeps hard edges free of ringing",
+                         choices=FILTERS)
+    background: str = option(Form.background, "a name or #rrggbb: below transparent pixels and in the borders of --fit pad; "
+                             "with 4 channels both stay transparent", metavar="COLOUR")
+    encoding: str = option("png", "png: lossless; webp: lossless, smaller, slower to write; jpg: smallest, and the loss is "
+                           "learnt by the network", choices=ENCODINGS)
+    quality: int = option(95, "of jpg", span=Range(1, 100), number=int, metavar="1..100")
     noun = "images"
-    endings = IMAGE_ENDINGS
+    endings = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+               ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".tga")
 
     @property
     def raw_bytes(self) -> int:
         return self.channels * self.resolution**2
 
     def check(self) -> None:
-        """Raise InputError naming the first option with a wrong value."""
-        choose("resolution", self.resolution, RESOLUTIONS)
-        choose("channels", self.channels, MODES)
-        choose("fit", self.fit, FITS)
-        choose("filter", self.filter, FILTERS)
-        choose("encoding", self.encoding, ENCODINGS)
+        super().check()
         if self.encoding == "jpg" and self.channels == 4:
             raise InputError("encoding jpg cannot hold 4 channels: choose png or webp, or 3 channels")
-        if not 1 <= self.quality <= 100:
-            raise InputError(f"quality must be from 1 to 100, not {self.quality}")
         try:
             ImageColor.getrgb(self.background)
         except ValueError:
             message = f"background must be a colour such as white or #80a0ff, not {self.background!r}"
             raise InputError(message) from None
 
-    def completed(self, source: Source) -> ImageOptions:
-        return self
-
     def sample(self, data: bytes) -> Sample:
         """Convert and encode an image file. Raises ValueError with the reason when it cannot be converted."""
-        converted = convert(data, self)
-        return Sample(encode(converted.image, self), converted.enlarged)
+        converted = convert(data, Form(self.resolution, self.channels, self.fit, self.filter, self.background))
+        return Sample(encode(converted.image, self.encoding, self.quality), converted.enlarged)
 
-    def array(self, values: Values | None) -> None:
-        return None
+    def kind(self, values: Values | None) -> Kind:
+        return Image()
 
-    def library(self) -> dict[str, str]:
+    def libraries(self) -> dict[str, str]:
         return {"pillow": PIL.__version__}
-
-
-class Converted(NamedTuple):
-    """An image in the form of the shard set."""
-
-    image: Image.Image    # mode L, RGB or RGBA, resolution x resolution
-    enlarged: bool        # the file had fewer pixels than that
-
-
-def convert(data: bytes, options: ImageOptions) -> Converted:
-    """Bring an image file into the form of the shard set.
-
-    The image is turned upright (EXIF), converted to sRGB (embedded ICC profile; one that is damaged or
-    does not fit the pixels is ignored), and reduced to 8 bits. Of an animation the first frame is taken.
-    With 4 channels the borders of "pad" are transparent, and transparent pixels are black.
-
-    Raises:
-        ValueError: with the reason, when the bytes are not an image that can be converted.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _open has the stricter limit
-            return _convert(_open(data), options)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's plugins raise nearly every kind on damaged bytes
-        raise ValueError(_reason(error)) from None
-
-
-def encode(image: Image.Image, options: ImageOptions) -> bytes:
-    """The bytes of an image file. The same image gives the same bytes with the same version of Pillow."""
-    if options.encoding == "png":
-        parameters = {"compress_type": PNG_STRATEGY}
-    elif options.encoding == "jpg":
-        parameters = {"quality": options.quality, "subsampling": 0}
-    else:
-        parameters = {"lossless": True, "exact": True}
-    file = io.BytesIO()
-    image.save(file, ENCODINGS[options.encoding], **parameters)
-    return file.getvalue()
-
-
-def decode(data: bytes, channels: int, resolution: int, strict: bool = False) -> np.ndarray:
-    """Decode an image of a shard: uint8 [C, H, W], possibly a read-only view of [H, W, C] memory.
-
-    An image that has another form, or is to be turned (EXIF), becomes what `pack` makes of it by default. Shards that
-    other tools wrote hold such images.
-
-    Args:
-        strict: refuse them instead, as in shards that `pack` wrote.
-
-    Raises:
-        ValueError: with the reason, when the bytes are not an image, or (strict) not of these channels and this resolution.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = _open(data)
-            mode = MODES[channels]
-            # WebP has no grey, and leaves out an alpha channel that is opaque everywhere.
-            plain = image.mode == mode or (image.format == "WEBP" and image.mode == "RGB")
-            if strict and image.size != (resolution, resolution):
-                raise ValueError(f"{image.width} x {image.height} pixels instead of {resolution} x {resolution}")
-            if strict and not plain:
-                raise ValueError(f"pixels of mode {image.mode} instead of {mode}")
-            if not strict and (image.size != (resolution, resolution) or not plain or _is_turned(image)):
-                image = _convert(image, ImageOptions(resolution, channels)).image
-            pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    except MemoryError:
-        raise
-    except Exception as error:  # as in convert
-        raise ValueError(_reason(error)) from None
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def measure(data: bytes) -> tuple[int, int, str]:
-    """Width, height and mode (Pillow's name) of an image, from its header.
-
-    Raises:
-        ValueError: with the reason, when the bytes are not an image.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = _open(data)
-        return image.width, image.height, image.mode
-    except MemoryError:
-        raise
-    except Exception as error:  # as in convert
-        raise ValueError(_reason(error)) from None
-
-
-def exif_turns(exif: bytes) -> bool:
-    """Whether the content of an EXIF block asks for the image to be turned. Damaged ones ask for nothing."""
-    try:
-        block = Image.Exif()
-        block.load(exif)
-        return block.get(_ORIENTATION, 1) in _TURNS
-    except Exception:  # as in _upright
-        return False
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its own text holds a memory address
-        return f"not an image ({', '.join(FORMATS)})"
-    return f"{error}" or type(error).__name__
-
-
-def _open(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=("TGA",) if _is_tga(data) else FORMATS)
-    if image.width * image.height > MAX_PIXELS:  # before anything is decoded
-        raise ValueError(f"{image.width} x {image.height} pixels are more than the limit of {MAX_PIXELS}")
-    return image
-
-
-def _is_tga(data: bytes) -> bool:
-    """Whether a file begins like a TGA, which has no signature: nothing else here has these values in these places."""
-    return len(data) > 18 and data[1] < 2 and data[2] in _TGA_TYPES[data[1]] and data[16] in (8, 15, 16, 24, 32)
-
-
-def _convert(image: Image.Image, options: ImageOptions) -> Converted:
-    resolution = options.resolution
-    image.load()
-    image = _upright(image)
-    width, height = image.size
-    if options.fit == "crop":
-        side = min(width, height)
-        if width != height:
-            left, top = (width - side) // 2, (height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-        size = (resolution, resolution)
-    else:
-        side = max(width, height)
-        size = (max(1, round(width * resolution / side)), max(1, round(height * resolution / side)))
-
-    colour, alpha = _to_srgb(image)
-    background = ImageColor.getrgb(options.background)[:3]
-    if options.channels == 4:
-        image = colour.convert("RGB")
-        image.putalpha(alpha or 255)
-        if alpha is not None and image.size == size:
-            # Colours that nobody sees must not be learnt; resizing removes them anyway.
-            image = Image.composite(image, Image.new("RGBA", size), alpha.point(lambda value: 255 if value else 0))
-    else:
-        if alpha is not None:
-            base = Image.new("RGB", colour.size, background)
-            base.paste(colour, mask=alpha)
-            colour = base
-        image = colour.convert(MODES[options.channels])
-    if image.size != size:
-        image = image.resize(size, FILTERS[options.filter])  # Pillow multiplies colours by alpha for this
-    if image.size != (resolution, resolution):
-        empty = (0, 0, 0, 0) if options.channels == 4 else background
-        padded = Image.new("RGB" if options.channels == 1 else image.mode, (resolution, resolution), empty)
-        padded = padded.convert(image.mode)
-        padded.paste(image, ((resolution - size[0]) // 2, (resolution - size[1]) // 2))
-        image = padded
-    image.info = {}  # or a profile that no longer holds would be written with the image
-    return Converted(image, side < resolution)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    if image.format != "TIFF" and not any(key in image.info for key in _EXIF_KEYS):
-        return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF says nothing about the pixels, which are fine
-        return image
-
-
-def _is_turned(image: Image.Image) -> bool:
-    if image.format != "TIFF" and not any(key in image.info for key in _EXIF_KEYS):
-        return False
-    try:
-        return image.getexif().get(_ORIENTATION, 1) in _TURNS
-    except Exception:  # as in _upright
-        return False
-
-
-def _to_srgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Pixels of mode L or RGB in sRGB, and the alpha channel of mode L if there is one."""
-    profile = image.info.get("icc_profile")
-    if image.mode.startswith("I"):
-        image = _from_16_bits(image)
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    elif image.mode == "1":
-        image = image.convert("L")
-    elif image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    elif image.mode in ("PA", "RGBa"):
-        image = image.convert("RGBA")
-    elif "transparency" in image.info and image.mode in ("L", "RGB"):  # one colour means transparent
-        image = image.convert({"L": "LA", "RGB": "RGBA"}[image.mode])
-
-    alpha = None
-    if image.mode in ("LA", "RGBA"):
-        alpha = image.getchannel("A")
-        image = image.convert(image.mode[:-1])
-    if profile and image.mode in ("L", "RGB", "CMYK") and (transform := _profile_transform(profile, image.mode)):
-        transformed = ImageCms.applyTransform(image, transform)
-        image = transformed or image  # None only where it works in place
-    return (image if image.mode in ("L", "RGB") else image.convert("RGB")), alpha
-
-
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits (modes I;16*, or I for PGM) to 8 bits: 65535 becomes 255, rounded to nearest."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise ValueError("integer pixels outside the range of 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-@lru_cache(maxsize=64)
-def _profile_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From an ICC profile to sRGB; None when there is nothing to do or the profile is unusable."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        fits = source.profile.xcolor_space.strip() == {"L": "GRAY"}.get(mode, mode)
-        if not fits or ImageCms.getProfileDescription(source).startswith("sRGB"):
-            return None
-        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (ImageCms.PyCMSError, OSError):
-        return None

@@ -27,7 +27,7 @@ def contents_of(job: Job, tasks: Sequence[Task], workers: int | None) -> list[st
     """What is in the files of shards, read again: a digest for each."""
     found: dict[int, str] = {}
     total = sum(len(task.items) for task in tasks)
-    with tqdm(total=total, desc="comparing", unit=" " + job.form.noun, mininterval=pool.bar_interval()) as bar:
+    with tqdm(total=total, desc="comparing", unit=" " + job.packing.noun, mininterval=pool.bar_interval()) as bar:
         runs = pool.run(partial(content_of, job), tasks, workers or available_cores(), bar)
         try:
             with closing(runs):

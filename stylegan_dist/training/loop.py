@@ -16,10 +16,10 @@ from stylegan_dist.config import Config, to_dict
 from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.demand import node_demand, open_cache
-from stylegan_dist.data.mixture import order_of
+from stylegan_dist.data.order import StreamPlan
+from stylegan_dist.data.readers import ReaderOptions
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError, Interrupted, LocalInputError, LocalInterrupted, RankLost
-from stylegan_dist.kinds.array import as_pictures
 from stylegan_dist.machine import available_memory, peak_memory
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
@@ -220,7 +220,7 @@ class Trainer:
     def _step(self, batch: Batch, stop_requested: bool) -> Callable[[], float]:
         """Train both networks on one global batch; returns a function that tells if any rank wants to stop."""
         state = self.state
-        parts = micro_batches(batch, self.config.run.batch_gpu, self.resolved.conditional, self.engine.device, self.index.array)
+        parts = micro_batches(batch, self.config.run.batch_gpu, self.resolved.conditional, self.engine.device, self.index.kind)
         if self.to_compile:
             self.monitor.line(compile_networks(state, self.engine, self.to_compile, parts[0]))
             self.to_compile = ()
@@ -301,18 +301,16 @@ class Trainer:
         z = randomness.normal(self.config.run.seed, "samples.z", index, (network.z_dim,))
         labels = index % m.grid_columns % self.resolved.num_classes if self.resolved.conditional else None
         images = sample_images(network, z, labels, batch=self.config.run.batch_gpu)
-        if self.index.array:
-            images = self.index.array.as_pictures(images)
-        self._save_picture("samples", self.samples_path, images)
+        self._save_picture("samples", self.samples_path, self.index.kind.as_pictures(images))
 
     def _save_reals(self) -> None:
         """A picture of the first images of the run."""
         m, d = self.config.monitor, self.config.data
         count = m.grid_columns * m.grid_rows
-        stream = BatchStream(self.index, seed=self.config.run.seed, lanes=d.lanes, block=d.block, batch=count,
-                             cache=self.cache)
+        kind = self.index.kind
+        stream = BatchStream(self.index, StreamPlan(self.config.run.seed, d.lanes, d.block, count), cache=self.cache)
         try:
-            images = as_pictures(next(stream).images, self.index.array)
+            images = kind.as_pictures(kind.to_network(next(stream)["sample"]))
             self._save_picture("reals", self.run_dir / SAMPLES_NAME / "reals.png", images)
         finally:
             stream.close()
@@ -387,21 +385,19 @@ class Trainer:
 
     def _open_cache(self, nimg: int) -> NodeCache | None:
         """For the shards that come from elsewhere."""
-        d, batch, world_size = self.config.data, self.config.run.batch, self.engine.world_size
+        d = self.config.data
         here = [rank for rank, host in enumerate(self.engine.hosts) if host == self.engine.hosts[self.engine.rank]]
-        order = order_of(self.index, self.config.run.seed, d.lanes, d.block)
-        demand = node_demand(self.index, order, nimg, batch, world_size, here, steps=1 + d.workers * d.prefetch)
+        plan = StreamPlan(self.config.run.seed, d.lanes, d.block, self.config.run.batch, 0, self.engine.world_size, nimg)
+        demand = node_demand(self.index, plan, here, steps=1 + d.workers * d.prefetch)
         return open_cache(d.cache, d.cache_gb, self.index, demand, claim=self.engine.rank == here[0], verify=d.verify)
 
     def _open_stream(self) -> BatchStream:
         d = self.config.data
-        return BatchStream(
-            self.index, seed=self.config.run.seed, lanes=d.lanes, block=d.block, batch=self.batch,
-            rank=self.engine.rank, world_size=self.engine.world_size, start=self.state.nimg, mirror=d.mirror,
-            workers=d.workers, prefetch=d.prefetch, pin_memory=self.engine.device.type == "cuda",
-            cache=self.cache, verify=d.verify,
-            timeout=DATA_SHARE * self.config.run.timeout if self.engine.world_size > 1 else self.config.run.timeout,
-        )
+        plan = StreamPlan(self.config.run.seed, d.lanes, d.block, self.batch, self.engine.rank, self.engine.world_size,
+                          self.state.nimg, d.mirror)
+        timeout = DATA_SHARE * self.config.run.timeout if self.engine.world_size > 1 else self.config.run.timeout
+        readers = ReaderOptions(d.workers, d.prefetch, self.engine.device.type == "cuda", d.verify, timeout)
+        return BatchStream(self.index, plan, readers, self.cache)
 
 
 def crossed(before: int, after: int, every_kimg: float) -> bool:

@@ -10,7 +10,7 @@ from stylegan_dist.config import Config, dump_config
 from stylegan_dist.data.cache import default_folder
 from stylegan_dist.data.demand import node_demand
 from stylegan_dist.data.index import DatasetIndex, load_index
-from stylegan_dist.data.mixture import order_of
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import blobs
 from stylegan_dist.errors import InputError
 from stylegan_dist.machine import supports_bf16
@@ -34,8 +34,8 @@ def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, eng
         ("run", f"{run.dir}, seed {run.seed}" + (f", continued at {state.nimg / 1000:g} kimg" if state.nimg else "")),
         ("engine", engine),
         *([("network", network)] if network else []),
-        ("data", f"{c.data.shards}: {index.num_samples:,} {index.noun}, {index.resolution} px, "
-                 f"{index.channels} channel{'s' * (index.channels > 1)}{f' of {index.dtype}' if index.array else ''}{classes}"),
+        ("data", f"{c.data.shards}: {index.num_samples:,} {index.kind.noun}, {index.resolution} px, "
+                 f"{index.kind.layout(index.channels)}{classes}"),
         ("generator", f"{sizes['g']:,} parameters"),
         ("discriminator", f"{sizes['d']:,} parameters, {c.discriminator.architecture}"),
         ("precision", precision),
@@ -82,8 +82,8 @@ def cache_facts(config: Config, index: DatasetIndex, world_size: int) -> list[tu
     if not any(blobs(shard) for shard in index.shards):
         return []
     d = config.data
-    order = order_of(index, config.run.seed, d.lanes, d.block)
-    demand = node_demand(index, order, 0, config.run.batch, world_size, range(world_size), 1 + d.workers * d.prefetch)
+    plan = StreamPlan(config.run.seed, d.lanes, d.block, config.run.batch, world_size=world_size)
+    demand = node_demand(index, plan, range(world_size), 1 + d.workers * d.prefetch)
     folder = default_folder() if d.cache == "auto" else d.cache
     return [("cache", f"{folder}, up to {d.cache_gb:g} GB; a node with all processes needs {demand / 1e9:.3g} GB at a time")]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -40,7 +39,7 @@ class TrainState:
             "resolution": index.resolution,
             "channels": index.channels,
             "num_classes": resolved.num_classes,
-            **({"array": asdict(index.array)} if index.array else {}),
+            **index.kind.facts(),
         }
         self.nimg = 0
         self.segment = 0  # how often the run was continued

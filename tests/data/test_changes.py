@@ -13,7 +13,7 @@ from PIL import Image
 
 from stylegan_dist.data.index import INDEX_NAME
 from stylegan_dist.errors import InputError
-from stylegan_dist.kinds.forms import ArrayOptions
+from stylegan_dist.kinds.array import ArrayOptions
 from stylegan_dist.kinds.image import ImageOptions
 from stylegan_dist.making import pack as packing
 from stylegan_dist.making.pack import PackOptions, pack

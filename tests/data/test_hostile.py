@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batches import stream_of
 from PIL import Image
 
 from stylegan_dist.cli import main
 from stylegan_dist.data.index import load_index, read_index
-from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError
 from stylegan_dist.kinds.decoding import decode_into
-from stylegan_dist.kinds.image import ImageOptions, convert
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.kinds.pixels import convert
 from stylegan_dist.making.scan import index_shards
 from stylegan_dist.making.verify import verify
 
@@ -59,9 +60,9 @@ def write_zip(path: Path, names=NAMES, corrupt=()) -> None:
 
 def colours(folder) -> list[int]:
     index = load_index(folder)
-    stream = BatchStream(index, seed=0, lanes=1, block=100, batch=index.num_samples)
+    stream = stream_of(index, seed=0, lanes=1, block=100, batch=index.num_samples)
     try:
-        return sorted(next(stream).images[:, 0, 0, 0].tolist())
+        return sorted(next(stream)["sample"][:, 0, 0, 0].tolist())
     finally:
         stream.close()
 

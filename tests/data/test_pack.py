@@ -18,7 +18,8 @@ from PIL import Image
 
 from stylegan_dist.data.index import load_index, load_offsets
 from stylegan_dist.errors import InputError
-from stylegan_dist.kinds.image import ImageOptions, convert
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.kinds.pixels import convert
 from stylegan_dist.making.pack import PackOptions, pack, shard_size
 from stylegan_dist.making.verify import verify
 
@@ -121,7 +122,7 @@ def test_kill_and_rerun_gives_the_same_bytes(make_photos, tmp_path, capsys):
     process.communicate()
     assert not (out / "index.json").exists()
     assert 2 <= finished_shards(out) < 8
-    options = replace(OPTIONS, form=ImageOptions(256))
+    options = replace(OPTIONS, packing=ImageOptions(256))
     pack(photos, out, options)
     assert "continuing" in capsys.readouterr().out
     pack(photos, tmp_path / "straight", options)
@@ -198,7 +199,7 @@ def test_without_labels(photos, tmp_path):
 @pytest.mark.parametrize("encoding", ["jpg", "webp"])
 def test_other_encodings(photos, tmp_path, encoding):
     image = ImageOptions(16, encoding=encoding, channels=1)
-    pack(photos, tmp_path / "out", replace(OPTIONS, form=image))
+    pack(photos, tmp_path / "out", replace(OPTIONS, packing=image))
     assert verify(tmp_path / "out", workers=1) == []
 
 
@@ -242,7 +243,7 @@ def test_nothing_but_unreadable_files(tmp_path):
 
 
 def test_enlarging_is_told(photos, tmp_path, capsys):
-    pack(photos, tmp_path / "out", replace(OPTIONS, form=ImageOptions(32)))
+    pack(photos, tmp_path / "out", replace(OPTIONS, packing=ImageOptions(32)))
     assert "60 images were smaller than 32 pixels" in capsys.readouterr().out
 
 

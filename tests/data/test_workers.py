@@ -124,7 +124,7 @@ def pinning(monkeypatch):
     """Page-locked memory as a machine without a GPU can have it: a copy."""
     monkeypatch.setattr(readers.torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(readers.torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(Batch, "pin_memory", lambda one: Batch(one.images.clone(), one.labels.clone(), one.index.clone()))
+    monkeypatch.setattr(Batch, "pin_memory", lambda one: Batch(one.index, {k: v.clone() for k, v in one.fields.items()}))
 
 
 def pinning_ends() -> bool:

@@ -41,8 +41,8 @@ def test_whole_steps(path: str, overrides: tuple[str, ...], small_shards: Path):
                 group["foreach"] = True  # as on a GPU
 
         def step() -> None:
-            batch = Batch(images, numbers % 3, numbers)
-            parts = micro_batches(batch, config.run.batch_gpu, resolved.conditional, META)
+            batch = Batch(numbers, {"sample": images, "label": numbers % 3})
+            parts = micro_batches(batch, config.run.batch_gpu, resolved.conditional, META, index.kind)
             run_step(state, parts, torch.full((), 0.0, device=META), timer)
 
         step()  # filters and the state of optimizers are made once
