@@ -16,7 +16,7 @@ SMALL = ("launch/presets/cifar10.yaml", "--classes", "10", "--rounds", "1", "run
 
 
 def run(script: str, *arguments: str, code: int = 0) -> str:
-    done = subprocess.run([sys.executable, f"benchmarks/{script}.py", *arguments], capture_output=True, text=True, timeout=200,
+    done = subprocess.run([sys.executable, f"benchmarks/{script}.py", *arguments], capture_output=True, text=True, timeout=900,
                           cwd=ROOT, check=False)
     assert done.returncode == code, done.stderr[-2000:]
     return done.stderr if code else done.stdout

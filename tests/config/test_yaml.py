@@ -42,7 +42,7 @@ def outcome(preset: Path | None, *overrides: str) -> Config | str:
         result = str(error)
         assert "\n" not in result
         assert len(result) < 1000
-    assert time.monotonic() - began < 60, "a bound against hanging"
+    assert time.monotonic() - began < 600, "a bound against hanging"
     return result
 
 

@@ -120,7 +120,7 @@ def test_two_runs_that_need_more_than_there_is(server, sets, tmp_path):
     def run(name: str, *options) -> tuple:
         return _read, f"{server.url}/{name}", tmp_path, cache.limit, *options
 
-    with another_process(*run("one", 100, (0, 9))) as (_, patient):
+    with another_process(*run("one", 1000, (0, 9))) as (_, patient):
         sums = [patient.recv()]
         opened = {index.shards[shard].sha256 for shard, _ in order_of(index, 0, 8, 4).locate(0, 8)}
         assert len(opened) == 8
@@ -163,7 +163,7 @@ def test_what_another_run_removes_comes_back_before_it_is_needed(server, tmp_pat
     reader.prefetch([3, 5])
     for _ in range(2):
         for shard in (3, 5):
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 600
             while not (tmp_path / index.shards[shard].sha256).exists():
                 assert time.monotonic() < deadline
                 time.sleep(0.01)

@@ -253,6 +253,6 @@ def test_names_are_not_trusted(tmp_path):
 def test_a_member_takes_microseconds(tmp_path):
     path = write_foreign(tmp_path, shards=1, samples=400, labels=False)[0]
     content = path.read_bytes()
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(list(members(content))) == 800
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2

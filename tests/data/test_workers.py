@@ -19,7 +19,7 @@ from stylegan_dist.data import pool, readers, stream, workers
 from stylegan_dist.data.batches import Batch
 from stylegan_dist.errors import InputError, LocalInputError
 
-SOON = 60  # seconds; only against hanging
+SOON = 600  # seconds; only against hanging
 
 
 def reader_processes() -> list[int]:

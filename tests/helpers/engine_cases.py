@@ -86,7 +86,7 @@ class Draws:
 
 def train_all(cases: list[dict]) -> None:
     """In the processes of a launch."""
-    engine = engines.Engine("cpu", threads=1, timeout=60)
+    engine = engines.Engine("cpu", threads=1, timeout=1800)
     draws = Draws()
     for case in cases:
         train(case, engine, draws)

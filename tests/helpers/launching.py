@@ -20,7 +20,7 @@ from fork_server import Forked
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "launch/train.py"
-TIMEOUT = 150
+TIMEOUT = 900  # seconds; against hanging only: the machine may have much else to do
 
 # A network so small that a step takes milliseconds, with everything switched on that has a state or a draw.
 TINY = (

@@ -81,7 +81,7 @@ def test_too_many_stop_the_run_and_a_larger_share_continues_it(shards, tmp_path,
 @pytest.mark.parametrize("cause", ["decode", "disk", "network"])
 def test_waiting_for_data_is_told_with_its_cause(labelled_shards, tmp_path, monkeypatch, cause):
     """A decoder, a disk and a server that are slow, one at a time."""
-    slow = lambda function: lambda *args, **named: time.sleep(0.005) or function(*args, **named)  # noqa: E731
+    slow = lambda function: lambda *args, **named: time.sleep(0.05) or function(*args, **named)  # noqa: E731
     with contextlib.ExitStack() as stack:
         place, cache = str(labelled_shards), f"data.cache={tmp_path / 'cache'}"
         if cause == "network":

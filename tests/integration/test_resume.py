@@ -161,7 +161,7 @@ def test_workers_do_not_outlive_their_launcher(config, processes, how, small_sha
         assert len(workers) == processes
         launcher.send_signal(how)
         launcher.communicate(timeout=TIMEOUT)  # returns when the last worker has closed its end of the pipe
-        deadline = time.monotonic() + 10  # which the kernel does a moment before it is gone
+        deadline = time.monotonic() + TIMEOUT  # which the kernel does a moment before it is gone
         while time.monotonic() < deadline and any(alive(pid) for pid in workers):
             time.sleep(0.05)
         assert not any(alive(pid) for pid in workers)
