@@ -10,6 +10,8 @@ import pytest
 
 from stylegan_dist.ops import native
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parent.parent
 SMALL = ("launch/presets/cifar10.yaml", "--classes", "10", "--rounds", "1", "run.batch=4", "run.threads=1", "run.device=cpu",
          "generator.channel_max=16", "discriminator.channel_max=16", "loss.path_length_weight=2")

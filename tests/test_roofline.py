@@ -109,6 +109,7 @@ def test_counting_leaves_nothing_behind():
     assert "meta" not in native.native().devices
 
 
+@pytest.mark.full
 def test_the_script():
     done = subprocess.run(
         [sys.executable, "benchmarks/roofline.py", "launch/presets/cifar10.yaml", "--classes", "10", "--batch", "4", "--gpu",

@@ -162,6 +162,7 @@ def load_config_from_dump(config: Config) -> Config:
         return load_config(file.name)
 
 
+@pytest.mark.full
 @given(
     seed=st.integers(0, 2**32 - 1), kimg=st.floats(1e-6, 1e9), lr=st.floats(1e-12, 1) | st.just("auto"),
     text=st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc"), exclude_characters="~"), max_size=30),

@@ -99,6 +99,7 @@ def _claim(connection, *args) -> None:
     cache.release()
 
 
+@pytest.mark.full
 def test_the_trainer_says_what_it_needs(server, tmp_path, capsys):
     command = ["train", str(ROOT / "launch/presets/demo.yaml"), "run.kimg=0.008", "run.batch=8", "run.batch_gpu=8",
                "run.device=cpu", "data.lanes=8", "data.block=4", "data.workers=0", "monitor.wandb=disabled",
@@ -111,6 +112,7 @@ def test_the_trainer_says_what_it_needs(server, tmp_path, capsys):
     other.release()
 
 
+@pytest.mark.full
 def test_two_runs_that_need_more_than_there_is(server, sets, tmp_path):
     """Without a look before: the one with less patience ends and says why; the other goes on, and nothing it reads is lost."""
     index = load_index(f"{server.url}/one")

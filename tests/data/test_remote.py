@@ -73,7 +73,7 @@ def bucket(shards):
         yield server
 
 
-@pytest.fixture(params=["http", "s3"])
+@pytest.fixture(params=["http", pytest.param("s3", marks=pytest.mark.full)])
 def remote(request):
     """A server without faults, and the URL of the shards."""
     if request.param == "http":
@@ -102,9 +102,9 @@ def assert_same(batches, expected) -> None:
 
 
 def worlds_and_workers(*usual):
-    """Every combination; those that are not named here run with `pytest -m exhaustive` only."""
+    """Every combination; those that are not named here run with `pytest -m exhaustive` only. The first is not `full`."""
     return pytest.mark.parametrize(("world", "workers"), [
-        pytest.param(*case, marks=() if case in usual else pytest.mark.exhaustive)
+        pytest.param(*case, marks=() if case == usual[0] else pytest.mark.full if case in usual else pytest.mark.exhaustive)
         for case in itertools.product((1, 2, 4, 8), (0, 1, 3))
     ])
 
@@ -139,6 +139,7 @@ def test_the_same_batches_from_cold_and_warm_cache(remote, local, tmp_path, worl
     assert server.requests == cold, "the second time everything is there"
 
 
+@pytest.mark.full
 def test_patterns_in_a_bucket(bucket, local, shards, tmp_path):
     """Of sets, for training, and of tar files, for an index of ours."""
     bucket.fault = lambda name, number: None
@@ -169,6 +170,7 @@ def test_data_in_memory(local, shards, tmp_path):
         files.rm("/faces", recursive=True)
 
 
+@pytest.mark.full
 def test_a_bucket_without_shards(bucket):
     with pytest.raises(InputError, match=r"no such|cannot read s3://bucket/nothing/index.json"):
         load_index("s3://bucket/nothing")
@@ -227,6 +229,7 @@ def test_a_cache_that_is_too_small_is_an_error(server, tmp_path, monkeypatch):
         take(index, NodeCache(tmp_path / "cache", 30_000))
 
 
+@pytest.mark.full
 @worlds_and_workers((2, 1))
 def test_several_runs_share_a_cache_and_survive_kill_9(remote, local, tmp_path, world, workers):
     """Runs are killed at random moments while others read on; what they leave behind hurts nobody."""
@@ -299,6 +302,7 @@ def test_a_file_that_changed_in_the_cache_is_fetched_again(server, local, tmp_pa
     assert_same(take(index, cache), local)
 
 
+@pytest.mark.full
 def test_the_trainer_of_remote_data(server, tmp_path, shards):
     """A run from a URL is the run from the folder; and a cache that is too small is refused before it begins."""
     run = [sys.executable, "-m", "stylegan_dist.cli", "train", "launch/presets/demo.yaml", "run.kimg=0.064", "run.batch=16",

@@ -178,6 +178,7 @@ def test_a_killed_worker_is_an_error_with_a_remedy():
     assert not reader_processes()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("task", "word"), [(-signal.SIGSTOP, "is stopped"), (3600, "waits for something")])
 def test_a_stuck_worker_is_an_error_and_is_ended(task, word, monkeypatch):
     for name, seconds in (("NOTE_SECONDS", 1.0), ("STUCK_SECONDS", 2.0), ("STOP_SECONDS", 0.5)):

@@ -14,7 +14,7 @@ from launching import TIMEOUT, TRAIN, direct_environment, finished, started, tra
 from stylegan_dist.monitor.jsonl import read
 from stylegan_dist.training.checkpoint import check_checkpoint, list_checkpoints, newest_whole_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 FREQUENT = ("checkpoint.every_kimg=0.04", "checkpoint.keep=2")
 
 

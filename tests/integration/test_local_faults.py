@@ -11,6 +11,8 @@ from launching import ROOT, finished, train_command
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.order import GlobalOrder
 
+pytestmark = pytest.mark.full
+
 ENTRY = """
 import os, runpy
 from stylegan_dist.data import storage

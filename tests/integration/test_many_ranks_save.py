@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from launching import TIMEOUT, alive, descendants, finished, started, train_command, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 
 SCRIPT = """
     import resource, signal, sys

@@ -64,6 +64,7 @@ def test_other_configuration(labelled_shards: Path, tmp_path: Path):
     assert "same command" in message
 
 
+@pytest.mark.full
 def test_other_data(labelled_shards: Path, tmp_path: Path):
     other = tmp_path / "other"
     assert main(["pack", str(labelled_shards.parent / "images"), str(other), "--resolution", "16", "--labels", "folders"]) == 0
@@ -73,12 +74,14 @@ def test_other_data(labelled_shards: Path, tmp_path: Path):
     assert f"{other} with SHA-256" in message
 
 
+@pytest.mark.full
 def test_no_data_on_one_machine(labelled_shards: Path, tmp_path: Path):
     message = refused(labelled_shards, tmp_path, {}, {"overrides": [f"data.shards={tmp_path / 'nowhere'}"]})
     assert "nowhere" in message
     assert "(on rank 1, n1)" in message
 
 
+@pytest.mark.full
 def test_other_code(labelled_shards: Path, tmp_path: Path):
     shutil.copytree(ROOT / "stylegan_dist", tmp_path / "stylegan_dist", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "stylegan_dist/objective/penalties.py").open("a") as file:
@@ -89,6 +92,7 @@ def test_other_code(labelled_shards: Path, tmp_path: Path):
     assert "on rank 1 (n1); install the same version" in message
 
 
+@pytest.mark.full
 def test_other_engine(labelled_shards: Path, tmp_path: Path):
     """One machine was started with another accelerate configuration file."""
     zero = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
@@ -97,12 +101,14 @@ def test_other_engine(labelled_shards: Path, tmp_path: Path):
     assert "same --config_file" in message
 
 
+@pytest.mark.full
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_no_gpu_on_one_machine(labelled_shards: Path, tmp_path: Path):
     message = refused(labelled_shards, tmp_path, {}, {"overrides": ["run.device=cuda"]})
     assert "rank 1 (n1): run.device=cuda but PyTorch sees no GPU" in message
 
 
+@pytest.mark.full
 def test_a_world_of_one_machine_in_a_step_of_two(labelled_shards: Path, tmp_path: Path):
     step = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURMD_NODENAME": "n0"}
     message = refused(labelled_shards, tmp_path, {"env": step}, {"env": step})
@@ -117,6 +123,7 @@ def test_a_rank_taken_twice(labelled_shards: Path, tmp_path: Path):
     assert len(lines) == 3
 
 
+@pytest.mark.full
 def test_what_may_differ(labelled_shards: Path, tmp_path: Path):
     """Machines may keep the same shards in different places."""
     copy = shutil.copytree(labelled_shards, tmp_path / "copy")
@@ -126,6 +133,7 @@ def test_what_may_differ(labelled_shards: Path, tmp_path: Path):
     assert (tmp_path / "run/checkpoints/nimg-00000016").is_dir()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", ["not started", "stopped"])
 def test_a_missing_rank(how: str, labelled_shards: Path, tmp_path: Path):
     present = {"overrides": [f"run.timeout={PATIENCE}"]}
@@ -140,6 +148,7 @@ def test_a_missing_rank(how: str, labelled_shards: Path, tmp_path: Path):
         assert f"rank 2 of 3 did not come within {PATIENCE} s; the others are on n0, n1" in line
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sleeper", [0, 1])
 def test_a_rank_that_sleeps_under_the_launcher(sleeper: int, labelled_shards: Path, tmp_path: Path):
     """Also rank 0, as the launcher serves the store."""
@@ -151,6 +160,7 @@ def test_a_rank_that_sleeps_under_the_launcher(sleeper: int, labelled_shards: Pa
     assert f"rank {sleeper} of 2 did not come within {PATIENCE} s; the others are on n7" in line
 
 
+@pytest.mark.full
 def test_rank_0_is_not_there(labelled_shards: Path, tmp_path: Path):
     """Without a launcher nobody else serves the store."""
     alone = {"overrides": ["run.timeout=2"], "env": {"RANK": "1"}}
@@ -160,6 +170,7 @@ def test_rank_0_is_not_there(labelled_shards: Path, tmp_path: Path):
     assert "--main_process_ip" in line
 
 
+@pytest.mark.full
 def test_ranks_that_come_but_do_not_connect(labelled_shards: Path, tmp_path: Path):
     script = tmp_path / "train.py"
     script.write_text("import sys, time\nfrom stylegan_dist.training.engine import engine\n"
@@ -172,6 +183,7 @@ def test_ranks_that_come_but_do_not_connect(labelled_shards: Path, tmp_path: Pat
     assert "GLOO_SOCKET_IFNAME" in line
 
 
+@pytest.mark.full
 def test_after_the_start_ranks_wait_as_long_as_run_timeout(labelled_shards: Path, tmp_path: Path):
     script = tmp_path / "train.py"
     script.write_text("import time, torch\nfrom stylegan_dist.training.engine import engine\n"
@@ -181,6 +193,7 @@ def test_after_the_start_ranks_wait_as_long_as_run_timeout(labelled_shards: Path
         assert the_errors(processes, 0) == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("config", ["multinode.yaml", "multinode-zero2.yaml"])
 def test_two_machines_of_the_same_name(config: str, labelled_shards: Path, tmp_path: Path):
     port = str(free_port())

@@ -7,6 +7,8 @@ import pytest
 from wandb_reader import read_offline_run, read_offline_runs
 from wandb_server import serve
 
+pytestmark = pytest.mark.full
+
 
 def test_service_killed_under_us(run):
     out = run("""

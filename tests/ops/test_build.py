@@ -105,6 +105,7 @@ def test_a_library_for_gpus_is_found_where_none_can_be_compiled(nvcc, tmp_path):
     assert build.has_gpu_part(build.find(cpu, [tmp_path / "elsewhere"]))  # it serves a PyTorch without CUDA, too
 
 
+@pytest.mark.full
 def test_the_library_for_gpus(tmp_path, monkeypatch):
     """Compiled and linked by the nvcc of this machine for every target; the same file serves a PyTorch without CUDA."""
     said = build.nvcc() and subprocess.run([build.nvcc(), "--version"], capture_output=True, text=True, check=True).stdout

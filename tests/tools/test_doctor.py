@@ -32,6 +32,7 @@ def test_the_operators_are_compared_and_said_to_be_right():
     assert "operators, cpu         fused" in result.stdout
 
 
+@pytest.mark.full
 def test_without_a_compiler_it_says_so(elsewhere):
     result = finished(DOCTOR, timeout=900, **elsewhere)
     assert result.returncode == 0, result.stderr
@@ -56,6 +57,7 @@ def test_wrong_operators_are_found(monkeypatch):
     assert any(differences.values()), differences
 
 
+@pytest.mark.full
 def test_a_run_that_requires_fused_operators_stops_without_them(elsewhere, labelled_shards, tmp_path):
     train = [sys.executable, "-m", "stylegan_dist.cli", "train", f"data.shards={labelled_shards}",
              f"run.dir={tmp_path / 'run'}", "run.device=cpu", "--dry-run"]

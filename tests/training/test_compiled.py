@@ -73,6 +73,7 @@ def measure(state: TrainState, part: MicroBatch) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_losses_and_gradients(small_shards: Path, cache: str):
     state, part = make_state(small_shards, "loss.adversarial=relativistic")  # D on real images in g_main, too
@@ -98,6 +99,7 @@ def test_losses_and_gradients(small_shards: Path, cache: str):
     assert keys == {name: list(network.state_dict()) for name, network in state.networks.items()}
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_runs(small_shards: Path, tmp_path: Path, cache: str):
     """10 steps equal those without, up to rounding; again, they equal themselves to the last bit."""
@@ -117,6 +119,7 @@ def test_runs(small_shards: Path, tmp_path: Path, cache: str):
             torch.testing.assert_close(compiled[key], value, rtol=1e-4, atol=1e-4, msg=f"{file} {key}")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_without_a_compiler_training_goes_on(small_shards: Path, tmp_path: Path):
     command = train_command(small_shards, tmp_path / "run", STEPS_10, "run.compile=true")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.full
+
 HELPERS = Path(__file__).parents[1] / "helpers"
 
 SAVE_UNTIL_FULL = """
