@@ -7,11 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from launching import ROOT, TIMEOUT, alive
+from launching import ROOT, TIMEOUT, alive, wait_until
 
 STATE = str(ROOT / "launch/venv_state.py")
 
@@ -87,17 +86,12 @@ def test_a_stop_ends_pip(tmp_path: Path):
     venv = stub(tmp_path / "venv", f"echo $$ > {pid}.part; mv {pid}.part {pid}; sleep 10000")
     process = subprocess.Popen(["bash", ROOT / "launch/setup.sh", "demo"], env=os.environ | {"VENV": str(venv)},
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + TIMEOUT
-    while not pid.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(pid.exists)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130
     assert "goes on" in err
-    while alive(int(pid.read_text())):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not alive(int(pid.read_text())))
 
 
 @pytest.fixture

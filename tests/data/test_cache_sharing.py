@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import wait_until
 from PIL import Image
 from servers import http_server
 
@@ -165,9 +166,6 @@ def test_what_another_run_removes_comes_back_before_it_is_needed(server, tmp_pat
     reader.prefetch([3, 5])
     for _ in range(2):
         for shard in (3, 5):
-            deadline = time.monotonic() + 600
-            while not (tmp_path / index.shards[shard].sha256).exists():
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            wait_until((tmp_path / index.shards[shard].sha256).exists)
         (tmp_path / index.shards[3].sha256).unlink()
     reader.close()

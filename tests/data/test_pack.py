@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import webdataset
+from launching import wait_until
 from PIL import Image
 
 from stylegan_dist.data.images import ImageOptions, convert
@@ -47,13 +47,6 @@ except (InputError, Interrupted) as error:
     print(type(error).__name__, error)
 """
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_until(condition, seconds=600):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 def finished_shards(out) -> int:

@@ -17,6 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 from batches import joined, same
+from launching import wait_until
 from PIL import Image
 from servers import ALL_FAULTS, altered, error_500, http_server, s3_server, shortened, slow
 
@@ -204,10 +205,7 @@ def test_prefetch_precedes_need(server, tmp_path):
     at_first = cache.seconds_fetching
     for step in range(1, 48):
         needed = {blob.key for shard, _ in order.locate(8 * step, 8) for blob in blobs(index.shards[shard])}
-        deadline = time.monotonic() + 600
-        while not all((tmp_path / key).exists() for key in needed):
-            assert time.monotonic() < deadline, f"what step {step} needs was not fetched ahead"
-            time.sleep(0.005)
+        wait_until(lambda needed=needed: all((tmp_path / key).exists() for key in needed), f"the shards of step {step}")
         next(stream)
         assert cache.seconds_fetching == at_first, f"the reader had to fetch for step {step}"
     stream.close()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from batches import ORDER, SAMPLES, STEPS, joined, open_shards_of, open_stream, pack_random, same, take
-from launching import alive
+from launching import alive, wait_until
 
 from stylegan_dist.data.batches import BatchDataset
 from stylegan_dist.data.images import decode
@@ -179,12 +179,8 @@ os.kill(os.getpid(), signal.SIGKILL)
     dead = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False, timeout=600)
     assert dead.returncode == -signal.SIGKILL
     readers = [int(pid) for pid in dead.stdout.split()]
-    deadline = time.monotonic() + 600
-
     assert len(readers) == 2
-    while any(map(alive, readers)):
-        assert time.monotonic() < deadline, "readers without a trainer must end"
-        time.sleep(0.1)
+    wait_until(lambda: not any(map(alive, readers)), "readers without a trainer to end")
 
 
 def test_a_program_that_forgets_to_close_its_stream_ends(shards):

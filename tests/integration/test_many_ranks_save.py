@@ -7,11 +7,10 @@ import re
 import signal
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
-from launching import TIMEOUT, alive, descendants, finished, started, train_command, wait_for
+from launching import TIMEOUT, alive, descendants, finished, started, train_command, wait_for, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.full]
 
@@ -94,10 +93,7 @@ def test_a_rank_that_hangs_is_reported_in_time(config: str, labelled_shards: Pat
                 if entry.startswith("RANK="):
                     workers.setdefault(entry.removeprefix("RANK="), pid)
         os.kill(workers["1"], signal.SIGSTOP)
-        deadline = time.monotonic() + TIMEOUT  # less than the half hour that such a group waits otherwise
-        while alive(workers["0"]):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: not alive(workers["0"]))  # less than the half hour that such a group waits otherwise
         os.kill(workers["1"], signal.SIGKILL)
         _, err = launcher.communicate(timeout=TIMEOUT)
         assert launcher.returncode != 0

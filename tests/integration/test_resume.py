@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from launching import TIMEOUT, alive, descendants, kill_all, started, train_command, trained, wait_for
+from launching import TIMEOUT, alive, descendants, kill_all, started, train_command, trained, wait_for, wait_until
 from safetensors.torch import load_file
 
 from stylegan_dist.monitor.jsonl import read
@@ -168,10 +167,7 @@ def test_workers_do_not_outlive_their_launcher(config, processes, how, small_sha
         assert len(workers) == processes
         launcher.send_signal(how)
         launcher.communicate(timeout=TIMEOUT)  # returns when the last worker has closed its end of the pipe
-        deadline = time.monotonic() + TIMEOUT  # which the kernel does a moment before it is gone
-        while time.monotonic() < deadline and any(alive(pid) for pid in workers):
-            time.sleep(0.05)
-        assert not any(alive(pid) for pid in workers)
+        wait_until(lambda: not any(map(alive, workers)))  # the kernel closes it a moment before
     assert newest_whole_checkpoint(run_dir)[0] > 80  # they saved before they went
 
 
