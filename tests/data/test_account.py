@@ -129,7 +129,7 @@ def test_an_account_is_bounded_and_can_be_read_again(tmp_path):
     total.check()
     assert total.files == 3000
     account.leave_out("more", ["than was met"])
-    with pytest.raises(RuntimeError, match="1000 files were met, 1001 are accounted for"):
+    with pytest.raises(RuntimeError, match=r"1000 files .*1001 "):
         account.check()
     many = Account(files=7)
     many.leave_out("one reason", map(str, range(7)))

@@ -134,7 +134,7 @@ def test_a_full_disk(tmp_path, blobs, monkeypatch):
 
     monkeypatch.setattr(storage, "_open", lambda location: (FullDisk(), location))
     cache = NodeCache(tmp_path, 10**9)
-    with pytest.raises(InputError, match=r"cannot write .*: No space left on device; free space on that disk, or set"):
+    with pytest.raises(InputError, match=r"cannot write .*No space left on device.*data\.cache"):
         cache.open(blobs[0])
     assert not list(tmp_path.glob("*.part"))
 
@@ -238,7 +238,7 @@ def test_a_folder_that_goes_while_it_is_used(tmp_path, blobs):
     cache = NodeCache(tmp_path / "cache", 3 * SIZE)
     (tmp_path / "cache").rename(tmp_path / "gone")
     for use in (cache.open, cache.fetch):
-        with pytest.raises(InputError, match=r"cannot write .*see whether the folder is there"):
+        with pytest.raises(InputError, match=r"cannot write .*folder"):
             use(blobs[0])
 
 

@@ -223,7 +223,7 @@ def held(folder: Path) -> int:
 def test_a_cache_that_is_too_small_is_an_error(server, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "PATIENCE_SECONDS", 0.5)
     index = load_index(server.url)
-    with pytest.raises(LocalInputError, match=r"has no room for http.* too much is in use: raise data.cache_gb"):
+    with pytest.raises(LocalInputError, match=r"no room for http.*data\.cache_gb"):
         take(index, NodeCache(tmp_path / "cache", 30_000))
 
 
@@ -323,7 +323,7 @@ def test_the_trainer_of_remote_data(server, tmp_path, shards):
     assert not list((tmp_path / "cache").glob("*.run")), "other runs may count on its room again"
     refused = train("small", f"data.shards={server.url}", f"data.cache={tmp_path / 'cache'}", "data.cache_gb=0.00001")
     assert refused.returncode == 2
-    assert "data.cache_gb=1e-05 is too small: this node reads from" in refused.stderr
+    assert "data.cache_gb=1e-05 is too small" in refused.stderr
 
 
 def test_an_index_that_cannot_be_read(server):

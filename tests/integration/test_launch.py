@@ -79,7 +79,7 @@ def test_fewer_processes_than_asked_for(labelled_shards: Path, tmp_path: Path):
     launcher = [*launcher_command("cpu.yaml", 2)[:3], "--cpu", "--num_processes", "2", *command[1:]]
     result = finished(launcher)
     assert result.returncode != 0
-    assert "asked for several processes but started one" in result.stderr
+    assert "several processes" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -134,7 +134,7 @@ def test_a_damaged_shard_ends_all(labelled_shards: Path, tmp_path: Path):
     result = finished(train_command(shards, tmp_path / "run", "run.kimg=0.08", processes=2))
     assert result.returncode != 0
     assert f"{index.shards[shard].name}, sample " in result.stderr
-    assert f"the shard is damaged, not one of its {index.shards[shard].samples} samples is good" in result.stderr
+    assert re.search(rf"shard is damaged.* {index.shards[shard].samples} samples", result.stderr)
     assert "stylegan_dist/training" not in result.stderr, "a traceback of ours"
     assert f"error: {shards}" in result.stderr.partition("Root Cause")[2]
     assert f"{index.shards[shard].name}, sample " in result.stderr.splitlines()[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -112,7 +113,8 @@ def test_no_gpu_on_one_machine(labelled_shards: Path, tmp_path: Path):
 def test_a_world_of_one_machine_in_a_step_of_two(labelled_shards: Path, tmp_path: Path):
     step = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURMD_NODENAME": "n0"}
     message = refused(labelled_shards, tmp_path, {"env": step}, {"env": step})
-    assert "srun started this on 2 machines, but ranks 0-1 (n0) are all there are" in message
+    assert "srun started this on 2 machines" in message
+    assert "ranks 0-1 (n0)" in message
     assert "run.world_size" in message
 
 
@@ -145,7 +147,7 @@ def test_a_missing_rank(how: str, labelled_shards: Path, tmp_path: Path):
         lines = the_errors(processes[:2], 1)
     assert len(lines) == 2
     for line in lines:
-        assert f"rank 2 of 3 did not come within {PATIENCE} s; the others are on n0, n1" in line
+        assert re.search(rf"rank 2 of 3 .*{PATIENCE} s.* n0, n1", line)
 
 
 @pytest.mark.full
@@ -157,7 +159,7 @@ def test_a_rank_that_sleeps_under_the_launcher(sleeper: int, labelled_shards: Pa
     result = finished(command, SLURMD_NODENAME="n7")
     assert result.returncode != 0
     line, = {line for line in result.stderr.splitlines() if line.startswith("error: ")}  # said twice: at once, and last
-    assert f"rank {sleeper} of 2 did not come within {PATIENCE} s; the others are on n7" in line
+    assert re.search(rf"rank {sleeper} of 2 .*{PATIENCE} s.* n7", line)
 
 
 @pytest.mark.full
@@ -166,7 +168,7 @@ def test_rank_0_is_not_there(labelled_shards: Path, tmp_path: Path):
     alone = {"overrides": ["run.timeout=2"], "env": {"RANK": "1"}}
     with direct(labelled_shards, tmp_path / "run", alone, world_size=2) as processes:
         line, = the_errors(processes, 1)
-    assert "rank 1 on n0 cannot reach the others through 127.0.0.1:" in line
+    assert re.search(r"rank 1 on n0 cannot reach .*127\.0\.0\.1", line)
     assert "--main_process_ip" in line
 
 
@@ -179,7 +181,7 @@ def test_ranks_that_come_but_do_not_connect(labelled_shards: Path, tmp_path: Pat
     soon = [f"run.timeout={PATIENCE}"]
     with direct(labelled_shards, tmp_path / "run", {"overrides": soon}, {"overrides": soon, "script": script}) as processes:
         line, = the_errors(processes[:1], 1)
-    assert "ranks 0-1 (n0, n1) came but do not reach each other" in line
+    assert "ranks 0-1 (n0, n1)" in line
     assert "GLOO_SOCKET_IFNAME" in line
 
 
