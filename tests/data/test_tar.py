@@ -65,7 +65,6 @@ def test_sizes_in_records(size):
         list(members(extended(str(length).encode() + text) + header() + END))
 
 
-@pytest.mark.timeout(100)
 def test_the_verbs_end(tmp_path, capsys):
     (tmp_path / "a.tar").write_bytes(extended(b"0 a=bcd\n") + header() + END)
     for verb in (["index"], ["pack", "--resolution", "8"]):
