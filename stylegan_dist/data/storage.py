@@ -90,14 +90,14 @@ def check_location(location: str, index: str = "") -> None:
             return
         raise InputError(f"{where} {command[1]}:{'...' if command[1] == 'pipe' else ''}, which is no URL: give folders, or "
                          "URLs that begin like s3:// or https://; commands are never run")
-    scheme, url, _ = location.partition("://")
+    scheme = location.partition("://")[0]
     if is_remote(location) and ("::" in _IPV6.sub("://", location) or scheme in _WRAPPING):
         raise InputError(f"{where} {mask_location(location)}: chained URLs (::) and file systems inside others are not read; "
                          "several files are named with braces and wildcards")
-    if url and carries_secret(location):
-        raise InputError(f"the URL {mask_location(location)} carries a password, a token or a signature, which would be stored "
-                         "and shown: give credentials to the storage driver through its environment variables or files instead "
-                         "(in the name of a file write %40 for @ and %23 for #)")
+    if carries_secret(location):
+        raise InputError(f"the place {mask_location(location)} carries a password, a token or a signature, which would be "
+                         "stored and shown: give credentials to the storage driver through its environment variables or files "
+                         "instead (in the name of a file write %40 for @ and %23 for #)")
     if not is_remote(location):
         if index and is_remote(index):
             raise InputError(f"{where} {location}, a folder of this machine, although the index itself comes from elsewhere; "
