@@ -6,13 +6,13 @@ import io
 import json
 import os
 import socket
-import tarfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, features
+from test_foreign import write_tar
 
 from stylegan_dist.data.account import NAMED, Account
 from stylegan_dist.data.images import ImageOptions
@@ -30,15 +30,6 @@ def image(number: int, form: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(file, form, **options)
     return file.getvalue()
-
-
-def write_tar(path: Path, entries) -> Path:
-    with tarfile.open(path, "w") as file:
-        for name, data in entries:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return path
 
 
 def write_zip(path: Path, entries) -> Path:
