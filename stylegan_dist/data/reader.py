@@ -123,7 +123,7 @@ class ShardReader:
             self._open[shard] = self._open_both(info)
         except OSError as error:
             place = error.filename or info.location
-            self._open[shard] = storage.retrying(partial(self._open_both, info), f"open {place}")
+            self._open[shard] = storage.retrying(partial(self._open_both, info), f"read {place}")
         if len(self._open) > OPEN_SHARDS:
             _, (oldest, _) = self._open.popitem(last=False)
             os.close(oldest)

@@ -8,8 +8,6 @@ any number of interruptions. Each worker writes whole shards. A finished shard h
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -29,7 +27,7 @@ from stylegan_dist import __version__
 from stylegan_dist.data import storage
 from stylegan_dist.data.index import INDEX_NAME, DatasetIndex, load_index, load_offsets, read_index
 from stylegan_dist.errors import InputError, Interrupted
-from stylegan_dist.files import write_whole
+from stylegan_dist.files import try_lock, write_whole
 from stylegan_dist.kinds import Array, Packing
 from stylegan_dist.kinds.values import added
 from stylegan_dist.machine import available_cores
@@ -186,13 +184,7 @@ def _lock(out: Path, overwrite: bool) -> Iterator[None]:
     descriptor = os.open(out, os.O_RDONLY)
     try:
         deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    break  # a file system without locks
+        while not try_lock(descriptor, needed=False):
             if time.monotonic() > deadline:
                 raise InputError(f"another process is packing into {out}: wait for it or choose another folder")
             time.sleep(0.05)

@@ -115,6 +115,14 @@ def test_states_that_are_none(kind, folder):
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("made_up", [{"resolution": 16}, {"channels": 1}, {"num_classes": 3}, {
+    "array": {"dtype": "float32", "offset": [0.0] * 3, "scale": [1.0] * 3}}], ids=lambda made_up: next(iter(made_up)))
+def test_a_state_that_does_not_fit_the_data_of_its_fingerprint(made_up, folder):
+    change(folder, "state.json", lambda s: s["data"].update(made_up))
+    with pytest.raises(InputError, match=r"state\.json is damaged .what it says of the data does not fit"):
+        new_state().restore(folder)
+
+
 @pytest.mark.parametrize("value", [1e300, 10**30, -(10**400), float("nan"), 2**63 - 1])
 def test_numbers_that_tensors_cannot_hold(value, folder):
     """They are no reason to end; they may even be a diverging run's own."""
@@ -166,11 +174,11 @@ CHANGES = {
 def test_tensors_that_do_not_fit_are_named(words, name, folder):
     change(folder, f"{name}.safetensors", CHANGES[words])
     assert check_checkpoint(folder) is None  # it may be that of another network
-    with pytest.raises(InputError, match=rf"{name}\.safetensors does not fit the configured .*{words}.*move .* away") as caught:
+    with pytest.raises(InputError, match=rf"{name}\.safetensors does not fit .*{words}.*move .* away") as caught:
         new_state(f"ema.placement={PLACEMENTS[len(words) % 3]}").restore(folder)
     assert "\n" not in str(caught.value)
     if name == "g_ema":
-        with pytest.raises(InputError, match=rf"g_ema\.safetensors does not fit the configured network: .*{words}"):
+        with pytest.raises(InputError, match=rf"g_ema\.safetensors does not fit .*{words}"):
             load_generator(folder.parent.parent, torch.device("cpu"))
 
 
