@@ -14,7 +14,7 @@ from stylegan_dist.networks.layers import Arithmetic, Precision, initialize
 from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.ops import build, native
 
-LIBRARIES = ("accelerate", "deepspeed", "webdataset", "wandb", "pillow", "numpy", "safetensors")
+LIBRARIES = ("accelerate", "deepspeed", "wandb", "pillow", "numpy", "safetensors")
 # Largest difference of gradients, relative to the largest gradient of a network.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
