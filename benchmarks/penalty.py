@@ -38,7 +38,7 @@ from stylegan_dist.config import Config
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError
-from stylegan_dist.networks.stylegan2 import Discriminator
+from stylegan_dist.families.stylegan2.networks import Discriminator
 from stylegan_dist.objective.penalties import approximate_gradient_penalty, gradient_penalty
 from stylegan_dist.training.build import build_discriminator, build_generator
 from stylegan_dist.training.checkpoint import checkpoint_folder, newest_whole_checkpoint

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import stylegan_dist
 from stylegan_dist import randomness
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator
 from stylegan_dist.randomness import (
     NoiseAddresses,
     coins,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stylegan_dist.networks.stylegan2 import Generator
+from stylegan_dist.families.stylegan2.networks import Generator
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import torch
 
 from stylegan_dist import __version__
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator
 from stylegan_dist.machine import available_cores, available_memory, supports_bf16
 from stylegan_dist.networks.layers import Arithmetic, Precision, initialize
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.ops import build, native
 
 LIBRARIES = ("accelerate", "deepspeed", "webdataset", "wandb", "pillow", "numpy", "safetensors")

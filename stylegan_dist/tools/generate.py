@@ -24,9 +24,9 @@ from stylegan_dist import randomness
 from stylegan_dist.data.arrays import ArrayForm
 from stylegan_dist.data.audio import listen, write_wav
 from stylegan_dist.errors import InputError
+from stylegan_dist.families.stylegan2.networks import Generator
 from stylegan_dist.monitor.images import save_grid, to_uint8
 from stylegan_dist.networks.sampling import sample_images
-from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.ops import native
 from stylegan_dist.records import shorten
 from stylegan_dist.training.snapshot import load_generator

@@ -9,8 +9,8 @@ from torch import nn
 
 from stylegan_dist.config import Config
 from stylegan_dist.config.schema import OptimizerConfig
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator
 from stylegan_dist.networks.layers import Precision, initialize
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.training.rules import DTYPES, optimizer_arguments
 
 N = TypeVar("N", bound=nn.Module)

@@ -20,11 +20,11 @@ from stylegan_dist.data.demand import node_demand, open_cache
 from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError, Interrupted, LocalInputError, LocalInterrupted, RankLost
+from stylegan_dist.families.stylegan2.networks import Generator
 from stylegan_dist.machine import available_memory, peak_memory
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 from stylegan_dist.networks.sampling import sample_images
-from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.ops import native
 from stylegan_dist.redact import redact
 from stylegan_dist.training.checkpoint import Diverged, checkpoint_folder, prune_checkpoints, save_checkpoint

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stylegan_dist.data.index import DatasetIndex
-from stylegan_dist.networks.stylegan2 import MIN_RESOLUTION
+from stylegan_dist.families.stylegan2.networks import MIN_RESOLUTION
 from stylegan_dist.ops import native
 from stylegan_dist.training.engine.choice import BUCKET, DATA_PARALLEL, NETWORKS, Choice, Zero
 from stylegan_dist.training.phases import MicroBatch, Phase

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from stylegan_dist import ops, randomness
 from stylegan_dist.config import Config
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator
 from stylegan_dist.networks.layers import Arithmetic
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.objective.adversarial import ADVERSARIAL
 from stylegan_dist.objective.penalties import approximate_gradient_penalty, gradient_penalty, path_lengths
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
+from stylegan_dist.config.knobs import MOST_IMAGES
 from stylegan_dist.config.loading import check_ranges
-from stylegan_dist.config.schema import MOST_IMAGES, Config, OptimizerConfig
+from stylegan_dist.config.schema import Config, OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels

@@ -10,8 +10,8 @@ import torch
 
 from stylegan_dist.data.arrays import ArrayForm
 from stylegan_dist.errors import InputError
+from stylegan_dist.families.stylegan2.networks import Generator
 from stylegan_dist.networks.layers import Precision
-from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.training.build import build_generator, precision_policy
 from stylegan_dist.training.checkpoint import checkpoint_folder, newest_whole_checkpoint
 from stylegan_dist.training.run_folder import read_run_config

@@ -18,7 +18,7 @@ from torch import nn
 from torch.export import Dim, export
 import reference
 from stylegan_dist.networks.layers import Precision
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator
 from stylegan_dist.objective.penalties import gradient_penalty
 from stylegan_dist.ops import native
 

@@ -10,8 +10,8 @@ import reference
 import torch
 from torch import Tensor, nn
 
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator, minibatch_std
 from stylegan_dist.networks.layers import Precision, initialize
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator, minibatch_std
 from stylegan_dist.objective.penalties import gradient_penalty, path_lengths
 from stylegan_dist.ops import native
 

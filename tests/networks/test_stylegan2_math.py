@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from stylegan_dist import ops
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator, SynthesisLayer, ToRGB, minibatch_std
 from stylegan_dist.networks.layers import Conv2d, Dense, Precision, initialize
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator, SynthesisLayer, ToRGB, minibatch_std
 
 N = 4
 # (resolution, image channels, classes)

@@ -12,8 +12,8 @@ from native_cases import native_calls
 from torch import Tensor
 
 from stylegan_dist import randomness
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator
 from stylegan_dist.networks.layers import Precision
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.objective.penalties import gradient_penalty, path_lengths
 from stylegan_dist.ops import fused, native
 

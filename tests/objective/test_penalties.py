@@ -9,7 +9,7 @@ import reference
 import torch
 from torch.autograd.function import once_differentiable
 
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator
 from stylegan_dist.objective.penalties import approximate_gradient_penalty, gradient_penalty, path_lengths
 
 

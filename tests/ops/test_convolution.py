@@ -13,7 +13,7 @@ from native_cases import LAYOUTS, laid_out, numbers
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator
 from stylegan_dist.objective.penalties import gradient_penalty, path_lengths
 from stylegan_dist.ops import convolution, native, resample
 from stylegan_dist.ops.convolution import conv2d, conv_transpose2d

@@ -24,8 +24,8 @@ from native_cases import (
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_dist import ops
+from stylegan_dist.families.stylegan2.networks import Discriminator
 from stylegan_dist.networks.layers import Precision
-from stylegan_dist.networks.stylegan2 import Discriminator
 from stylegan_dist.objective.penalties import gradient_penalty
 from stylegan_dist.ops import native
 from stylegan_dist.ops.discriminator_epilogue import discriminator_epilogue_reference

@@ -24,8 +24,8 @@ from native_cases import (
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_dist import ops, randomness
+from stylegan_dist.families.stylegan2.networks import Generator
 from stylegan_dist.networks.layers import Precision
-from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.objective.penalties import path_lengths
 from stylegan_dist.ops import native
 from stylegan_dist.ops.generator_epilogue import LayerNoise, generator_epilogue_reference

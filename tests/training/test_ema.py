@@ -7,7 +7,7 @@ import reference
 import torch
 from torch import nn
 
-from stylegan_dist.networks.stylegan2 import Generator
+from stylegan_dist.families.stylegan2.networks import Generator
 from stylegan_dist.training.ema import AveragedGenerator
 
 
