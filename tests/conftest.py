@@ -1,4 +1,4 @@
-"""The same surroundings for all tests, and data sets that several test files use."""
+"""The same environment for all tests, and data sets that several test files use."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from clean_environment import ensure_home, forget
 from PIL import Image
-from surroundings import ensure_home, forget
 
 from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.pack import PackOptions, pack

@@ -72,7 +72,8 @@ class Runs:
         """Cases on so many ranks each."""
         path = self.folder / "launches.json"
         path.write_text(json.dumps(launches))
-        result = finished([sys.executable, str(ROOT / "tests/engine_cases.py"), str(path)], timeout=1700, DS_ACCELERATOR="cpu")
+        script = ROOT / "tests/helpers/engine_cases.py"
+        result = finished([sys.executable, str(script), str(path)], timeout=1700, DS_ACCELERATOR="cpu")
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
 
     def checkpoint(self, name: str) -> Path:
@@ -272,6 +273,6 @@ def train():
 for _ in range(5):  # without the care that close() takes, every second launch hangs
     run_ranks(2, train)
 """)
-    done = finished([sys.executable, str(script)], timeout=60, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+    done = finished([sys.executable, str(script)], timeout=60, PYTHONPATH=f"{ROOT}:{ROOT / 'tests/helpers'}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("left") == 10

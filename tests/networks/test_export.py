@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NETWORKS = f"""
 import sys
-sys.path.insert(0, {str(ROOT / "tests")!r})
+sys.path.insert(0, {str(ROOT / "tests/helpers")!r})
 import torch
 from torch import nn
 from torch.export import Dim, export

@@ -1,4 +1,4 @@
-"""Train lists of cases in the processes of a few launches: `python tests/engine_cases.py LAUNCHES.json`.
+"""Train lists of cases in the processes of a few launches: `python tests/helpers/engine_cases.py LAUNCHES.json`.
 
 The file holds [[ranks, [case, ...]], ...]. Each case trains real networks on real shards under one engine and writes a
 checkpoint, with the code of the training loop, but many cases share the cost of a launch. A case is an object with

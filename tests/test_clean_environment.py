@@ -9,8 +9,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from clean_environment import ensure_home, forget
 from launching import ROOT
-from surroundings import ensure_home, forget
 
 JUNK = ("data", "runs/demo/launch", "wandb", "torch", "yaml", "pictures", "tests.old")
 

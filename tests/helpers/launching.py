@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nursery import Forked
+from fork_server import Forked
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "launch/train.py"
 TIMEOUT = 150
 
