@@ -34,7 +34,8 @@ class Family(abc.ABC):
         """
 
     @abc.abstractmethod
-    def objective(self, config: Config, generator: nn.Module, discriminator: nn.Module, label_counts: Tensor | None) -> Objective:
+    def objective(self, config: Config, generator: nn.Module, discriminator: nn.Module,
+                  label_counts: Tensor | None) -> Objective:
         """The losses of a run; arguments as of `Objective`."""
 
     @abc.abstractmethod
@@ -47,7 +48,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def group(self, config: Config) -> tuple[int, str]:
-        """How many consecutive images a micro-batch must keep together (its size is a multiple), and the settings that say so."""
+        """Of how many consecutive images a micro-batch must be a multiple, and the settings that say so, for people."""
 
     @abc.abstractmethod
     def learning_rate(self, resolution: int) -> float:

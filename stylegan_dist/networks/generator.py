@@ -54,7 +54,7 @@ class Generator(nn.Module, abc.ABC):
 
 @torch.no_grad()
 def draw_samples(generator: Generator, seed: int, purpose: str, index: Tensor, labels: Tensor | None = None,
-                 sampling: Sampling = Sampling()) -> Tensor:  # noqa: B008 - frozen
+                 sampling: Sampling = Sampling()) -> Tensor:
     """`Generator.sample` in parts of `sampling.batch`; float, on the CPU."""
     parts = []
     for start in range(0, len(index), sampling.batch):

@@ -19,7 +19,8 @@ from stylegan_dist.config import Config
 from stylegan_dist.networks.layers import Arithmetic
 from stylegan_dist.objective.adversarial import ADVERSARIAL
 from stylegan_dist.objective.penalties import approximate_gradient_penalty, gradient_penalty
-from stylegan_dist.objective.phases import LossShare, MicroBatch, Phase, Regulariser, phases_of
+from stylegan_dist.objective.phases import MicroBatch, Phase, Regulariser, phases_of
+from stylegan_dist.objective.result import LossResult
 
 
 class Objective(abc.ABC):
@@ -73,7 +74,11 @@ class Objective(abc.ABC):
         return None
 
     def update_running(self, means: Mapping[str, Tensor]) -> None:  # noqa: B027 - most families have none
-        """Take over the global means of `LossShare.running` of a phase."""
+        """Take over the global means of `LossResult.running_means` of a phase."""
+
+    def reported(self) -> dict[str, Tensor]:
+        """Numbers [] that a tick reports as they are then."""
+        return {}
 
     def set_weight(self, name: str, value: float) -> None:
         """Set one of `weights`, in place where it is there."""
@@ -88,16 +93,16 @@ class Objective(abc.ABC):
             penalty = Regulariser("d_penalty", self.d_penalty, c.penalty_interval, c.penalty == "exact")
         return [*phases_of("g", self.g_main, self.generator_regulariser()), *phases_of("d", self.d_main, penalty)]
 
-    def g_main(self, real: MicroBatch) -> LossShare:
+    def g_main(self, real: MicroBatch) -> LossResult:
         """The generator's side of the game."""
         labels = self.labels("g_main", real)
         fake, made = self.generate("g_main", real.index, labels)
         logits = self.judge("g_main", fake, labels, real.index)
         real_logits = self.judge("g_main", real.images, real.labels, real.index) if self.adversarial.paired else None
         loss = self.share(self.adversarial.generator(logits, real_logits))
-        return LossShare(loss, {"loss/g_main": loss}, self.observe(made))
+        return LossResult(loss, {"loss/g_main": loss}, self.observe(made))
 
-    def d_main(self, real: MicroBatch) -> LossShare:
+    def d_main(self, real: MicroBatch) -> LossResult:
         """The discriminator's side of the game."""
         with torch.no_grad():
             labels = self.labels("d_main", real)
@@ -105,7 +110,7 @@ class Objective(abc.ABC):
         fake_logits = self.judge("d_main", fake, labels, real.index)
         real_logits = self.judge("d_main", real.images, real.labels, real.index)
         loss = self.share(self.adversarial.discriminator(real_logits, fake_logits))
-        return LossShare(loss, {
+        return LossResult(loss, {
             "loss/d_main": loss,
             "logits/real": self.share(real_logits),
             "logits/fake": self.share(fake_logits),
@@ -113,7 +118,7 @@ class Objective(abc.ABC):
             "sign/fake": self.share(fake_logits.sign()),
         })
 
-    def d_penalty(self, real: MicroBatch) -> LossShare:
+    def d_penalty(self, real: MicroBatch) -> LossResult:
         """R1 on real and R2 on generated images (Mescheder et al. 2018)."""
         c = self.config
         total, statistics = torch.zeros((), device=real.images.device), {}
@@ -128,7 +133,7 @@ class Objective(abc.ABC):
             penalty = self.share(self._penalty("r2", images, labels, real.index))
             statistics["loss/r2"] = penalty * self.weight("r2_gamma", penalty) / 2
             total = total + statistics["loss/r2"]
-        return LossShare(total * c.penalty_interval, statistics)
+        return LossResult(total * c.penalty_interval, statistics)
 
     def judge(self, phase: str, images: Tensor, labels: Tensor | None, index: Tensor, twice: bool = False) -> Tensor:
         """Logits [n]: the one way in which images, real or generated, come before the discriminator, in all phases.
@@ -165,7 +170,8 @@ class Objective(abc.ABC):
         sigma = self.config.penalty_sigma
         noise = randomness.normal(self.seed, f"d_penalty.{name}_noise", index, images.shape[1:]).to(images.dtype)
         with full_precision(self.discriminator):  # else the difference of the logits is little more than rounding
-            logits, disturbed = (self.judge("d_penalty", x, labels, index, twice=True) for x in (images, images + sigma * noise))
+            logits, disturbed = (self.judge("d_penalty", each, labels, index, twice=True)
+                                 for each in (images, images + sigma * noise))
         return approximate_gradient_penalty(logits, disturbed, sigma)
 
 

@@ -7,11 +7,13 @@ so no result depends on how the batch was split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 from torch import Tensor
+
+from stylegan_dist.objective.result import LossResult
 
 
 @dataclass
@@ -23,16 +25,7 @@ class MicroBatch:
     index: Tensor          # int64 [n], consecutive global image numbers
 
 
-@dataclass(frozen=True)
-class LossShare:
-    """What a loss makes of a micro-batch: shares of means over the global batch."""
-
-    loss: Tensor                                                      # [], to be differentiated
-    statistics: Mapping[str, Tensor] = field(default_factory=dict)    # [] each, for people
-    running: Mapping[str, Tensor] = field(default_factory=dict)       # any shape, for `Objective.update_running`
-
-
-Loss = Callable[[MicroBatch], LossShare]
+Loss = Callable[[MicroBatch], LossResult]
 
 
 @dataclass(frozen=True)
@@ -64,8 +57,9 @@ def phases_of(network: str, main: Loss, regulariser: Regulariser | None) -> list
         return [Phase(name, network, 1, (main,), second_order=False)]
     if regulariser.interval == 1:
         return [Phase(name, network, 1, (main, regulariser.loss), regulariser.second_order)]
+    r = regulariser
     return [Phase(name, network, 1, (main,), second_order=False),
-            Phase(regulariser.name, network, regulariser.interval, (regulariser.loss,), regulariser.second_order, regulariser=True)]
+            Phase(r.name, network, r.interval, (r.loss,), r.second_order, regulariser=True)]
 
 
 def main_share(phases: Sequence[Phase], network: str) -> float:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from stylegan_dist import randomness
 from stylegan_dist.config import Config, to_dict
 from stylegan_dist.data.arrays import as_pictures
 from stylegan_dist.data.batches import Batch
@@ -20,11 +19,10 @@ from stylegan_dist.data.demand import node_demand, open_cache
 from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError, Interrupted, LocalInputError, LocalInterrupted, RankLost
-from stylegan_dist.families.stylegan2.networks import Generator
 from stylegan_dist.machine import available_memory, peak_memory
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
-from stylegan_dist.networks.sampling import sample_images
+from stylegan_dist.networks.generator import Generator, Sampling, draw_samples
 from stylegan_dist.ops import native
 from stylegan_dist.redact import redact
 from stylegan_dist.training.checkpoint import Diverged, checkpoint_folder, prune_checkpoints, save_checkpoint
@@ -236,7 +234,7 @@ class Trainer:
         """Report what has happened since the last tick. The only place that waits for the device."""
         state, device = self.state, self.engine.device
         metrics = state.statistics.take()
-        metrics["path_length/target"] = state.objective.path_mean.item()
+        metrics |= {name: value.item() for name, value in state.objective.reported().items()}
         phase_times = self.timer.take()
         seconds = time.perf_counter() - self.tick_began
         images = state.nimg - self.tick_nimg
@@ -298,9 +296,9 @@ class Trainer:
         assert network is not None  # runs on rank 0
         m = self.config.monitor
         index = torch.arange(m.grid_columns * m.grid_rows, device=self.engine.device)
-        z = randomness.normal(self.config.run.seed, "samples.z", index, (network.z_dim,))
         labels = index % m.grid_columns % self.resolved.num_classes if self.resolved.conditional else None
-        images = sample_images(network, z, labels, batch=self.config.run.batch_gpu)
+        sampling = Sampling(batch=self.config.run.batch_gpu)
+        images = draw_samples(network, self.config.run.seed, "samples", index, labels, sampling)
         if self.index.array:
             images = self.index.array.as_pictures(images)
         self._save_picture("samples", self.samples_path, images)

@@ -13,6 +13,7 @@ from stylegan_dist.data.index import DatasetIndex, load_index
 from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.reader import blobs
 from stylegan_dist.errors import InputError
+from stylegan_dist.families import family_named
 from stylegan_dist.machine import supports_bf16
 from stylegan_dist.training.compiled import why_not_compiled
 from stylegan_dist.training.engine.choice import choose_engine
@@ -37,7 +38,7 @@ def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, eng
         ("data", f"{c.data.shards}: {index.num_samples:,} {index.noun}, {index.resolution} px, "
                  f"{index.channels} channel{'s' * (index.channels > 1)}{f' of {index.dtype}' if index.array else ''}{classes}"),
         ("generator", f"{sizes['g']:,} parameters"),
-        ("discriminator", f"{sizes['d']:,} parameters, {c.discriminator.architecture}"),
+        ("discriminator", f"{sizes['d']:,} parameters, {family_named(c.generator.family).describe(c)}"),
         ("precision", precision),
         ("ops", resolved.ops),
         ("compile", f"off ({no_compile})" if no_compile else "on"),

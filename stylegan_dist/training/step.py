@@ -10,8 +10,8 @@ from torch import Tensor
 
 from stylegan_dist.data.arrays import ArrayForm, to_network
 from stylegan_dist.data.batches import Batch
+from stylegan_dist.objective.phases import MicroBatch, Phase
 from stylegan_dist.training.engine import Job, PhaseResult
-from stylegan_dist.training.phases import MicroBatch, Phase
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.timing import PhaseTimer
 
@@ -59,7 +59,7 @@ def run_phase(state: TrainState, phase: Phase, parts: list[MicroBatch],
     jobs = [Job(loss, part) for part in parts for loss in phase.losses]
     l1 = getattr(state.config.optim, phase.network).l1 if phase.interval == 1 else 0.0
     result = state.learners[phase.network].step(jobs, riders or {}, l1, phase.second_order)
-    state.objective.after(result.means, state.config.generator.w_avg_decay)
+    state.objective.update_running(result.running_means)
     return result
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from stylegan_dist import ops, randomness
 from stylegan_dist.families.stylegan2.config import DiscriminatorConfig, GeneratorConfig
 from stylegan_dist.networks.generator import Generator as SampleGenerator
-from stylegan_dist.networks.generator import Sampling, SampleShape
+from stylegan_dist.networks.generator import SampleShape, Sampling
 from stylegan_dist.networks.layers import Conv2d, Dense, Draw, MappingNetwork, Precision, run_block
 from stylegan_dist.ops import native
 

@@ -12,7 +12,8 @@ from stylegan_dist.config import Config
 from stylegan_dist.families.stylegan2.networks import Discriminator, Generator
 from stylegan_dist.objective.game import Objective
 from stylegan_dist.objective.penalties import path_lengths
-from stylegan_dist.objective.phases import LossShare, MicroBatch, Regulariser
+from stylegan_dist.objective.phases import MicroBatch, Regulariser
+from stylegan_dist.objective.result import LossResult
 
 
 class StyleGan2Objective(Objective):
@@ -34,13 +35,16 @@ class StyleGan2Objective(Objective):
         return self._images(phase, index, ws, self.forwards["g"]), ws
 
     def observe(self, made: Tensor) -> dict[str, Tensor]:
-        return {"w_mean": made[:, 0].sum(0) / self.batch}  # the first layer never uses the second latent
+        return {"w": made[:, 0].sum(0) / self.batch}  # the first layer never uses the second latent
+
+    def reported(self) -> dict[str, Tensor]:
+        return {"path_length/target": self.running["path_mean"]}
 
     def generator_regulariser(self) -> Regulariser | None:
         c = self.config
         return Regulariser("g_path", self.g_path, c.path_length_interval, True) if c.path_length_weight > 0 else None
 
-    def g_path(self, real: MicroBatch) -> LossShare:
+    def g_path(self, real: MicroBatch) -> LossResult:
         """Path length regularisation (Karras et al. 2020, equation 4), on every n-th image.
 
         The target `a` is the running mean from before this step, a constant for all images, so that
@@ -56,13 +60,13 @@ class StyleGan2Objective(Objective):
         penalty = (lengths - self.running["path_mean"]).square()
         share = self.share(penalty * self.weight("path_length_weight", penalty)) * c.path_length_shrink
         mean = self.share(lengths) * c.path_length_shrink
-        return LossShare(share * c.path_length_interval, {"loss/path_length": share, "path_length/mean": mean},
+        return LossResult(share * c.path_length_interval, {"loss/path_length": share, "path_length/mean": mean},
                          {"path_length": mean})
 
     @torch.no_grad()
     def update_running(self, means: Mapping[str, Tensor]) -> None:
-        if "w_mean" in means:
-            self.generator.w_avg.copy_(means["w_mean"].lerp(self.generator.w_avg, self.w_avg_decay))
+        if "w" in means:
+            self.generator.w_avg.copy_(means["w"].lerp(self.generator.w_avg, self.w_avg_decay))
         if "path_length" in means:
             mean, target = means["path_length"], self.running["path_mean"]
             # A mean that is not finite would stay in the running mean for ever.
