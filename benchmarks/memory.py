@@ -100,7 +100,7 @@ def compare(resolution: int, overrides: tuple[str, ...], device: torch.device) -
 
 def step(state: TrainState, batch: Batch) -> None:
     """Every phase, once."""
-    device = state.objective.path_mean.device
+    device = state.objective.device
     parts = micro_batches(batch, state.config.run.batch_gpu, False, device)
     for phase in state.phases:
         run_phase(state, phase, parts)

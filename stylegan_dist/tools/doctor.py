@@ -71,8 +71,8 @@ def check_operators(device: str) -> Iterator[tuple[str, float, float]]:
 
 def _gradients(device: str, dtype: torch.dtype, path: str) -> dict[str, list[torch.Tensor]]:
     """Of the parameters, by phase, for four images of 32 pixels."""
-    config = load_config(None, SMALL)
-    config.precision.dtype = next(name for name, other in DTYPES.items() if other == dtype)
+    name = next(name for name, other in DTYPES.items() if other == dtype)
+    config = load_config(None, [*SMALL, f"precision.dtype={name}"])
     shape, place = SampleShape(32, 3), torch.device(device)
     networks = {"g": build_generator(config, shape, place), "d": build_discriminator(config, shape, place)}
     objective = family_named(config.generator.family).objective(config, networks["g"], networks["d"], None)
@@ -81,7 +81,7 @@ def _gradients(device: str, dtype: torch.dtype, path: str) -> dict[str, list[tor
     found = {}
     with native.using(path), Arithmetic(tf32=False):  # whose rounding is larger than what the check allows
         for phase in objective.phases():
-            share = sum(loss(part).share for loss in phase.losses)
+            share = torch.stack([loss(part).share for loss in phase.losses]).sum()
             gradients = torch.autograd.grad(share, list(networks[phase.network].parameters()), allow_unused=True)
             found[phase.name] = [torch.zeros(()) if gradient is None else gradient.float().cpu() for gradient in gradients]
     return found

@@ -116,7 +116,7 @@ def load_state(folder: Path, running: Collection[str] = ()) -> SavedState:
     state = _read(SavedState, folder / STATE)
     if running:
         names = [(name, Float32) for name in running]
-        state.running = vars(_read(make_dataclass("Running", names), folder / STATE))
+        state.running = dict(vars(_read(make_dataclass("Running", names), folder / STATE)))
     if folder.name != f"nimg-{state.nimg:08d}":
         raise InputError(f"{folder / STATE} is damaged (its nimg is {state.nimg}, which is not that of the folder)")
     return state
