@@ -218,7 +218,7 @@ def test_phase_equals_the_reference(name, phase_name):
     case = case_of(name)
     phase = case.phase(phase_name)
     assert phase.network == phase_name[0]
-    loss, _ = learn(case, phase, case.parts(1))
+    loss = learn(case, phase, case.parts(1)).share
     expected = EXPECTED[phase_name](case)
     expected.backward()
     assert reference.difference(loss, expected) < 1e-10
@@ -389,5 +389,5 @@ def test_phases_and_the_optimizers_they_need(overrides, expected, lazy):
 def test_a_joined_regulariser_is_not_multiplied():
     case = make_case("loss.penalty_interval=1", "loss.path_length_interval=1")
     for main, regulariser in (("g_main", "g_path"), ("d_main", "d_penalty")):
-        loss, _ = learn(case, case.phase(main), case.parts(2))
+        loss = learn(case, case.phase(main), case.parts(2)).share
         assert reference.difference(loss, EXPECTED[main](case) + EXPECTED[regulariser](case)) < 1e-10
