@@ -42,7 +42,9 @@ class RunConfig:
     device: Literal["auto", "cuda", "cpu"] = knob("auto", SILENT, "auto: CUDA where there is a GPU")
     threads: int | Auto = knob("auto", PER_RANK,
         "CPU threads of each process; auto: cores / processes on this machine", least=1, most=4096)
-    timeout: float = knob(600.0, SILENT, "seconds after which a rank that waits for another gives up", above=0, most=1_000_000)
+    timeout: float = knob(600.0, SILENT,
+        "seconds after which a rank that waits for another gives up; they must be more than writing a checkpoint, drawing "
+        "samples or compiling can take", above=0, most=1_000_000)
     reduction: Literal["auto", "flat", "buckets"] = knob("auto", SILENT,
         "data parallel sum of gradients; flat: one all-reduce a phase; buckets: DDP, during the backward pass")
     compile: bool | Auto = knob("auto", TOLD,
@@ -66,7 +68,9 @@ class DataConfig:
         "file is as it was; always: at every start; changes nothing else")
     conditional: bool | Auto = knob("auto", FIXED, "train on class labels; auto: if the data has them")
     mirror: bool = knob(False, FIXED, "flip images left to right with probability one half")
-    workers: int = knob(2, PER_RANK, "reader processes per rank; 0 reads in the training process", least=0, most=256)
+    workers: int = knob(2, PER_RANK,
+        "reader processes per rank; 0 reads in the training process, which then waits without a limit for a disk or a mount "
+        "that does not answer", least=0, most=256)
     prefetch: int = knob(4, PER_RANK, "batches that each reader prepares ahead", least=1, most=256)
     lanes: int = knob(64, FIXED,
         "streams that the epoch is cut into; neighbours in a batch come from different lanes", least=1, most=65536)

@@ -56,10 +56,12 @@ def train(config: Config) -> None:
     engine = Engine(run.device, run.world_size, run.threads, run.timeout, run.reduction, run.cuda_graphs)
     failure, free = None, available_memory(engine.device, engine.local_world_size)
     try:
-        Trainer(config, engine).run()
+        with engine.late_ranks_named():
+            trainer = Trainer(config, engine)
+        trainer.run()
         engine.say_end()
-    except RankLost as error:
-        raise RankLost(f"{error}; {engine.say_end(error)}; the run continues from its last checkpoint") from None
+    except RankLost:  # the others have been told
+        raise
     except (RuntimeError, MemoryError) as error:
         engine.say_end(error)
         if not is_out_of_memory(error):
@@ -116,16 +118,8 @@ class Trainer:
         """From the starting point to the end."""
         exit_code = 1
         try:
-            if self.state.nimg >= self.total:
-                self.monitor = self.engine.on_main(self._open_monitor) or self.monitor
-                self.monitor.line(f"finished before, at {self.state.nimg / 1000:g} kimg; set run.kimg higher to go on")
-            else:
-                stream = self._open_stream()  # before the monitor: it forks processes, the monitor starts a thread
-                try:
-                    self.monitor = self.engine.on_main(self._open_monitor) or self.monitor
-                    self._train(stream)
-                finally:
-                    stream.close()
+            with self.engine.late_ranks_named():  # while there is a log.txt to name them in
+                self._run()
             exit_code = 0
         except Interrupted:
             exit_code = 75
@@ -140,6 +134,18 @@ class Trainer:
                 self.folder.close()
             if self.cache is not None:
                 self.cache.release()
+
+    def _run(self) -> None:
+        if self.state.nimg >= self.total:
+            self.monitor = self.engine.on_main(self._open_monitor) or self.monitor
+            self.monitor.line(f"finished before, at {self.state.nimg / 1000:g} kimg; set run.kimg higher to go on")
+            return
+        stream = self._open_stream()  # before the monitor: it forks processes, the monitor starts a thread
+        try:
+            self.monitor = self.engine.on_main(self._open_monitor) or self.monitor
+            self._train(stream)
+        finally:
+            stream.close()
 
     def _train(self, stream: BatchStream) -> None:
         state, c = self.state, self.config

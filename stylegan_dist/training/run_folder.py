@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import time
 import weakref
@@ -12,7 +10,7 @@ from pathlib import Path
 
 from stylegan_dist.config import Change, Config, changes_of, config_of, dotted, dump_config, load_config, to_dict
 from stylegan_dist.errors import InputError
-from stylegan_dist.files import write_whole
+from stylegan_dist.files import try_lock, write_whole
 from stylegan_dist.training.checkpoint import FOLDER, checkpoint_folder, newest_whole_checkpoint
 from stylegan_dist.training.saved import load_state
 
@@ -49,7 +47,7 @@ class RunFolder:
                 f"cannot write to the run's folder {self.path}: {error.strerror}; choose another run.dir"
             ) from None
         deadline = time.monotonic() + LOCK_SECONDS
-        while not all(_lock(held) for held in self._held):
+        while not all(try_lock(held, needed=False) for held in self._held):
             if time.monotonic() > deadline:
                 self.close()
                 raise InputError(
@@ -125,15 +123,6 @@ def _close(held: list[int]) -> None:
     while held:
         with contextlib.suppress(OSError):
             os.close(held.pop())
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock an open file or folder; False if another process has."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)  # others: a network file system that cannot lock this
-    return True
 
 
 def read_run_config(path: Path) -> Config:
