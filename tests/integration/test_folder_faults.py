@@ -77,15 +77,15 @@ def test_damaged_checkpoints_do_not_take_the_last_whole_one_with_them(small_shar
 DIVERGING = """
 import runpy
 from stylegan_dist.training import loop
-step = loop.Trainer._step
+step = loop.step
 
-def spoiled(trainer, *arguments):
-    result = step(trainer, *arguments)
-    if trainer.state.nimg == 104:
-        next(trainer.state.discriminator.parameters()).data.view(-1)[0] = float("inf")
+def spoiled(run, *arguments):
+    result = step(run, *arguments)
+    if run.state.nimg == 104:
+        next(run.state.discriminator.parameters()).data.view(-1)[0] = float("inf")
     return result
 
-loop.Trainer._step = spoiled
+loop.step = spoiled
 runpy.run_path({script!r}, run_name="__main__")
 """
 
