@@ -201,7 +201,7 @@ def _save_picture(run: Run, name: str, path: Path, images: torch.Tensor) -> None
     except OSError as error:
         run.monitor.warn(f"cannot write {path}: {error.strerror or error}; training goes on")
     else:
-        run.monitor.images(name, path, run.state.nimg)
+        run.monitor.image(name, path, run.state.nimg)
 
 
 def count_replaced(run: Run, stream: BatchStream) -> None:

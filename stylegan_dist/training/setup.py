@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -104,13 +105,9 @@ class Run:
 
     def _open_monitor(self) -> Monitor:
         assert self.folder is not None  # runs on rank 0
-        m = self.config.monitor
         self.folder.save_config(self.config)
-        monitor = Monitor(
-            self.dir, segment=self.state.segment, resume_nimg=self.state.nimg, total_nimg=self.total,
-            config=to_dict(self.config), wandb_mode=m.wandb if self.stream else "disabled",  # nothing new to record
-            wandb_project=m.wandb_project or None, wandb_entity=m.wandb_entity or None, wandb_name=m.wandb_name or None,
-        )
+        settings = self.config.monitor if self.stream else replace(self.config.monitor, wandb="disabled")  # nothing to record
+        monitor = Monitor(self.dir, self.state.segment, self.state.nimg, self.total, settings, to_dict(self.config))
         execution = Execution(self.engine.describe(), self.engine.describe_network(), self.no_compile, self.engine.no_graphs)
         monitor.header(header_facts(self.resolved, self.index, self.state, execution))
         for notice in (*self.notices, why_nohup_fails(os.environ)):
@@ -146,7 +143,7 @@ def open_run(config: Config, engine: Engine) -> Iterator[Run]:
         run.monitor.note(redact(f"error: {first or type(error).__name__}"))
         raise
     finally:
-        run.monitor.close(exit_code)
+        run.monitor.finish(exit_code)
         if run.folder is not None:
             run.folder.close()
         if run.cache is not None:

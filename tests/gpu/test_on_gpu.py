@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from launching import TINY
+from metrics_reader import read
 from safetensors.torch import load_file
 
 from stylegan_dist import randomness
 from stylegan_dist.cli import main
-from stylegan_dist.monitor.jsonl import read
 from stylegan_dist.training import loop
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from launching import TIMEOUT, TRAIN, direct_environment, finished, started, train_command, trained, wait_for
+from metrics_reader import read
 
-from stylegan_dist.monitor.jsonl import read
 from stylegan_dist.training.checkpoint import check_checkpoint, list_checkpoints, newest_whole_checkpoint
 
 pytestmark = pytest.mark.slow
