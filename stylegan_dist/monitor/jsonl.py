@@ -161,10 +161,7 @@ def _images_seen(line: bytes) -> int | None:
     return nimg if type(nimg) is int else None  # a bool is an int, too
 
 
-def _to_json(value):
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    value = float(value)
+def _to_json(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -170,9 +170,7 @@ class WandbTracker:
             return
         if self._mode == "offline":
             self._say(f"W&B: recording offline ({reason}), upload with: {self._sync_command}")
-        settings = user_settings()
-        run_id = self._run_id(settings.run_id)
-        names = description(settings, self._run_dir.resolve().name, self._config)
+        run_id = self._run_id()
         # W&B would quietly move to a temporary folder if this one were not writable.
         folder = self._run_dir / "wandb"
         folder.mkdir(exist_ok=True)
@@ -181,7 +179,7 @@ class WandbTracker:
         if not self._others:  # the service of another process, maybe long gone, which we could not end
             os.environ.pop("WANDB_SERVICE", None)
         try:
-            self._run = self._init(run_id, names)
+            self._run = self._init(run_id)
         except Exception as error:
             if self._mode != "online" or not self._on:
                 raise
@@ -189,15 +187,16 @@ class WandbTracker:
             self._warn_once(f"W&B is out of reach ({_brief(error)}): offline, upload with: {self._sync_command}")
             self._kill_processes()  # the service still holds the id of the run that failed to start
             _teardown()
-            self._run = self._init(run_id, names)
+            self._run = self._init(run_id)
         self._run.define_metric("nimg")
         self._run.define_metric("*", step_metric="nimg")
         self._find_processes()
         if self._mode == "online":
             self._say(f"W&B: {self._run.url} ({reason})")
 
-    def _run_id(self, wanted: str | None) -> str:
+    def _run_id(self) -> str:
         """The id in RUN_DIR/wandb_id, written once; if there is none, the one that the user has told W&B, or a new one."""
+        wanted = user_settings().run_id
         wanted = wanted if redact(wanted) == wanted else None
         path = self._run_dir / ID_NAME
         stored = path.read_text().strip() if path.exists() else ""
@@ -208,11 +207,11 @@ class WandbTracker:
             self._say(f"W&B: the run keeps its id {stored} ({ID_NAME}); WANDB_RUN_ID is for its first start")
         return stored
 
-    def _init(self, run_id: str, names: dict[str, Any]):
+    def _init(self, run_id: str):
         import wandb  # here, so that a run without W&B neither needs nor loads it
 
         settings = {
-            **names,
+            **description(user_settings(), self._run_dir.resolve().name, self._config),
             "init_timeout": self.init_timeout,
             "x_service_wait": SERVICE_SECONDS,
             "finish_timeout": self.finish_timeout * 0.75,  # before we give up on the whole of it

@@ -27,28 +27,21 @@ LEAST_WAIT = 1.0     # seconds; of less, such as the start of the readers in a s
 
 
 class Event(abc.ABC):
-    """Something that is due at an interval. All ranks take part.
+    """Something that all ranks do every `every_kimg`.
 
     Attributes:
-        every_kimg: the interval.
-        before_stop: whether it is due when the run has been asked to stop. There may be only seconds left then.
+        before_stop: whether it is due when the run is asked to stop. There may be only seconds left then.
     """
 
     every_kimg: float
     before_stop: Literal["as ever", "always", "never"] = "as ever"
 
     @abc.abstractmethod
-    def happen(self) -> None:
-        """Do it."""
+    def happen(self) -> None: ...
 
 
 def is_due(event: Event, before: int, nimg: int, last: bool, stopping: bool) -> bool:
-    """Whether an event is due after a step from `before` to `nimg` images: a multiple of its interval lies in (before, nimg].
-
-    Args:
-        last: this was the last step of the run; every event is due.
-        stopping: the run has been asked to stop.
-    """
+    """Whether an event is due after a step from `before` to `nimg` images, which may be the last step or that before a stop."""
     if last:
         return True
     if stopping and event.before_stop != "as ever":

@@ -5,9 +5,7 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import torch
 from metrics_reader import read
 
 from stylegan_dist.errors import InputError
@@ -34,8 +32,8 @@ def write(path, *nimgs):
 
 
 def test_round_trip_keeps_order_and_values(path):
-    records = [{"nimg": 1000, "kimg": 1.0, "segment": 0, "loss/g_main": 1.25, "grad_nonfinite/g": 0, "note": "x", "none": None,
-                "flag": True}, {"nimg": 2500, "kimg": 2.5, "segment": 0, "loss/g_main": 1e-30}]
+    records = [{"nimg": 1000, "kimg": 1.0, "segment": 0, "loss/g_main": 1.25, "grad_nonfinite/g": 0},
+               {"nimg": 2500, "kimg": 2.5, "segment": 0, "loss/g_main": 1e-30}]
     file = opened(path)
     for item in records:
         file.append(item["nimg"], {name: value for name, value in item.items() if name not in ("nimg", "kimg", "segment")})
@@ -52,12 +50,6 @@ def test_non_finite_values_stay_valid_json_and_come_back(path):
     assert math.isnan(back["a"])
     assert back["b"] == math.inf
     assert back["c"] == -math.inf
-
-
-def test_numbers_of_other_libraries_are_taken(path):
-    opened(path).append(1, {"a": torch.tensor(0.5), "b": np.float32(0.25), "c": np.int64(3)})
-    (back,) = read(path)
-    assert (back["a"], back["b"], back["c"]) == (0.5, 0.25, 3)
 
 
 @pytest.mark.parametrize("cut", [2, 5, 30])
