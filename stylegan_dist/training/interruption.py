@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Mapping
 
 from stylegan_dist.errors import STOP_SIGNALS, RankLost
 
@@ -20,7 +21,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous = {number: signal.signal(number, self._ask) for number in obeyed_signals()}
+        self._previous = {number: signal.signal(number, self._ask) for number in obeyed_signals(os.environ)}
 
     def _ask(self, number: int, _frame: object) -> None:
         self.requested = True
@@ -36,26 +37,26 @@ class StopRequest:
             signal.signal(number, signal.SIG_IGN if isinstance(error, RankLost) else handler)
 
 
-def obeyed_signals() -> list[signal.Signals]:
+def obeyed_signals(env: Mapping[str, str]) -> list[signal.Signals]:
     """The stop signals that ask this process to stop: not those that it has inherited as ignored.
 
     What torch's launcher receives it passes on to its ranks, and kills them half a minute later: a rank, which is in a
     session of its own and hears nothing of a terminal, obeys its launcher.
     """
-    passed_on = signals_of_launcher()
+    passed_on = signals_of_launcher(env)
     return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN or number.name in passed_on]
 
 
-def signals_of_launcher() -> list[str]:
+def signals_of_launcher(env: Mapping[str, str]) -> list[str]:
     """The signals on which torch's launcher ends a run, whatever it has inherited; none without that launcher."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if "TORCHELASTIC_RUN_ID" not in env:
         return []
-    return os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT").split(",")
+    return env.get("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT").split(",")
 
 
-def why_nohup_fails() -> str | None:
+def why_nohup_fails(env: Mapping[str, str]) -> str | None:
     """What to do where the run was told to outlive its terminal, but its launcher will not."""
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and "SIGHUP" in signals_of_launcher():
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and "SIGHUP" in signals_of_launcher(env):
         return ("nohup has no effect on this launcher, which ends the run when its terminal goes: set "
                 "TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT where it is started")
     return None
@@ -70,7 +71,7 @@ def end_with_launcher() -> None:
     launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
     if launched and sys.platform == "linux":
         parent = os.getppid()
-        obeyed = [*obeyed_signals(), signal.SIGKILL]
+        obeyed = [*obeyed_signals(os.environ), signal.SIGKILL]
         request = signal.SIGTERM if signal.SIGTERM in obeyed else obeyed[0]
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, request)
         if os.getppid() != parent:  # it died before we had asked

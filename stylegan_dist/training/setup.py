@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from collections.abc import Iterator
 from dataclasses import replace
@@ -109,7 +110,7 @@ class Run:
         monitor = Monitor(self.dir, self.state.segment, self.state.nimg, self.total, settings, to_dict(self.config))
         execution = Execution(self.engine.describe(), self.engine.describe_network(), self.no_compile, self.engine.no_graphs)
         monitor.header(header_facts(self.resolved, self.index, self.state, execution))
-        for notice in (*self.notices, why_nohup_fails()):
+        for notice in (*self.notices, why_nohup_fails(os.environ)):
             if notice:
                 monitor.warn(notice)
         return monitor

@@ -44,10 +44,10 @@ def test_what_was_ignored_stays_ignored(ignored):
 
 def test_a_launcher_that_ends_on_it_is_obeyed_and_told_of(ignored, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert "TORCHELASTIC_SIGNALS_TO_HANDLE" in why_nohup_fails()
+    assert "TORCHELASTIC_SIGNALS_TO_HANDLE" in why_nohup_fails(os.environ)
     assert asked_by(signal.SIGHUP)
     monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT")
-    assert why_nohup_fails() is None
+    assert why_nohup_fails(os.environ) is None
     assert not asked_by(signal.SIGHUP)
 
 
