@@ -1,4 +1,4 @@
-"""The same surroundings for all tests, and data sets that several test files use."""
+"""The same environment for all tests, and data sets that several test files use."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from clean_environment import ensure_home, forget
 from PIL import Image
-from surroundings import ensure_home, forget
 
 from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.pack import PackOptions, pack
@@ -18,7 +18,8 @@ from stylegan_dist.data.pack import PackOptions, pack
 forget(os.environ)  # before test files are imported; workers of pytest and processes of tests inherit it
 ensure_home(os.environ)
 torch.set_num_threads(1)
-hypothesis.settings.register_profile("unhurried", deadline=None)  # other work on the machine is no failure
+hypothesis.settings.register_profile(  # other work on the machine is no failure
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("unhurried")
 
 

@@ -10,13 +10,15 @@ import pytest
 
 from stylegan_dist.ops import native
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parent.parent
 SMALL = ("launch/presets/cifar10.yaml", "--classes", "10", "--rounds", "1", "run.batch=4", "run.threads=1", "run.device=cpu",
          "generator.channel_max=16", "discriminator.channel_max=16", "loss.path_length_weight=2")
 
 
 def run(script: str, *arguments: str, code: int = 0) -> str:
-    done = subprocess.run([sys.executable, f"benchmarks/{script}.py", *arguments], capture_output=True, text=True, timeout=200,
+    done = subprocess.run([sys.executable, f"benchmarks/{script}.py", *arguments], capture_output=True, text=True, timeout=900,
                           cwd=ROOT, check=False)
     assert done.returncode == code, done.stderr[-2000:]
     return done.stderr if code else done.stdout

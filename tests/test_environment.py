@@ -21,7 +21,7 @@ def run(body: str = "pass", redirect: str = "", **options) -> subprocess.Complet
     """A command of a shell, whose Python code runs in a usable environment."""
     script = f'exec "$0" -c "$1" {redirect}'
     return subprocess.run(["bash", "-c", script, sys.executable, COMMAND.format(body=body)], capture_output=True, text=True,
-                          timeout=60, **options)
+                          timeout=600, **options)
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
@@ -68,6 +68,6 @@ def test_blocked_requests_to_stop_arrive():
 def test_a_folder_that_is_gone(tmp_path):
     (tmp_path / "gone").mkdir()
     script = f'cd gone && rmdir ../gone && exec "{sys.executable}" -m stylegan_dist.cli --version'
-    result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert result.returncode != 0 or result.stdout
     assert "Traceback" not in result.stderr

@@ -7,18 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from launching import ROOT, alive
+from launching import ROOT, TIMEOUT, alive, wait_until
 
 STATE = str(ROOT / "launch/venv_state.py")
 
 
 def setup(venv: Path, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", ROOT / "launch/setup.sh", "demo"], env=os.environ | {"VENV": str(venv)} | environment,
-                          capture_output=True, text=True, timeout=60, check=False)
+                          capture_output=True, text=True, timeout=TIMEOUT, check=False)
 
 
 def program(path: Path, script: str) -> Path:
@@ -84,20 +83,15 @@ def test_pip_fails(pip: str, words: list[str], tmp_path: Path):
 
 def test_a_stop_ends_pip(tmp_path: Path):
     pid = tmp_path / "pid"
-    venv = stub(tmp_path / "venv", f"echo $$ > {pid}.part; mv {pid}.part {pid}; sleep 100")
+    venv = stub(tmp_path / "venv", f"echo $$ > {pid}.part; mv {pid}.part {pid}; sleep 10000")
     process = subprocess.Popen(["bash", ROOT / "launch/setup.sh", "demo"], env=os.environ | {"VENV": str(venv)},
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not pid.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(pid.exists)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130
     assert "goes on" in err
-    while alive(int(pid.read_text())):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not alive(int(pid.read_text())))
 
 
 @pytest.fixture
@@ -125,7 +119,7 @@ def install(site: Path, name: str) -> None:
 
 
 def state(venv: Path, *arguments: str) -> int:
-    return subprocess.run([venv / "bin/python", "-I", STATE, *arguments], check=False, timeout=60).returncode
+    return subprocess.run([venv / "bin/python", "-I", STATE, *arguments], check=False, timeout=TIMEOUT).returncode
 
 
 def test_nothing_is_done_twice(venv: Path):
@@ -171,13 +165,13 @@ def test_pip_will_install_again_what_is_broken(venv: Path):
 ])
 def test_where_the_demo_finds_its_run(overrides: list[str], run_dir: str):
     done = subprocess.run([sys.executable, ROOT / "launch/settings.py", ROOT / "launch/presets/demo.yaml", *overrides],
-                          capture_output=True, text=True, check=True, timeout=60)
+                          capture_output=True, text=True, check=True, timeout=TIMEOUT)
     assert done.stdout.splitlines() == [run_dir, "data/digits"]
 
 
 def test_the_demo_refuses_a_wrong_key():
     done = subprocess.run([sys.executable, ROOT / "launch/settings.py", ROOT / "launch/presets/demo.yaml", "run.kimgs=1"],
-                          capture_output=True, text=True, check=False, timeout=60)
+                          capture_output=True, text=True, check=False, timeout=TIMEOUT)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "run.kimg" in done.stderr

@@ -106,19 +106,21 @@ def test_refused_values(override, parts):
 ])
 def test_unknown_keys_name_the_nearest(key, nearest, write):
     message = refusal(f"{key}=1")
-    assert f"unknown configuration key {key!r} on the command line; the nearest is {nearest!r}" in message
+    assert all(part in message for part in ("unknown", repr(key), "command line", repr(nearest)))
     assert "--help-config" in message
 
 
 def test_unknown_keys_in_a_file(write):
     path = write("run: {batch: 8}\nloss: {r1_gama: 1}\n")
-    assert f"unknown configuration key 'loss.r1_gama' in {path}; the nearest is 'loss.r1_gamma'" in refusal(preset=path)
+    message = refusal(preset=path)
+    assert all(part in message for part in ("unknown", "'loss.r1_gama'", str(path), "'loss.r1_gamma'"))
     assert "unknown configuration key 'lossy'" in refusal(preset=write("lossy: {r1_gamma: 1}"))
     assert f"run.batch in {path} must be a whole number" in refusal(preset=write("run: {batch: x}"))
 
 
 def test_sections_are_no_values(write):
-    assert "optim.g on the command line is a section; set one of its keys, for example optim.g.name" in refusal("optim.g=1")
+    message = refusal("optim.g=1")
+    assert all(part in message for part in ("optim.g on the command line", "section", "optim.g.name"))
     assert "expected `key: value` lines below run" in refusal(preset=write("run: 5"))
     assert "expected `key: value` lines at the top" in refusal(preset=write("- a\n- b\n"))
     assert "expected `key: value` lines at the top" in refusal(preset=write("just words"))
@@ -162,6 +164,7 @@ def load_config_from_dump(config: Config) -> Config:
         return load_config(file.name)
 
 
+@pytest.mark.full
 @given(
     seed=st.integers(0, 2**32 - 1), kimg=st.floats(1e-6, 1e9), lr=st.floats(1e-12, 1) | st.just("auto"),
     text=st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc"), exclude_characters="~"), max_size=30),

@@ -42,7 +42,7 @@ def outcome(preset: Path | None, *overrides: str) -> Config | str:
         result = str(error)
         assert "\n" not in result
         assert len(result) < 1000
-    assert time.monotonic() - began < 60, "a bound against hanging"
+    assert time.monotonic() - began < 600, "a bound against hanging"
     return result
 
 
@@ -85,6 +85,7 @@ def test_a_file_without_end_is_not_read_to_its_end():
     assert "more than" in outcome(Path("/dev/zero"))
 
 
+@pytest.mark.full
 @settings(max_examples=150)
 @given(st.text(max_size=200) | st.text("[]{}:,&*!?<-|>'\" \n\tab01.~", max_size=200) | st.binary(max_size=200))
 def test_any_text_is_a_configuration_or_one_line(text):

@@ -6,12 +6,12 @@ import io
 import json
 import os
 import socket
-import tarfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from archives import write_tar
 from PIL import Image, features
 
 from stylegan_dist.data.account import NAMED, Account
@@ -30,15 +30,6 @@ def image(number: int, form: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(file, form, **options)
     return file.getvalue()
-
-
-def write_tar(path: Path, entries) -> Path:
-    with tarfile.open(path, "w") as file:
-        for name, data in entries:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return path
 
 
 def write_zip(path: Path, entries) -> Path:
@@ -138,7 +129,7 @@ def test_an_account_is_bounded_and_can_be_read_again(tmp_path):
     total.check()
     assert total.files == 3000
     account.leave_out("more", ["than was met"])
-    with pytest.raises(RuntimeError, match="1000 files were met, 1001 are accounted for"):
+    with pytest.raises(RuntimeError, match=r"1000 files .*1001 "):
         account.check()
     many = Account(files=7)
     many.leave_out("one reason", map(str, range(7)))

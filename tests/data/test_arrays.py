@@ -157,7 +157,7 @@ def test_what_cannot_be_used_is_left_out_by_pack_and_named(source, tmp_path):
     for reason, words in zip(reasons.values(), ("512 of 512 values are NaN", "[2, 8, 8] instead of [2, 16, 16]", "not an array",
                                                 "not of numbers", "'x', 'y'"), strict=True):
         assert words in reason
-    with pytest.raises(InputError, match="of 25 files cannot be read, 1 are allowed"):
+    with pytest.raises(InputError, match=r"of 25 files .*1 "):
         pack(source, tmp_path / "strict", OPTIONS)
 
 

@@ -134,7 +134,7 @@ def test_a_full_disk(tmp_path, blobs, monkeypatch):
 
     monkeypatch.setattr(storage, "_open", lambda location: (FullDisk(), location))
     cache = NodeCache(tmp_path, 10**9)
-    with pytest.raises(InputError, match=r"cannot write .*: No space left on device; free space on that disk, or set"):
+    with pytest.raises(InputError, match=r"cannot write .*No space left on device.*data\.cache"):
         cache.open(blobs[0])
     assert not list(tmp_path.glob("*.part"))
 
@@ -238,7 +238,7 @@ def test_a_folder_that_goes_while_it_is_used(tmp_path, blobs):
     cache = NodeCache(tmp_path / "cache", 3 * SIZE)
     (tmp_path / "cache").rename(tmp_path / "gone")
     for use in (cache.open, cache.fetch):
-        with pytest.raises(InputError, match=r"cannot write .*see whether the folder is there"):
+        with pytest.raises(InputError, match=r"cannot write .*folder"):
             use(blobs[0])
 
 
@@ -304,8 +304,6 @@ def test_a_process_that_is_forked_meanwhile_keeps_no_lock(tmp_path, blobs, monke
 
 
 def test_a_server_that_sends_next_to_nothing_or_without_end(tmp_path, blobs, monkeypatch):
-    monkeypatch.setattr(storage, "SILENT_SECONDS", 0.1)
-
     def drip(handler, content):
         _head(handler, len(content))
         with contextlib.suppress(OSError):
@@ -322,7 +320,8 @@ def test_a_server_that_sends_next_to_nothing_or_without_end(tmp_path, blobs, mon
 
     (tmp_path / "one").write_bytes(b"x" * 1000)
     with http_server(tmp_path) as server:
-        for fault, cause in ((drip, r"only \d+ bytes arrived in"), (endless, "more than the 1000 bytes")):
+        for fault, cause, silent in ((drip, r"only \d+ bytes arrived in", 0.1), (endless, "more than the 1000 bytes", 600)):
+            monkeypatch.setattr(storage, "SILENT_SECONDS", silent)
             server.fault = lambda name, number, fault=fault: fault
             with pytest.raises(InputError, match=cause):
                 NodeCache(tmp_path / "cache", 10**9).open(Blob(f"{server.url}/one", 1000, "0" * 64))

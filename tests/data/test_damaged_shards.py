@@ -130,7 +130,7 @@ def test_a_shard_cut_short_while_training(own_shards):
         os.truncate(own_shards / shard.name, 600)
     with pytest.raises(InputError, match="is damaged"):
         next(BatchStream(index, **ORDER, batch=8))
-    with pytest.raises(InputError, match=r"has 600 bytes, the index promises .* restore it or pack the data again"):
+    with pytest.raises(InputError, match=r"has 600 bytes, .* restore .*pack"):
         load_index(own_shards)
 
 
@@ -159,7 +159,7 @@ def test_missing_and_foreign_offsets(own_shards):
         with pytest.raises(InputError, match=altered):
             next(BatchStream(index, **ORDER, batch=8))
     (own_shards / shard.offsets).unlink()
-    with pytest.raises(InputError, match=rf"cannot read {own_shards / shard.offsets}: there is no such file \(6 attempts"):
+    with pytest.raises(InputError, match=rf"cannot read {own_shards / shard.offsets}: .*no such file.*6 attempts"):
         next(BatchStream(index, **ORDER, batch=8))
     assert open_shards_of(own_shards) == 0
 
@@ -169,7 +169,7 @@ def test_a_disk_that_fails_is_a_user_error(own_shards, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "pread", fail)
-    with pytest.raises(InputError, match=r"cannot read .*, sample \d+ at byte \d+: Input/output error \(6 attempts"):
+    with pytest.raises(InputError, match=r"cannot read .*, sample \d+ at byte \d+: Input/output error.*6 attempts"):
         next(open_stream(own_shards))
 
 

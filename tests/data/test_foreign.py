@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import shutil
-import tarfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from archives import write_tar
 from PIL import Image
 
 from stylegan_dist.data import decoding
@@ -46,15 +46,6 @@ def turned(orientation: int, form: str = "JPEG", size=(16, 16), **options) -> by
     exif = image.getexif()
     exif[0x112] = orientation
     return encoded(image, form, exif=exif, **options)
-
-
-def write_tar(path, files):
-    with tarfile.open(path, "w") as tape:
-        for name, data in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tape.addfile(info, io.BytesIO(data))
-    return path
 
 
 ODD = {

@@ -119,10 +119,10 @@ def test_seek_to_image_1e9_of_100_000_shards():
     rng = np.random.default_rng(0)
     layout = rng.integers(900, 1100, 100_000)
     n = int(layout.sum())
-    began = time.perf_counter()
+    began = time.process_time()
     order = GlobalOrder(layout, 7, 64, 4096)
     batch = order.locate(10**9, 256)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     assert seconds < 30, "a seek must not replay anything"
     assert all(0 <= sample < layout[shard] for shard, sample in batch)
     assert len(set(batch)) == 256

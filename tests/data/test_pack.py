@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import webdataset
+from launching import wait_until
 from PIL import Image
 
 from stylegan_dist.data.images import ImageOptions, convert
@@ -47,13 +47,6 @@ except (InputError, Interrupted) as error:
     print(type(error).__name__, error)
 """
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 def finished_shards(out) -> int:
@@ -133,7 +126,7 @@ def test_interrupt_keeps_finished_shards(make_photos, tmp_path):
     process = start_pack(photos, tmp_path / "out", resolution=256)
     wait_until(lambda: finished_shards(tmp_path / "out") >= 1)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=20)
+    output, errors = process.communicate(timeout=600)
     assert "Interrupted" in output
     assert "Traceback" not in errors
     assert finished_shards(tmp_path / "out") >= 1
@@ -144,7 +137,7 @@ def test_damaged_resume_state_is_made_again(photos, shard_set, tmp_path):
     out = tmp_path / "out"
     process = start_pack(photos, out, "import os; from stylegan_dist.data.index import DatasetIndex\n"
                                       "DatasetIndex.save = lambda *_: os._exit(9)")
-    process.communicate(timeout=30)
+    process.communicate(timeout=600)
     assert process.returncode == 9
     assert finished_shards(out) == 4
     (out / "shard-00000.tar").unlink()
@@ -216,7 +209,7 @@ def test_unreadable_files_are_listed(photos, tmp_path, capsys):
 def test_too_many_unreadable_files(photos, tmp_path):
     for number in range(5):
         (photos / "cat" / f"bad{number}.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"of 65 files cannot be read, 1 are allowed: 'cat/bad.*--max-skipped"):
+    with pytest.raises(InputError, match=r"of 65 files .*1 .*'cat/bad.*--max-skipped"):
         pack(photos, tmp_path / "out", OPTIONS)
     assert not (tmp_path / "out" / "index.json").exists()
     index = pack(photos, tmp_path / "out", replace(OPTIONS, max_skipped=5))
@@ -237,7 +230,7 @@ def test_shard_of_unreadable_files_only(photos, tmp_path):
 def test_nothing_but_unreadable_files(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"none of the images can be read: 'a\.png'"):
+    with pytest.raises(InputError, match=r"none .*read.*'a\.png'"):
         pack(tmp_path / "in", tmp_path / "out", replace(OPTIONS, labels="none"))
 
 
@@ -250,8 +243,9 @@ def test_disk_full_leaves_no_half_shard(make_photos, tmp_path):
     photos = make_photos(60, size=(64, 64))
     # A limit on the size of a file stands in for a full disk: the same write fails, with EFBIG for ENOSPC.
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
-    output, errors = start_pack(photos, tmp_path / "out", limit, resolution=64).communicate(timeout=30)
-    assert f"InputError cannot write to {tmp_path / 'out'} (File too large)" in output
+    output, errors = start_pack(photos, tmp_path / "out", limit, resolution=64).communicate(timeout=600)
+    assert f"InputError cannot write to {tmp_path / 'out'}" in output
+    assert "File too large" in output
     assert "Traceback" not in errors
     assert not list((tmp_path / "out").glob("*.tar"))
     assert not list((tmp_path / "out" / ".pack").glob("*.tmp"))
@@ -263,17 +257,17 @@ def test_out_that_cannot_be_used(photos, tmp_path):
         pack(photos, tmp_path / "file" / "out", OPTIONS)
     with pytest.raises(InputError, match="is the source itself"):
         pack(photos, photos / "cat" / "..", OPTIONS)
-    with pytest.raises(InputError, match="not empty and holds no shard set"):
+    with pytest.raises(InputError, match="not empty"):
         pack(photos, tmp_path, replace(OPTIONS, overwrite=True))
     assert len(list(photos.rglob("*.png"))) == 60
 
 
 def test_two_packers_do_not_meet(photos, tmp_path):
-    slow = "import stylegan_dist.data.pack as p, time\np._finish = lambda *_: time.sleep(60)"
+    slow = "import stylegan_dist.data.pack as p, time\np._finish = lambda *_: time.sleep(600)"
     process = start_pack(photos, tmp_path / "out", slow)
     wait_until(lambda: finished_shards(tmp_path / "out") == 4)
     try:
-        with pytest.raises(InputError, match="another process is packing"):
+        with pytest.raises(InputError, match="another process"):
             pack(photos, tmp_path / "out", OPTIONS)
     finally:
         process.kill()

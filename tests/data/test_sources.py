@@ -250,5 +250,5 @@ def test_damaged_and_compressed_tar(tmp_path):
     with pytest.raises(InputError, match="compressed: unpack it"):
         open_source(tmp_path / "source.tgz")
     os.truncate(path, 2500)
-    with pytest.raises(InputError, match="cannot be read: the tar file ends inside this member"):
+    with pytest.raises(InputError, match=r"cannot be read: .*ends inside"):
         open_source(path)

@@ -13,6 +13,7 @@ import time
 
 import pytest
 from batches import ORDER, same, take
+from launching import wait_until
 
 from stylegan_dist.data import storage
 from stylegan_dist.data import sums as sums_module
@@ -135,7 +136,7 @@ def test_several_processes_read_a_file_once(shard, memory, monkeypatch):
     for reader in readers:
         reader.start()
     for reader in readers:
-        reader.join(60)
+        reader.join(600)
     assert [reader.exitcode for reader in readers] == [0] * 4
     assert total.value == len(CONTENT)
 
@@ -197,11 +198,11 @@ def test_what_comes_next_is_compared_ahead(own_shards):
     stream = BatchStream(load_index(own_shards), **ORDER, batch=8, verify="once")
     reader = stream._reader
     next(stream)
-    deadline = time.monotonic() + 30
-    while len(reader._sums._known) < 7:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    def all_compared() -> bool:
         next(stream)
+        return len(reader._sums._known) >= 7
+
+    wait_until(all_compared)
     stream.close()
 
 

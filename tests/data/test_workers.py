@@ -19,7 +19,7 @@ from stylegan_dist.data import pool, readers, stream, workers
 from stylegan_dist.data.batches import Batch
 from stylegan_dist.errors import InputError, LocalInputError
 
-SOON = 60  # seconds; only against hanging
+SOON = 600  # seconds; only against hanging
 
 
 def reader_processes() -> list[int]:
@@ -88,7 +88,7 @@ def test_no_file_handles_are_left(shards, count):
                 open_ones.append(os.open(os.devnull, os.O_RDONLY))
         for _ in range(1 + 6 * count):
             os.close(open_ones.pop())
-        with pytest.raises(LocalInputError, match=r"cannot start reader \d of 64: Too many open files; raise ulimit -n"):
+        with pytest.raises(LocalInputError, match=r"reader \d of 64: Too many open files.*ulimit -n"):
             open_stream(shards, workers=64)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -113,7 +113,7 @@ def test_a_reader_without_memory(shards, monkeypatch):
 
     monkeypatch.setattr(readers.BatchDataset, "load", load)
     batches = open_stream(shards, workers=1)
-    with pytest.raises(LocalInputError, match=r"reader 1 of 1 has no memory left: set a smaller data\.workers"):
+    with pytest.raises(LocalInputError, match=r"reader 1 of 1 .*memory.*data\.workers"):
         next(batches)
     batches.close()
 
@@ -173,11 +173,12 @@ def test_all_tasks(shards):
 
 
 def test_a_killed_worker_is_an_error_with_a_remedy():
-    with pytest.raises(InputError, match=r"was killed, probably because the memory was full: .*fewer --workers"):
+    with pytest.raises(InputError, match=r"was killed, .*memory.*fewer --workers"):
         results([0, 0, -signal.SIGKILL, 0])
     assert not reader_processes()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("task", "word"), [(-signal.SIGSTOP, "is stopped"), (3600, "waits for something")])
 def test_a_stuck_worker_is_an_error_and_is_ended(task, word, monkeypatch):
     for name, seconds in (("NOTE_SECONDS", 1.0), ("STUCK_SECONDS", 2.0), ("STOP_SECONDS", 0.5)):

@@ -41,6 +41,7 @@ def train(folder: Path | str, run_dir: Path, kimg: float, *overrides: str) -> in
                  *overrides])
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_counted_and_named_on_any_number_of_ranks_and_after_a_restart(shards, tmp_path):
     folder, place = shards
@@ -78,10 +79,11 @@ def test_too_many_stop_the_run_and_a_larger_share_continues_it(shards, tmp_path,
     assert train(folder, run_dir, 0.064, "data.max_bad_fraction=0.5") == 0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cause", ["decode", "disk", "network"])
 def test_waiting_for_data_is_told_with_its_cause(labelled_shards, tmp_path, monkeypatch, cause):
     """A decoder, a disk and a server that are slow, one at a time."""
-    slow = lambda function: lambda *args, **named: time.sleep(0.005) or function(*args, **named)  # noqa: E731
+    slow = lambda function: lambda *args, **named: time.sleep(0.05) or function(*args, **named)  # noqa: E731
     with contextlib.ExitStack() as stack:
         place, cache = str(labelled_shards), f"data.cache={tmp_path / 'cache'}"
         if cause == "network":

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 SHORT = ("run.kimg=0.016",)
 
 
+@pytest.mark.full
 def test_cpu_and_wandb_offline(labelled_shards: Path, tmp_path: Path):
     """Two processes; the offline W&B run of both starts holds the losses and the pictures."""
     run_dir = tmp_path / "run"
@@ -43,7 +44,7 @@ def test_cpu_and_wandb_offline(labelled_shards: Path, tmp_path: Path):
     assert runs[0].config["run"]["batch"] == 8
 
 
-@pytest.mark.parametrize(("config", "processes"), [("1gpu.yaml", 1), ("8gpu.yaml", 2)])
+@pytest.mark.parametrize(("config", "processes"), [pytest.param("1gpu.yaml", 1, marks=pytest.mark.full), ("8gpu.yaml", 2)])
 def test_single_machine(config: str, processes: int, labelled_shards: Path, tmp_path: Path):
     result = finished(train_command(labelled_shards, tmp_path / "run", *SHORT, config=config, processes=processes))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -51,6 +52,7 @@ def test_single_machine(config: str, processes: int, labelled_shards: Path, tmp_
     assert re.search(rf"^ +ops +{re.escape(str(native.path('cpu')))}$", result.stdout, re.MULTILINE)
 
 
+@pytest.mark.full
 def test_two_machines(labelled_shards: Path, tmp_path: Path):
     """Two launchers on this machine, as two machines would start them."""
     with socket.socket() as free:
@@ -71,15 +73,17 @@ def test_two_machines(labelled_shards: Path, tmp_path: Path):
     assert "2 x CPU" in out
 
 
+@pytest.mark.full
 def test_fewer_processes_than_asked_for(labelled_shards: Path, tmp_path: Path):
     command = train_command(labelled_shards, tmp_path / "run", *SHORT)
     launcher = [*launcher_command("cpu.yaml", 2)[:3], "--cpu", "--num_processes", "2", *command[1:]]
     result = finished(launcher)
     assert result.returncode != 0
-    assert "asked for several processes but started one" in result.stderr
+    assert "several processes" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 def test_one_process_ends_with_our_line(tmp_path: Path):
     result = finished(train_command(tmp_path / "nowhere", tmp_path / "run", config="1gpu.yaml"))
     assert result.returncode == 1
@@ -88,6 +92,7 @@ def test_one_process_ends_with_our_line(tmp_path: Path):
     assert str(tmp_path / "nowhere") in last
 
 
+@pytest.mark.full
 def test_a_stop_ends_with_how_to_go_on(labelled_shards: Path, tmp_path: Path):
     with started(train_command(labelled_shards, tmp_path / "run", "run.kimg=1000", processes=2)) as process:
         wait_for(tmp_path / "run/samples/reals.png", process)  # the first that is made when stops are awaited
@@ -99,6 +104,7 @@ def test_a_stop_ends_with_how_to_go_on(labelled_shards: Path, tmp_path: Path):
     assert "the same command continues" in last
 
 
+@pytest.mark.full
 def test_wrong_world_size(labelled_shards: Path, tmp_path: Path):
     """Said by rank 0 though it is late, and the launcher kills everybody as soon as one has ended."""
     result = finished(train_command(labelled_shards, tmp_path / "run", *SHORT, "run.world_size=4", processes=2,
@@ -109,6 +115,7 @@ def test_wrong_world_size(labelled_shards: Path, tmp_path: Path):
     assert result.stderr.splitlines()[-1] == said[0]
 
 
+@pytest.mark.full
 def test_a_damaged_shard_ends_all(labelled_shards: Path, tmp_path: Path):
     """Not one sample is left to stand in for the others: a rank that meets it says so in one line, and all end in seconds."""
     import shutil
@@ -127,7 +134,7 @@ def test_a_damaged_shard_ends_all(labelled_shards: Path, tmp_path: Path):
     result = finished(train_command(shards, tmp_path / "run", "run.kimg=0.08", processes=2))
     assert result.returncode != 0
     assert f"{index.shards[shard].name}, sample " in result.stderr
-    assert f"the shard is damaged, not one of its {index.shards[shard].samples} samples is good" in result.stderr
+    assert re.search(rf"shard is damaged.* {index.shards[shard].samples} samples", result.stderr)
     assert "stylegan_dist/training" not in result.stderr, "a traceback of ours"
     assert f"error: {shards}" in result.stderr.partition("Root Cause")[2]
     assert f"{index.shards[shard].name}, sample " in result.stderr.splitlines()[-1]

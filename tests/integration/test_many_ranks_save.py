@@ -7,13 +7,12 @@ import re
 import signal
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
-from launching import TIMEOUT, alive, descendants, finished, started, train_command, wait_for
+from launching import TIMEOUT, alive, descendants, finished, started, train_command, wait_for, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 
 SCRIPT = """
     import resource, signal, sys
@@ -24,7 +23,7 @@ SCRIPT = """
     from stylegan_dist.training.engine import Engine, Sharded, assemble
     from stylegan_dist.training.saved import NAMES, SavedTensors
 
-    engine = Engine("cpu", threads=1, timeout=30)
+    engine = Engine("cpu", threads=1, timeout=600)
     ranks, folder = engine.world_size, Path(sys.argv[1])
     COUNT, SIZE = 24, 40_000  # tensors, numbers in each
 
@@ -85,7 +84,7 @@ def test_one_rank_that_cannot_write_fails_all(tmp_path: Path):
 @pytest.mark.parametrize("config", ["cpu.yaml", "zero2.yaml"])
 def test_a_rank_that_hangs_is_reported_in_time(config: str, labelled_shards: Path, tmp_path: Path):
     """DeepSpeed makes process groups of its own, which must not wait longer than asked for, either."""
-    command = train_command(labelled_shards, tmp_path / "run", "run.kimg=1000", "run.timeout=5", processes=2, config=config)
+    command = train_command(labelled_shards, tmp_path / "run", "run.kimg=1000", "run.timeout=20", processes=2, config=config)
     with started(command) as launcher:
         wait_for(tmp_path / "run/checkpoints/nimg-00000080/manifest.json", launcher)
         workers = {}
@@ -94,10 +93,7 @@ def test_a_rank_that_hangs_is_reported_in_time(config: str, labelled_shards: Pat
                 if entry.startswith("RANK="):
                     workers.setdefault(entry.removeprefix("RANK="), pid)
         os.kill(workers["1"], signal.SIGSTOP)
-        deadline = time.monotonic() + TIMEOUT / 5
-        while alive(workers["0"]):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: not alive(workers["0"]))  # less than the half hour that such a group waits otherwise
         os.kill(workers["1"], signal.SIGKILL)
         _, err = launcher.communicate(timeout=TIMEOUT)
         assert launcher.returncode != 0

@@ -12,7 +12,7 @@ from metrics_reader import read
 from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.pack import PackOptions, pack
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 # At ticks of 125 images, of losses between 0.7 and 2.7. Such short runs are chaotic: native operators and those of PyTorch,
 # both in float32 and different in the last bits alone, are up to 0.14 (D) and 0.93 (G) apart at a tick, bfloat16 0.12 and 0.76.
 # Over a run it evens out: 0.04 and 0.17, bfloat16 0.02 and 0.13 (three seeds).

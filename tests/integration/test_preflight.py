@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, TINY, TRAIN, direct_environment, finished, free_port, late_entry, started, train_command
+from launching import ROOT, TIMEOUT, TINY, TRAIN, direct_environment, finished, free_port, late_entry, started, train_command
 
 from stylegan_dist.cli import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
-SOON = 40  # seconds; the wrong launches below end in less than ten on a free machine
+pytestmark = pytest.mark.slow
+# Seconds that a rank waits for the others where one is missing. The others need less, also where much else is running.
+PATIENCE = 20
 
 
 @contextlib.contextmanager
@@ -38,7 +40,7 @@ def the_errors(processes: Sequence[subprocess.Popen], code: int) -> list[str]:
     """The lines of error that each has printed; all must end soon with this code and without a traceback."""
     lines = []
     for process in processes:
-        _, err = process.communicate(timeout=SOON)
+        _, err = process.communicate(timeout=TIMEOUT)
         assert process.returncode == code, err
         assert "Traceback" not in err
         lines += [line for line in err.splitlines() if line.startswith("error: ")]
@@ -63,6 +65,7 @@ def test_other_configuration(labelled_shards: Path, tmp_path: Path):
     assert "same command" in message
 
 
+@pytest.mark.full
 def test_other_data(labelled_shards: Path, tmp_path: Path):
     other = tmp_path / "other"
     assert main(["pack", str(labelled_shards.parent / "images"), str(other), "--resolution", "16", "--labels", "folders"]) == 0
@@ -72,12 +75,14 @@ def test_other_data(labelled_shards: Path, tmp_path: Path):
     assert f"{other} with SHA-256" in message
 
 
+@pytest.mark.full
 def test_no_data_on_one_machine(labelled_shards: Path, tmp_path: Path):
     message = refused(labelled_shards, tmp_path, {}, {"overrides": [f"data.shards={tmp_path / 'nowhere'}"]})
     assert "nowhere" in message
     assert "(on rank 1, n1)" in message
 
 
+@pytest.mark.full
 def test_other_code(labelled_shards: Path, tmp_path: Path):
     shutil.copytree(ROOT / "stylegan_dist", tmp_path / "stylegan_dist", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "stylegan_dist/objective/penalties.py").open("a") as file:
@@ -88,6 +93,7 @@ def test_other_code(labelled_shards: Path, tmp_path: Path):
     assert "on rank 1 (n1); install the same version" in message
 
 
+@pytest.mark.full
 def test_other_engine(labelled_shards: Path, tmp_path: Path):
     """One machine was started with another accelerate configuration file."""
     zero = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
@@ -96,16 +102,19 @@ def test_other_engine(labelled_shards: Path, tmp_path: Path):
     assert "same --config_file" in message
 
 
+@pytest.mark.full
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_no_gpu_on_one_machine(labelled_shards: Path, tmp_path: Path):
     message = refused(labelled_shards, tmp_path, {}, {"overrides": ["run.device=cuda"]})
     assert "rank 1 (n1): run.device=cuda but PyTorch sees no GPU" in message
 
 
+@pytest.mark.full
 def test_a_world_of_one_machine_in_a_step_of_two(labelled_shards: Path, tmp_path: Path):
     step = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURMD_NODENAME": "n0"}
     message = refused(labelled_shards, tmp_path, {"env": step}, {"env": step})
-    assert "srun started this on 2 machines, but ranks 0-1 (n0) are all there are" in message
+    assert "srun started this on 2 machines" in message
+    assert "ranks 0-1 (n0)" in message
     assert "run.world_size" in message
 
 
@@ -116,6 +125,7 @@ def test_a_rank_taken_twice(labelled_shards: Path, tmp_path: Path):
     assert len(lines) == 3
 
 
+@pytest.mark.full
 def test_what_may_differ(labelled_shards: Path, tmp_path: Path):
     """Machines may keep the same shards in different places."""
     copy = shutil.copytree(labelled_shards, tmp_path / "copy")
@@ -125,9 +135,10 @@ def test_what_may_differ(labelled_shards: Path, tmp_path: Path):
     assert (tmp_path / "run/checkpoints/nimg-00000016").is_dir()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", ["not started", "stopped"])
 def test_a_missing_rank(how: str, labelled_shards: Path, tmp_path: Path):
-    present = {"overrides": ["run.timeout=6"]}
+    present = {"overrides": [f"run.timeout={PATIENCE}"]}
     with contextlib.ExitStack() as stack:
         ranks = [present, present] if how == "not started" else [present, present, present]
         processes = stack.enter_context(direct(labelled_shards, tmp_path / "run", *ranks, world_size=3))
@@ -136,50 +147,55 @@ def test_a_missing_rank(how: str, labelled_shards: Path, tmp_path: Path):
         lines = the_errors(processes[:2], 1)
     assert len(lines) == 2
     for line in lines:
-        assert "rank 2 of 3 did not come within 6 s; the others are on n0, n1" in line
+        assert re.search(rf"rank 2 of 3 .*{PATIENCE} s.* n0, n1", line)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sleeper", [0, 1])
 def test_a_rank_that_sleeps_under_the_launcher(sleeper: int, labelled_shards: Path, tmp_path: Path):
     """Also rank 0, as the launcher serves the store."""
-    command = train_command(labelled_shards, tmp_path / "run", "run.timeout=3", processes=2,
+    command = train_command(labelled_shards, tmp_path / "run", f"run.timeout={PATIENCE}", processes=2,
                             entry=late_entry(tmp_path, sleeper, 600))
-    result = finished(command, timeout=SOON, SLURMD_NODENAME="n7")
+    result = finished(command, SLURMD_NODENAME="n7")
     assert result.returncode != 0
     line, = {line for line in result.stderr.splitlines() if line.startswith("error: ")}  # said twice: at once, and last
-    assert f"rank {sleeper} of 2 did not come within 3 s; the others are on n7" in line
+    assert re.search(rf"rank {sleeper} of 2 .*{PATIENCE} s.* n7", line)
 
 
+@pytest.mark.full
 def test_rank_0_is_not_there(labelled_shards: Path, tmp_path: Path):
     """Without a launcher nobody else serves the store."""
     alone = {"overrides": ["run.timeout=2"], "env": {"RANK": "1"}}
     with direct(labelled_shards, tmp_path / "run", alone, world_size=2) as processes:
         line, = the_errors(processes, 1)
-    assert "rank 1 on n0 cannot reach the others through 127.0.0.1:" in line
+    assert re.search(r"rank 1 on n0 cannot reach .*127\.0\.0\.1", line)
     assert "--main_process_ip" in line
 
 
+@pytest.mark.full
 def test_ranks_that_come_but_do_not_connect(labelled_shards: Path, tmp_path: Path):
     script = tmp_path / "train.py"
     script.write_text("import sys, time\nfrom stylegan_dist.training.engine import engine\n"
                       "engine.measure_network = lambda ranks: time.sleep(600)\n"
                       "from stylegan_dist.cli import main\nsys.exit(main(['train', *sys.argv[1:]]))\n")
-    soon = ["run.timeout=6"]
+    soon = [f"run.timeout={PATIENCE}"]
     with direct(labelled_shards, tmp_path / "run", {"overrides": soon}, {"overrides": soon, "script": script}) as processes:
         line, = the_errors(processes[:1], 1)
-    assert "ranks 0-1 (n0, n1) came but do not reach each other" in line
+    assert "ranks 0-1 (n0, n1)" in line
     assert "GLOO_SOCKET_IFNAME" in line
 
 
+@pytest.mark.full
 def test_after_the_start_ranks_wait_as_long_as_run_timeout(labelled_shards: Path, tmp_path: Path):
     script = tmp_path / "train.py"
     script.write_text("import time, torch\nfrom stylegan_dist.training.engine import engine\n"
-                      "engine.patience = lambda timeout: 6\nranks = engine.Engine('cpu', timeout=60)\n"
-                      "time.sleep(8 * ranks.rank)\nassert ranks.sum(torch.ones(1)) == 2\nranks.close()\n")
+                      f"engine.patience = lambda timeout: {PATIENCE}\nranks = engine.Engine('cpu', timeout=600)\n"
+                      f"time.sleep({PATIENCE + 2} * ranks.rank)\nassert ranks.sum(torch.ones(1)) == 2\nranks.close()\n")
     with direct(labelled_shards, tmp_path / "run", {"script": script}, {"script": script}) as processes:
         assert the_errors(processes, 0) == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("config", ["multinode.yaml", "multinode-zero2.yaml"])
 def test_two_machines_of_the_same_name(config: str, labelled_shards: Path, tmp_path: Path):
     port = str(free_port())
@@ -190,8 +206,8 @@ def test_two_machines_of_the_same_name(config: str, labelled_shards: Path, tmp_p
         for rank in (0, 1)
     ]
     with started(commands[0]) as first, started(commands[1]) as second:
-        out, err = first.communicate(timeout=90)
+        out, err = first.communicate(timeout=TIMEOUT)
         assert first.returncode == 0, out + err
-        assert second.wait(timeout=SOON) == 0
+        assert second.wait(timeout=TIMEOUT) == 0
     assert "2 x CPU" in out
     assert "GB/s per rank in an all-reduce, 1 machine" in out

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from launching import TIMEOUT, alive, descendants, kill_all, started, train_command, trained, wait_for
+from launching import TIMEOUT, alive, descendants, kill_all, started, train_command, trained, wait_for, wait_until
 from metrics_reader import read
 from safetensors.torch import load_file
 
@@ -53,7 +52,9 @@ def losses(run_dir: Path) -> list[dict[str, float]]:
             for record in read(run_dir / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize(("config", "processes"), [("cpu.yaml", 1), ("cpu.yaml", 2), ("zero3.yaml", 2)])
+@pytest.mark.parametrize(("config", "processes"), [
+    pytest.param("cpu.yaml", 1, marks=pytest.mark.full), ("cpu.yaml", 2), pytest.param("zero3.yaml", 2, marks=pytest.mark.full),
+])
 def test_killed_and_continued_equals_straight(config, processes, small_shards: Path, straight: Path, tmp_path: Path):
     if processes > 1:
         reference = tmp_path / "straight"
@@ -93,6 +94,7 @@ def test_terminated_run_saves_and_continues(small_shards: Path, tmp_path: Path):
     assert losses(run_dir) == losses(tmp_path / "straight")
 
 
+@pytest.mark.full
 def test_two_ranks_then_one_then_two_equals_one(small_shards: Path, tmp_path: Path):
     one, changing = tmp_path / "one", tmp_path / "changing"
     trained(small_shards, one, "run.kimg=0.24", *CALM)
@@ -104,6 +106,7 @@ def test_two_ranks_then_one_then_two_equals_one(small_shards: Path, tmp_path: Pa
         assert b == pytest.approx(a, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.full
 def test_each_engine_continues_the_others(small_shards: Path, tmp_path: Path):
     one, changing = tmp_path / "one", tmp_path / "changing"
     trained(small_shards, one, "run.kimg=0.32", *CALM)
@@ -119,6 +122,7 @@ def test_each_engine_continues_the_others(small_shards: Path, tmp_path: Path):
     assert {record["segment"] for record in read(changing / "metrics.jsonl")} == {0, 1, 2, 3}
 
 
+@pytest.mark.full
 def test_micro_batches_do_not_change_the_run(small_shards: Path, tmp_path: Path):
     whole, split = tmp_path / "whole", tmp_path / "split"
     trained(small_shards, whole, STEPS_20, *CALM, "run.batch_gpu=8")
@@ -127,6 +131,7 @@ def test_micro_batches_do_not_change_the_run(small_shards: Path, tmp_path: Path)
         assert b == pytest.approx(a, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.full
 def test_reader_processes_do_not_change_the_run(small_shards: Path, straight: Path, tmp_path: Path):
     trained(small_shards, tmp_path / "run", STEPS_20, "data.workers=2")
     assert_bit_equal(straight, tmp_path / "run")
@@ -151,6 +156,7 @@ def test_damaged_checkpoint_is_passed_over(small_shards: Path, straight: Path, t
     assert_bit_equal(straight, run_dir)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("config", "processes"), [("cpu.yaml", 2), ("1gpu.yaml", 1)])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_do_not_outlive_their_launcher(config, processes, how, small_shards: Path, tmp_path: Path):
@@ -161,10 +167,7 @@ def test_workers_do_not_outlive_their_launcher(config, processes, how, small_sha
         assert len(workers) == processes
         launcher.send_signal(how)
         launcher.communicate(timeout=TIMEOUT)  # returns when the last worker has closed its end of the pipe
-        deadline = time.monotonic() + 10  # which the kernel does a moment before it is gone
-        while time.monotonic() < deadline and any(alive(pid) for pid in workers):
-            time.sleep(0.05)
-        assert not any(alive(pid) for pid in workers)
+        wait_until(lambda: not any(map(alive, workers)))  # the kernel closes it a moment before
     assert newest_whole_checkpoint(run_dir)[0] > 80  # they saved before they went
 
 

@@ -34,6 +34,7 @@ def wandb_command(*words, **environment):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 def test_login_command(home):
     with serve() as server:
         wandb_command("login", "--host", server.url, KEY)
@@ -46,6 +47,7 @@ def test_login_command(home):
     assert KEY not in reason
 
 
+@pytest.mark.full
 def test_login_for_the_default_server(home):
     import wandb
     from wandb.sdk.lib.wbauth import write_netrc_auth  # what `wandb login` calls once the server has taken the key
@@ -113,6 +115,7 @@ def test_the_most_private_wish_holds(home, monkeypatch, configured, variables, s
     assert KEY not in reason
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("command", ["offline", "disabled"])
 def test_opt_out_commands(home, monkeypatch, command):
     monkeypatch.setenv("WANDB_API_KEY", KEY)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parents[2]
 NETWORKS = f"""
 import sys
-sys.path.insert(0, {str(ROOT / "tests")!r})
+sys.path.insert(0, {str(ROOT / "tests/helpers")!r})
 import torch
 from torch import nn
 from torch.export import Dim, export
@@ -79,5 +81,5 @@ assert all(p.grad is not None and type(p.grad) is torch.Tensor for p in g.synthe
 def test_first_thing_in_a_process(first: str, path: str):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", NETWORKS + first + TRAINING, path],
-                         capture_output=True, text=True, timeout=600, env=environment, check=False)
+                         capture_output=True, text=True, timeout=1500, env=environment, check=False)
     assert run.returncode == 0, run.stderr[-3000:]

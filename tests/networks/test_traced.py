@@ -17,6 +17,8 @@ from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.objective.penalties import gradient_penalty, path_lengths
 from stylegan_dist.ops import fused, native
 
+pytestmark = pytest.mark.full
+
 N, RESOLUTION, CLASSES = 4, 8, 3
 SMALL = {"channel_base": 96, "channel_max": 8, "mapping_layers": 1, "precision": Precision(channels_last=True, clamp=256.0)}
 # A minute of processor time each with the real compiler; tests/training/test_compiled.py has it for every run of the tests.

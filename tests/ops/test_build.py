@@ -105,7 +105,7 @@ def test_a_library_for_gpus_is_found_where_none_can_be_compiled(nvcc, tmp_path):
     assert build.has_gpu_part(build.find(cpu, [tmp_path / "elsewhere"]))  # it serves a PyTorch without CUDA, too
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.full
 def test_the_library_for_gpus(tmp_path, monkeypatch):
     """Compiled and linked by the nvcc of this machine for every target; the same file serves a PyTorch without CUDA."""
     said = build.nvcc() and subprocess.run([build.nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
@@ -120,7 +120,7 @@ def test_the_library_for_gpus(tmp_path, monkeypatch):
     assert build.has_gpu_part(library)
     build.compile_library(torch_, library)
     command = [sys.executable, "-c", LOADED, str(library)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=6000, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "good\n"
 
@@ -143,7 +143,7 @@ def test_what_gpus_get_unasked():
 def test_many_processes_compile_once(compiler, tmp_path):
     command = [sys.executable, "-c", ONCE, str(tmp_path), str(tmp_path / "cache")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    libraries = {process.communicate(timeout=60)[0] for process in running}
+    libraries = {process.communicate(timeout=600)[0] for process in running}
     assert compiler() == len(list(build.SOURCES.glob("*.cpp"))) + 1
     assert len(libraries) == 1
     assert Path(libraries.pop().strip()).exists()
@@ -170,7 +170,7 @@ def test_modes(mode, code, said, compiler, tmp_path, monkeypatch):
     (tmp_path / "broken").touch()
     monkeypatch.setenv("STYLEGAN_DIST_BUILD", mode)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    done = subprocess.run([sys.executable, "-m", "stylegan_dist.cli", "doctor"], capture_output=True, text=True, timeout=100,
+    done = subprocess.run([sys.executable, "-m", "stylegan_dist.cli", "doctor"], capture_output=True, text=True, timeout=6000,
                           check=False)
     assert done.returncode == code, done.stderr
     assert said in (done.stderr if code else done.stdout)

@@ -260,6 +260,7 @@ def test_recomputed_blocks_are_equal_to_the_last_bit():
     assert all(torch.equal(again[name], value) for name, value in plain.items())
 
 
+@pytest.mark.full
 def test_cuda_sources_on_the_cpu():
     """This very file, with the CUDA launchers and thread bodies compiled as loops."""
     passes_on_cuda_sources(__file__)

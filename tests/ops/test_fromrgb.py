@@ -164,6 +164,7 @@ def test_more_channels_take_the_reference_and_wrong_arguments_are_refused():
         operators.fromrgb_tangent(image, affine, affine, None, None, None, False, 0.2, 1.0, -1.0)
 
 
+@pytest.mark.full
 def test_cuda_sources_on_the_cpu():
     """This very file, with the CUDA launchers and thread bodies compiled as loops."""
     passes_on_cuda_sources(__file__)

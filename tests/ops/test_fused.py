@@ -284,6 +284,7 @@ def test_autocast():
 # ---- the sources of the GPU
 
 
+@pytest.mark.full
 def test_cuda_sources_on_the_cpu():
     """This very file, with the CUDA launchers and thread bodies compiled as loops."""
     passes_on_cuda_sources(__file__)

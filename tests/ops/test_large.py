@@ -13,7 +13,7 @@ from torch import Tensor
 from stylegan_dist import ops
 
 needs_native_operators()
-pytestmark = pytest.mark.usefixtures("native_everywhere")
+pytestmark = [pytest.mark.usefixtures("native_everywhere"), pytest.mark.full]
 
 MANY = 2**31
 EMULATED = "STYLEGAN_DIST_EMULATE" in os.environ
@@ -95,6 +95,7 @@ def test_writes_the_end(name, layout):
     assert torch.equal(y[-1:, :, -size // 2:, -size // 2:], small[:, :, -size // 2:, -size // 2:])
 
 
+@pytest.mark.full
 def test_cuda_sources_on_the_cpu():
     """What a thread of a GPU reads, with the thread bodies compiled as loops."""
     passes_on_cuda_sources(__file__)

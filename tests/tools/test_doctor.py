@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -24,7 +25,7 @@ def elsewhere(tmp_path):
 def test_the_operators_are_compared_and_said_to_be_right():
     if not native.native().devices:
         pytest.skip(native.native().reason)
-    result = finished(DOCTOR, timeout=200)
+    result = finished(DOCTOR, timeout=900)
     assert result.returncode == 0, result.stderr
     facts = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
     assert facts["PyTorch"].startswith(torch.__version__)
@@ -32,10 +33,11 @@ def test_the_operators_are_compared_and_said_to_be_right():
     assert "operators, cpu         fused" in result.stdout
 
 
+@pytest.mark.full
 def test_without_a_compiler_it_says_so(elsewhere):
-    result = finished(DOCTOR, timeout=200, **elsewhere)
+    result = finished(DOCTOR, timeout=900, **elsewhere)
     assert result.returncode == 0, result.stderr
-    assert "reference (no C++ compiler (install g++ or set CXX))" in result.stdout
+    assert re.search(r"reference .*no C\+\+ compiler.*CXX", result.stdout)
     assert "agrees" not in result.stdout
 
 
@@ -56,15 +58,16 @@ def test_wrong_operators_are_found(monkeypatch):
     assert any(differences.values()), differences
 
 
+@pytest.mark.full
 def test_a_run_that_requires_fused_operators_stops_without_them(elsewhere, labelled_shards, tmp_path):
     train = [sys.executable, "-m", "stylegan_dist.cli", "train", f"data.shards={labelled_shards}",
              f"run.dir={tmp_path / 'run'}", "run.device=cpu", "--dry-run"]
     for setting in ("ops.require_fused=true", "ops.path=fused"):
-        refused = finished([*train, setting], timeout=100, **elsewhere)
+        refused = finished([*train, setting], timeout=900, **elsewhere)
         assert refused.returncode == 2
         assert refused.stderr.startswith(f"error: {setting}, but")
         assert "no C++ compiler" in refused.stderr
         assert refused.stderr.count("\n") == 1
-    allowed = finished(train, timeout=100, **elsewhere)
+    allowed = finished(train, timeout=900, **elsewhere)
     assert allowed.returncode == 0, allowed.stderr
     assert "path: reference" in allowed.stdout

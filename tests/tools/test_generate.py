@@ -184,11 +184,11 @@ def test_no_gpu(plain, tmp_path):
 
 
 def test_what_is_no_run(plain, tmp_path):
-    with pytest.raises(InputError, match=r"is not the folder of a run: it has no config\.yaml"):
+    with pytest.raises(InputError, match=r"config\.yaml"):
         generate(tmp_path, tmp_path / "out", GenerateOptions([0]))
     run = shutil.copytree(plain, tmp_path / "run")
     (checkpoint_folder(run, 1000) / "g_ema.safetensors").write_bytes(b"damaged")
-    with pytest.raises(InputError, match=r"has no whole checkpoint \(.*g_ema\.safetensors is damaged\): restore"):
+    with pytest.raises(InputError, match=r"no whole checkpoint .*g_ema\.safetensors is damaged.*restore"):
         generate(run, tmp_path / "out", GenerateOptions([0]))
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(InputError, match="has no whole checkpoint: train it first"):
@@ -197,7 +197,7 @@ def test_what_is_no_run(plain, tmp_path):
 
 def test_an_unwritable_folder(plain, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot write to .*file: .*; choose another --out"):
+    with pytest.raises(InputError, match=r"cannot write to .*file.*--out"):
         generate(plain, tmp_path / "file", GenerateOptions([0]))
 
 

@@ -107,10 +107,10 @@ def test_another_network_is_refused_by_name(tmp_path):
     step(state, 0)
     folder = save(state, tmp_path)
     wider = new_state("generator.w_dim=16")
-    with pytest.raises(InputError, match=r"g\.safetensors does not fit the configured network: .*shape") as caught:
+    with pytest.raises(InputError, match=r"g\.safetensors does not fit .*shape") as caught:
         load_network(wider.generator, folder, "g")
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match=r"d\.safetensors does not fit the configured network: it has no"):
+    with pytest.raises(InputError, match=r"d\.safetensors does not fit .*has no"):
         load_network(wider.generator, folder, "d")
 
 
@@ -133,7 +133,7 @@ def test_another_network_is_refused_on_resume(tmp_path):
     step(state, 0)
     folder = save(state, tmp_path)
     for override, words in (("generator.w_dim=16", "has the shape"), ("generator.mapping_layers=3", "has no mapping.layers.2")):
-        with pytest.raises(InputError, match=rf"g\.safetensors does not fit the configured network: .*{words}") as caught:
+        with pytest.raises(InputError, match=rf"g\.safetensors does not fit .*{words}") as caught:
             new_state(override).restore(folder)
         assert "\n" not in str(caught.value)
 

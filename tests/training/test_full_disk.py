@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.full
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+
 SAVE_UNTIL_FULL = """
     import sys
     from pathlib import Path
@@ -40,10 +44,10 @@ def can_mount() -> bool:
 @pytest.mark.skipif(not can_mount(), reason="needs root, to mount a small file system")
 def test_checkpoints_on_a_full_disk(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SAVE_UNTIL_FULL.format(tests=str(Path(__file__).parent.parent), before="")))
+    script.write_text(textwrap.dedent(SAVE_UNTIL_FULL.format(tests=str(HELPERS), before="")))
     (tmp_path / "disk").mkdir()
     command = f"mount -t tmpfs -o size=1m tmpfs {tmp_path}/disk && {sys.executable} {script} {tmp_path}/disk"
-    done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "InputError:" in done.stdout
     assert RESULT in done.stdout
@@ -54,8 +58,8 @@ def test_file_size_limit(tmp_path):
     limit = "import resource, signal\n    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" \
             "    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))"
     script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SAVE_UNTIL_FULL.format(tests=str(Path(__file__).parent.parent), before=limit)))
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=False, timeout=100)
+    script.write_text(textwrap.dedent(SAVE_UNTIL_FULL.format(tests=str(HELPERS), before=limit)))
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "InputError:" in done.stdout
     assert RESULT in done.stdout
@@ -107,10 +111,10 @@ FULL_FOR_A_WHILE = """
 @pytest.mark.skipif(not can_mount(), reason="needs root, to mount a small file system")
 def test_a_disk_that_was_full_for_a_while(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(FULL_FOR_A_WHILE.format(tests=str(Path(__file__).parent.parent))))
+    script.write_text(textwrap.dedent(FULL_FOR_A_WHILE.format(tests=str(HELPERS))))
     (tmp_path / "disk").mkdir()
     command = f"mount -t tmpfs -o size=2m tmpfs {tmp_path}/disk && {sys.executable} {script} {tmp_path}/disk"
-    done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "no picture:" in done.stdout
     assert "no checkpoint:" in done.stdout

@@ -90,7 +90,7 @@ def test_traps(env, promised, parts):
 
 def test_device_and_accelerate_must_mean_the_same():
     for setting in ("true", "True", "1", "yes"):
-        with pytest.raises(InputError, match=r"run\.device=cuda but accelerate was told to use the CPU: remove --cpu"):
+        with pytest.raises(InputError, match=r"run\.device=cuda.*CPU.*--cpu"):
             check_environment({**ACCELERATE, "ACCELERATE_USE_CPU": setting}, "auto", "cuda")
     assert check_environment({**ACCELERATE, "ACCELERATE_USE_CPU": "false"}, "auto", "cuda") == 1
     assert check_environment(ACCELERATE, "auto", "cpu") == 1
@@ -99,7 +99,7 @@ def test_device_and_accelerate_must_mean_the_same():
 def test_processes_that_did_not_find_each_other():
     check_joined(1, 1)
     check_joined(4, 4)
-    with pytest.raises(InputError, match=r"started 2 processes but only 1 found each other.*run\.device=cpu.*--config_file"):
+    with pytest.raises(InputError, match=r"2 processes.* 1 found.*run\.device=cpu.*--config_file"):
         check_joined(2, 1)
 
 

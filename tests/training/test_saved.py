@@ -166,11 +166,11 @@ CHANGES = {
 def test_tensors_that_do_not_fit_are_named(words, name, folder):
     change(folder, f"{name}.safetensors", CHANGES[words])
     assert check_checkpoint(folder) is None  # it may be that of another network
-    with pytest.raises(InputError, match=rf"{name}\.safetensors does not fit the configured .*{words}.*move .* away") as caught:
+    with pytest.raises(InputError, match=rf"{name}\.safetensors does not fit .*{words}.*move .* away") as caught:
         new_state(f"ema.placement={PLACEMENTS[len(words) % 3]}").restore(folder)
     assert "\n" not in str(caught.value)
     if name == "g_ema":
-        with pytest.raises(InputError, match=rf"g_ema\.safetensors does not fit the configured network: .*{words}"):
+        with pytest.raises(InputError, match=rf"g_ema\.safetensors does not fit .*{words}"):
             load_generator(folder.parent.parent, torch.device("cpu"))
 
 

@@ -31,7 +31,7 @@ class Forked:
         self.args = command
         self.returncode: int | None = None
         self._said: dict[str, str] = {}
-        control = _nursery()
+        control = _server()
         self._answers, theirs = socket.socketpair()
         pipes = [os.pipe(), os.pipe()]
         request = json.dumps({"argv": list(command), "env": dict(env), "cwd": cwd}).encode()
@@ -83,8 +83,8 @@ class Forked:
 
 
 @functools.cache
-def _nursery() -> socket.socket:
-    """The way to the nursery of this process, which ends with it."""
+def _server() -> socket.socket:
+    """The connection to the fork server of this process, which ends with it."""
     ours, theirs = socket.socketpair()
     process = subprocess.Popen([sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()],
                                env=os.environ | {"OMP_NUM_THREADS": "1"})

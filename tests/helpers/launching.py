@@ -13,14 +13,14 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from nursery import Forked
+from fork_server import Forked
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "launch/train.py"
-TIMEOUT = 150
+TIMEOUT = 900  # seconds; against hanging only: the machine may have much else to do
 
 # A network so small that a step takes milliseconds, with everything switched on that has a state or a draw.
 TINY = (
@@ -159,10 +159,19 @@ def told_by_launcher(config: str) -> dict[str, str]:
 
 def wait_for(path: Path, process: subprocess.Popen | Forked) -> None:
     """Until the path exists."""
+    def appeared() -> bool:
+        exists = path.exists()
+        assert exists or process.poll() is None, "".join(process.communicate())
+        return exists
+
+    wait_until(appeared, str(path))
+
+
+def wait_until(condition: Callable[[], object], what: str = "the condition") -> None:
+    """Until the condition holds, however long that takes on a machine with much else to do."""
     deadline = time.monotonic() + TIMEOUT
-    while not path.exists():
-        assert process.poll() is None, "".join(process.communicate())
-        assert time.monotonic() < deadline, f"{path} did not appear"
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.01)
 
 

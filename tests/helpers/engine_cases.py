@@ -1,4 +1,4 @@
-"""Train lists of cases in the processes of a few launches: `python tests/engine_cases.py LAUNCHES.json`.
+"""Train lists of cases in the processes of a few launches: `python tests/helpers/engine_cases.py LAUNCHES.json`.
 
 The file holds [[ranks, [case, ...]], ...]. Each case trains real networks on real shards under one engine and writes a
 checkpoint, with the code of the training loop, but many cases share the cost of a launch. A case is an object with
@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - imported by every engine of DeepSpeed, and slowly
 import torch
@@ -32,11 +33,14 @@ from stylegan_dist.config import load_config
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.training import engine as engines
+from stylegan_dist.training import step
 from stylegan_dist.training.checkpoint import save_checkpoint
+from stylegan_dist.training.engine import PhaseResult
 from stylegan_dist.training.engine.choice import DATA_PARALLEL, Choice, Zero
+from stylegan_dist.training.phases import Phase
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
-from stylegan_dist.training.step import micro_batches, run_phase
+from stylegan_dist.training.timing import PhaseTimer
 
 SMALL_FILES = 4000  # bytes
 
@@ -84,16 +88,36 @@ class Draws:
         return sorted({line for part in ranks.gather(seen) for line in part})
 
 
+class Phases:
+    """What each phase of a step has measured. A phase of one network leaves the other one alone."""
+
+    def __init__(self) -> None:
+        self.records: list[list] = []
+        self._plain = step.run_phase
+        step.run_phase = self._record
+
+    def _record(self, state: TrainState, phase: Phase, *arguments: Any) -> PhaseResult:
+        with nothing_leaks(state, phase.network):
+            result = self._plain(state, phase, *arguments)
+        means = {name: value.item() for name, value in result.means.items() if value.numel() == 1 and name != "stop"}
+        self.records.append([phase.name, result.gradient_norm.item(), result.nonfinite.item(), means])
+        return result
+
+    def taken(self) -> list[list]:
+        records, self.records = self.records, []
+        return records
+
+
 def train_all(cases: list[dict]) -> None:
     """In the processes of a launch."""
-    engine = engines.Engine("cpu", threads=1, timeout=60)
-    draws = Draws()
+    engine = engines.Engine("cpu", threads=1, timeout=1800)
+    draws, phases = Draws(), Phases()
     for case in cases:
-        train(case, engine, draws)
+        train(case, engine, draws, phases)
     engine.close()
 
 
-def train(case: dict, engine: engines.Engine, draws: Draws) -> None:
+def train(case: dict, engine: engines.Engine, draws: Draws, phases: Phases) -> None:
     """One case."""
     config = load_config(None, case["overrides"])
     index = load_index(config.data.shards)
@@ -112,29 +136,21 @@ def train(case: dict, engine: engines.Engine, draws: Draws) -> None:
         world_size=engine.world_size, start=state.nimg, mirror=d.mirror, workers=0, prefetch=1,
     )
     draws.taken(engine)
-    samples, records = [], []
+    samples, stop = [], torch.zeros(())
     for _ in range(case["steps"]):
         read = next(stream)
         samples += [f"{i} {hashlib.sha256(image.numpy().tobytes()).hexdigest()}"
                     for i, image in zip(read.index.tolist(), read.images, strict=True)]
-        parts = micro_batches(read, config.run.batch_gpu, resolved.conditional, engine.device)
+        parts = step.micro_batches(read, config.run.batch_gpu, resolved.conditional, engine.device)
         for part in parts:
             part.images[part.index == case.get("poison", -1)] = torch.inf
-        for phase in state.phases:
-            if (state.nimg // batch) % phase.interval == 0:
-                with nothing_leaks(state, phase.network):
-                    result = run_phase(state, phase, parts)
-                assert not result.notice
-                records.append([phase.name, result.gradient_norm.item(), result.nonfinite.item(),
-                                {name: value.item() for name, value in result.means.items() if value.numel() == 1}])
-        state.ema.update(state.generator, state.nimg, batch)
-        state.nimg += batch
+        assert not step.run_step(state, parts, stop, PhaseTimer(engine.device)).notices
         for folder, steps in case.get("on_the_way", {}).items():
             if state.nimg == steps * batch:
                 engine.on_main(lambda folder=folder: Path(folder).mkdir(parents=True, exist_ok=True))
                 save_checkpoint(Path(folder), state.nimg, state.tensors(), state.facts(), engine, SMALL_FILES)
     stream.close()
-    facts = {**state.facts(), "draws": draws.taken(engine), "records": records, "replays": recorder.replays,
+    facts = {**state.facts(), "draws": draws.taken(engine), "records": phases.taken(), "replays": recorder.replays,
              "samples": sorted(line for part in engine.gather(samples) for line in part)}
     assert engine.agree(state.checksums())
     engine.on_main(lambda: out.mkdir(parents=True, exist_ok=True))

@@ -161,7 +161,7 @@ class _GatewayHandler(BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def _hand_on(self) -> None:
-        server = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        server = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
         server.request(self.command, self.path, body, headers)
@@ -206,9 +206,9 @@ def s3_server() -> Iterator[FaultyServer]:
     )
     gateway = FaultyServer(functools.partial(_GatewayHandler, port))
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=60):
                 break
             assert process.poll() is None
             assert time.monotonic() < deadline, "the S3 server does not answer"

@@ -9,8 +9,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from clean_environment import ensure_home, forget
 from launching import ROOT
-from surroundings import ensure_home, forget
 
 JUNK = ("data", "runs/demo/launch", "wandb", "torch", "yaml", "pictures", "tests.old")
 
@@ -36,7 +36,7 @@ def test_lint_checks_what_belongs_to_the_project(tmp_path: Path):
 
 def ruff(folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run([Path(sysconfig.get_path("scripts"), "ruff"), "check", "--no-cache", "."], cwd=folder,
-                          capture_output=True, text=True, check=False, timeout=60)
+                          capture_output=True, text=True, check=False, timeout=600)
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "MASTER_PORT", "WANDB_MODE", "ACCELERATE_USE_CPU",
