@@ -1,6 +1,6 @@
-"""The training loop: a batch, a step through all phases and the average, and then the events that are due.
+"""The training loop: a batch, a step with its phases and the average, and then the events that are due.
 
-`training/setup.py` prepares a run, `training/step.py` has the phases of a step, `training/events.py` the events.
+`training/setup.py` prepares a run, `training/step.py` has one phase, `training/events.py` the events.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stylegan_dist.training.memory import is_out_of_memory, propose_batch_gpu
 from stylegan_dist.training.plan import load_index_of
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.setup import Run, open_run
-from stylegan_dist.training.step import micro_batches, run_step
+from stylegan_dist.training.step import micro_batches, run_phase
 
 STOP_SECONDS = 10.0  # that one of several ranks waits for data after a request to stop; there may be 30 until it is killed
 
@@ -114,16 +114,29 @@ def run_loop(run: Run, stream: BatchStream) -> None:
 
 
 def step(run: Run, batch: Batch, stop_requested: bool) -> Callable[[], float]:
-    """Train both networks on one global batch; returns a function that tells how many ranks want to stop."""
-    device = run.engine.device
+    """Train both networks on one global batch. Waits for nothing that the device computes.
+
+    Returns: a function that tells how many ranks want to stop, as it is known when the device has done all this.
+    """
+    state, size, device = run.state, run.config.run.batch, run.engine.device
     parts = micro_batches(batch, run.config.run.batch_gpu, run.resolved.conditional, device, run.index.array)
     if run.to_compile:
-        run.monitor.line(compile_networks(run.state, run.engine, run.to_compile, parts[0]))
+        run.monitor.line(compile_networks(state, run.engine, run.to_compile, parts[0]))
         run.to_compile = ()
-    result = run_step(run.state, parts, torch.full((), float(stop_requested), device=device), run.timer)
-    for notice in result.notices:
-        run.monitor.warn(notice)
-    return run.engine.read_later(result.stopping)
+    stop = torch.full((), float(stop_requested), device=device)
+    for phase in state.phases:
+        if state.nimg // size % phase.interval == 0:
+            with run.timer(phase.name):
+                result = run_phase(state, phase, parts, {"stop": stop})
+            stopping = result.means.pop("stop")  # summed over the ranks
+            if result.notice:
+                run.monitor.warn(result.notice)
+            suffix = phase.name.removesuffix("_main")
+            state.statistics.add({**result.means, f"grad_norm/{suffix}": result.gradient_norm})
+            state.statistics.add({f"grad_nonfinite/{phase.network}": result.nonfinite}, mean=False)
+    state.ema.update(state.generator, state.nimg, size)
+    state.nimg += size
+    return run.engine.read_later(stopping)
 
 
 # Waiting for data, and requests to stop
