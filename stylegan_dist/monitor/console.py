@@ -77,16 +77,6 @@ class Console:
         for name, value in facts:
             self.line(f"  {name:<{width}}   {value}".rstrip())
 
-    def status(self, nimg: int, metrics: dict[str, float]) -> None:
-        """Print one status line and move the progress bar.
-
-        Args:
-            nimg:    images seen
-            metrics: flat, by the names in `STATUS_FIELDS`, of which some may be missing; `grad_nonfinite/*` are counts
-        """
-        self.line(status_line(nimg, self._total_nimg, metrics))
-        self.progress(nimg)
-
     def progress(self, nimg: int) -> None:
         """Move the progress bar; free of cost without a terminal, so the loop may call it every step."""
         if not self._bar_wanted:
@@ -144,7 +134,12 @@ class Console:
 
 
 def status_line(nimg: int, total_nimg: int, metrics: dict[str, float]) -> str:
-    """The status line of `Console.status`: fields of fixed width, so that the lines of a run stand in columns."""
+    """A line of fields of fixed width, so that the lines of a run stand in columns.
+
+    Args:
+        nimg, total_nimg: images seen, and images to see in the whole run
+        metrics: flat, by the names in `STATUS_FIELDS`, of which some may be missing; `grad_nonfinite/*` are counts
+    """
     parts = [f"kimg {nimg / 1000:<9.1f}", f"{nimg / total_nimg:<6.1%}"]
     parts += [form.format(metrics[name]) for name, form in STATUS_FIELDS if name in metrics]
     if "time/sec_per_kimg" in metrics:

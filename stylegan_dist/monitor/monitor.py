@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stylegan_dist.config.schema import MonitorConfig
-from stylegan_dist.monitor.console import Console
+from stylegan_dist.monitor.console import Console, status_line
 from stylegan_dist.monitor.jsonl import MetricsFile
 from stylegan_dist.monitor.wandb_tracker import WandbTracker
 
@@ -44,7 +44,7 @@ class Monitor(Console):
         """Record metrics (flat, name -> number) at `nimg` images, and show the status line."""
         self._metrics.append(nimg, metrics)
         self._wandb.log(metrics, nimg)
-        self.status(nimg, metrics)
+        self.line(status_line(nimg, self._total_nimg, metrics))
 
     def image(self, name: str, png_path: str | os.PathLike, nimg: int) -> None:
         """Hand a picture to W&B; the file must stay where it is."""
@@ -63,4 +63,4 @@ class NullMonitor:
     def _nothing(self, *args, **kwargs) -> None:
         pass
 
-    header = line = warn = note = alert = tick = status = progress = image = finish = close = _nothing
+    header = line = warn = note = alert = tick = progress = image = finish = close = _nothing

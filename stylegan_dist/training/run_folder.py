@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import time
 import weakref
@@ -13,7 +12,7 @@ from typing import Any
 
 from stylegan_dist.config import Config, dump_config, load_config, to_dict
 from stylegan_dist.errors import InputError
-from stylegan_dist.files import write_whole
+from stylegan_dist.files import try_lock, write_whole
 from stylegan_dist.training.checkpoint import FOLDER, checkpoint_folder, newest_whole_checkpoint
 from stylegan_dist.training.saved import load_state
 
@@ -138,10 +137,9 @@ def _close(held: list[int]) -> None:
 def _lock(descriptor: int) -> bool:
     """Lock an open file or folder; False if another process has."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return try_lock(descriptor)
     except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)  # others: a network file system that cannot lock this
-    return True
+        return error.errno != errno.EACCES  # others: a network file system that cannot lock this
 
 
 def read_run_config(path: Path) -> Config:

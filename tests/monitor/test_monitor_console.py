@@ -91,7 +91,7 @@ def test_unwritable_log_is_one_warning(tmp_path, capsys):
 def test_full_disk_is_one_warning(capsys):
     console = Console("/dev/full", 10)
     console.line("one")
-    console.status(1, FULL)
+    console.line(status_line(1, 10, FULL))
     shown = capsys.readouterr().out
     assert shown.count("WARNING") == 1
     assert "No space left" in shown
@@ -109,7 +109,7 @@ def test_lost_terminal_leaves_the_log(tmp_path, broken, monkeypatch):
         stream.close()
     for text in ("lost", "lost too"):
         console.line(text)
-    console.status(1, FULL)
+    console.line(status_line(1, 10, FULL))
     console.close()
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 4
     if broken == "pipe":
@@ -135,13 +135,13 @@ def test_no_progress_bar_without_a_terminal(tmp_path, capsys):
 def test_progress_bar_on_a_terminal_and_lines_above_it(tmp_path):
     """Through a real pseudo-terminal: the bar is drawn, and every line of text begins on a clean line."""
     code = f"""
-from stylegan_dist.monitor.console import Console
+from stylegan_dist.monitor.console import Console, status_line
 console = Console({str(tmp_path / "log.txt")!r}, 10000)
 console.line("before")
 for nimg in range(4000, 10001, 1000):
     console.progress(nimg)
     if nimg % 2000 == 0:
-        console.status(nimg, {{"loss/g_main": 1.0}})
+        console.line(status_line(nimg, 10000, {{"loss/g_main": 1.0}}))
 console.close()
 console.line("after")
 """
