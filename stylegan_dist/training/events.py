@@ -34,7 +34,7 @@ class Event(abc.ABC):
     """
 
     every_kimg: float
-    before_stop: Literal["as ever", "always", "never"] = "as ever"
+    before_stop: Literal["as usual", "always", "never"] = "as usual"
 
     @abc.abstractmethod
     def happen(self) -> None: ...
@@ -44,7 +44,7 @@ def is_due(event: Event, before: int, nimg: int, last: bool, stopping: bool) -> 
     """Whether an event is due after a step from `before` to `nimg` images, which may be the last step or that before a stop."""
     if last:
         return True
-    if stopping and event.before_stop != "as ever":
+    if stopping and event.before_stop != "as usual":
         return event.before_stop == "always"
     every = event.every_kimg * 1000
     return nimg // every > before // every
