@@ -61,7 +61,8 @@ class RunConfig:
     device: Literal["auto", "cuda", "cpu"] = knob("auto", "auto: CUDA where there is a GPU")
     threads: int | Auto = knob(
         "auto", "CPU threads of each process; auto: cores / processes on this machine", least=1, most=4096)
-    timeout: float = knob(600.0, "seconds after which a rank that waits for another gives up", above=0, most=1_000_000)
+    timeout: float = knob(600.0, "seconds after which a rank that waits for another gives up; they must be more "
+                            "than writing a checkpoint, drawing samples or compiling can take", above=0, most=1_000_000)
     reduction: Literal["auto", "flat", "buckets"] = knob(
         "auto", "data parallel sum of gradients; flat: one all-reduce a phase; buckets: DDP, during the backward pass")
     compile: bool | Auto = knob("auto", "compile networks where they are differentiated once, if that works; changes "
@@ -83,7 +84,8 @@ class DataConfig:
                 "and the file is as it was; always: at every start; changes nothing else")
     conditional: bool | Auto = knob("auto", "train on class labels; auto: if the data has them")
     mirror: bool = knob(False, "flip images left to right with probability one half")
-    workers: int = knob(2, "reader processes per rank; 0 reads in the training process", least=0, most=256)
+    workers: int = knob(2, "reader processes per rank; 0 reads in the training process, which then waits without a "
+                           "limit for a disk or a mount that does not answer", least=0, most=256)
     prefetch: int = knob(4, "batches that each reader prepares ahead", least=1, most=256)
     lanes: int = knob(
         64, "streams that the epoch is cut into; neighbours in a batch come from different lanes", least=1, most=65536)

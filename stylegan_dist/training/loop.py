@@ -46,8 +46,8 @@ def train(config: Config) -> None:
     try:
         train_on(engine, config)
         engine.say_end()
-    except RankLost as error:
-        raise RankLost(f"{error}; {engine.say_end(error)}; the run continues from its last checkpoint") from None
+    except RankLost:  # the others have been told
+        raise
     except (RuntimeError, MemoryError) as error:
         engine.say_end(error)
         if not is_out_of_memory(error):

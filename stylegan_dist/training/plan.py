@@ -16,6 +16,7 @@ from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.reader import blobs
 from stylegan_dist.errors import InputError
 from stylegan_dist.machine import supports_bf16
+from stylegan_dist.ops import native
 from stylegan_dist.training.compiled import why_not_compiled
 from stylegan_dist.training.engine.choice import choose_engine
 from stylegan_dist.training.engine.graphs import why_no_graphs
@@ -63,6 +64,7 @@ def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, exe
     return facts + [("rule" if i == 0 else "", note) for i, note in enumerate(resolved.notes)]
 
 
+@native.not_compiling()
 def describe_plan(config: Config, world_size: int) -> str:
     """The resolved configuration and what a run with it would do, without starting anything."""
     index = load_index_of(config)

@@ -195,10 +195,12 @@ def _check(config: Config, resolution: int, world_size: int, advice: str) -> Non
         raise InputError(f"loss.adversarial={shorten(loss.adversarial)} is unknown; choose one of {', '.join(ADVERSARIAL)}")
     for name in ("g", "d"):
         optimizer_arguments(getattr(config.optim, name), f"optim.{name}")
-    for name in ("wandb_project", "wandb_entity", "wandb_name"):  # in config.yaml and on a web page
-        if redact(text := getattr(config.monitor, name)) != text:
-            raise InputError(f"monitor.{name} holds a secret: a password, or the value of an environment variable that is "
-                             "named like one; choose another name")
+    named = {"run.dir": run.dir, "data.shards": config.data.shards, "data.cache": config.data.cache,
+             **{f"monitor.{name}": getattr(config.monitor, name) for name in ("wandb_project", "wandb_entity", "wandb_name")}}
+    for name, text in named.items():  # in config.yaml, on the terminal and on a web page
+        if redact(text) != text:
+            raise InputError(f"{name} holds a secret: a password, or the value of an environment variable that is named like "
+                             "one; choose another name")
     if run.world_size not in ("auto", world_size):
         raise InputError(f"this run was promised {run.world_size} processes (run.world_size) and has {world_size}: "
                          "correct the launch command, or run.world_size")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 import weakref
@@ -56,7 +55,7 @@ class RunFolder:
                 f"cannot write to the run's folder {self.path}: {error.strerror}; choose another run.dir"
             ) from None
         deadline = time.monotonic() + LOCK_SECONDS
-        while not all(_lock(held) for held in self._held):
+        while not all(try_lock(held, needed=False) for held in self._held):
             if time.monotonic() > deadline:
                 self.close()
                 raise InputError(
@@ -132,14 +131,6 @@ def _close(held: list[int]) -> None:
     while held:
         with contextlib.suppress(OSError):
             os.close(held.pop())
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock an open file or folder; False if another process has."""
-    try:
-        return try_lock(descriptor)
-    except OSError as error:
-        return error.errno != errno.EACCES  # others: a network file system that cannot lock this
 
 
 def read_run_config(path: Path) -> Config:

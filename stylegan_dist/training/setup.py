@@ -122,18 +122,18 @@ def open_run(config: Config, engine: Engine) -> Iterator[Run]:
 
     Raises:
         InputError: configuration, data or launch are wrong.
+        RankLost: with the ranks that are late, by name.
     """
-    run = Run(config, engine)
+    with engine.late_ranks_named():
+        run = Run(config, engine)
     exit_code = 1
     try:
-        try:
+        with engine.late_ranks_named(), contextlib.ExitStack() as opened:  # while there is a log.txt to name them in
             if run.state.nimg < run.total:
                 run.stream = run._open_stream()  # before the monitor: it forks processes, the monitor starts a thread
+                opened.callback(run.stream.close)
             run.monitor = engine.on_main(run._open_monitor) or run.monitor
             yield run
-        finally:
-            if run.stream is not None:
-                run.stream.close()
         exit_code = 0
     except Interrupted:
         exit_code = 75

@@ -18,7 +18,7 @@ from stylegan_dist.training.engine import Engine, Learner, Ranks
 from stylegan_dist.training.engine.data_parallel import FlatLearner
 from stylegan_dist.training.phases import Objective, main_share
 from stylegan_dist.training.rules import Resolved
-from stylegan_dist.training.saved import NAMES, Expected, SavedTensors, expected_of, load_state
+from stylegan_dist.training.saved import NAMES, STATE, Expected, SavedTensors, expected_of, load_state
 from stylegan_dist.training.statistics import TickStatistics
 
 
@@ -94,6 +94,8 @@ class TrainState:
         """
         try:
             facts, saved = load_state(folder), {name: SavedTensors(folder, name) for name in NAMES}
+            if {name: value for name, value in asdict(facts.data).items() if value is not None} != self.data:
+                raise InputError(f"{folder / STATE} is damaged (what it says of the data does not fit its fingerprint)")
             own = self.tensors()
             for name, learner in self.learners.items():
                 saved[name].must_fit(expected_of(own[name]))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from archives import write_tar
 from PIL import Image, features
+from test_foreign import write_tar
 
 from stylegan_dist.data.account import NAMED, Account
 from stylegan_dist.data.images import ImageOptions

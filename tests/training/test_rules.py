@@ -246,12 +246,13 @@ def test_complaints_are_one_line_with_key_and_remedy(overrides, options, parts):
         assert part in message
 
 
-@pytest.mark.parametrize("name", ["wandb_name", "wandb_project", "wandb_entity"])
+@pytest.mark.parametrize("name", ["monitor.wandb_name", "monitor.wandb_project", "monitor.wandb_entity", "run.dir",
+                                  "data.shards", "data.cache"])
 def test_a_name_with_a_secret_is_refused_and_not_repeated(name, monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", "a-long-secret")
-    for value in ("run-a-long-secret", "https://me:pw-of-me@host"):
-        with pytest.raises(InputError, match=name) as caught:
-            resolve_with(f"monitor.{name}={value}")
+    for value in ("run-a-long-secret", "me:pw-of-me@host:/x"):
+        with pytest.raises(InputError, match=f"{name} holds a secret") as caught:
+            resolve_with(f"{name}={value}")
         assert "a-long" not in str(caught.value)
         assert "pw-of-me" not in str(caught.value)
 
