@@ -22,9 +22,9 @@ from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
 from stylegan_dist.machine import supports_bf16
-from stylegan_dist.training.loop import set_arithmetic
 from stylegan_dist.training.memory import Estimate, estimate_memory
 from stylegan_dist.training.rules import resolve
+from stylegan_dist.training.setup import set_arithmetic
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches, run_phase
 

@@ -81,7 +81,7 @@ class Sums:
         fields: dict[str, dict[str, Tensor]] = {"statistics": {}, "running_means": {}, "counts": {}}
         for (field, name), value in self._values.items():
             fields[field][name] = value
-        return PhaseResult(**fields, nonfinite=nonfinite, gradient_norm=gradient_norm)
+        return PhaseResult(fields["statistics"], fields["running_means"], fields["counts"], nonfinite, gradient_norm)
 
 
 @dataclass(frozen=True)
