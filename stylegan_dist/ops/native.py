@@ -9,7 +9,6 @@ default) goes on without it if it cannot be had, `require` stops, `never` uses o
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from stylegan_dist.errors import InputError
-from stylegan_dist.ops import build
+from stylegan_dist.ops import build, fused
 
 DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -89,8 +88,7 @@ def _search() -> Native:
         if mode == "require":
             raise InputError(f"STYLEGAN_DIST_BUILD=require, but there are no native operators: {reason}") from None
         return Native((), reason)
-    for module in ("fused", "discriminator_epilogue", "fromrgb", "generator_epilogue", "winograd"):
-        importlib.import_module(f"stylegan_dist.ops.{module}").register()
+    fused.register()
     if build.has_gpu_part(library):
         return Native(("cpu", "cuda"), str(library))
     return Native(("cpu",), str(library), build.why_no_cuda(found))
@@ -124,7 +122,7 @@ def device_type(x: torch.Tensor) -> str:
     return _planned if x.is_meta else x.device.type
 
 
-def serves(x: torch.Tensor, faster_on_cpu: bool) -> bool:
+def serves(x: torch.Tensor, faster_on_cpu: bool = True) -> bool:
     """Whether a native operator takes this tensor.
 
     Args:

@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylegan_dist.ops import native
-from stylegan_dist.ops.fused import NAMESPACE
+from stylegan_dist.ops import fused, native
 
 MIN_CHANNELS = 128   # with fewer, or smaller images, the maps cost more than the multiplications that they save
 MIN_SIZE = 16
@@ -126,8 +125,7 @@ def _output_fake(products: list[Tensor], height: int, width: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=products[0].device, memory_format=torch.channels_last)
 
 
-def register() -> None:
-    """Tell PyTorch what the loaded library does not. There are no derivatives: `convolution.py` has them."""
-    torch.library.register_fake(f"{NAMESPACE}::winograd_input", _tiles_fake)
-    torch.library.register_fake(f"{NAMESPACE}::winograd_gradient", _tiles_fake)
-    torch.library.register_fake(f"{NAMESPACE}::winograd_output", _output_fake)
+# There are no derivatives: `convolution.py` has them.
+fused.define("winograd_input", _tiles_fake)
+fused.define("winograd_gradient", _tiles_fake)
+fused.define("winograd_output", _output_fake)
