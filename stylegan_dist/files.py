@@ -1,10 +1,11 @@
-"""Small files that are there whole or not at all, opening those of others, and locks."""
+"""Files: small ones that are there whole or not at all, digests, opening those of others, and locks."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -47,6 +48,19 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
+    """In hexadecimal, read in blocks. (Python 3.10, which is supported, has no hashlib.file_digest.)
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:

@@ -78,15 +78,12 @@ def _apply_file(config: Config, path: Path) -> None:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
-    if len(content) > MAX_BYTES:
-        raise InputError(f"cannot read the configuration {path}: it has more than {MAX_BYTES} bytes; is it the right file?")
-    try:
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES} bytes")
         text = content.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"cannot read the configuration {path}: byte {error.start} is not UTF-8; is it the right "
-                         "file?") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{error}; is it the right file?"
+        raise InputError(f"cannot read the configuration {path}: {reason}") from None
     try:
         values = read_yaml(text)
     except ValueError as error:
@@ -165,30 +162,23 @@ def _nearest(dotted: str, known: Sequence[str] | dict) -> str:
 
 def _convert(value: Any, wanted: Any) -> Any:
     """`value` as the wanted type; raises TypeError or ValueError rather than guess."""
-    origin = typing.get_origin(wanted)
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is Literal:
-        if value in typing.get_args(wanted):
-            return value
-        raise ValueError
+        if value not in arguments:
+            raise ValueError
+        return value
     if origin in (types.UnionType, typing.Union):
-        for option in typing.get_args(wanted):
-            try:
-                return _convert(value, option)
-            except (TypeError, ValueError):
-                continue
-        raise ValueError
+        wanted, literal = arguments  # such as int | Literal["auto"]
+        return value if value in typing.get_args(literal) else _convert(value, wanted)
     if origin is list:
         if not isinstance(value, list):
             raise TypeError
-        return [_convert(item, typing.get_args(wanted)[0]) for item in value]
-    if wanted is bool or isinstance(value, bool):
-        if wanted is bool and isinstance(value, bool):
-            return value
+        return [_convert(item, arguments[0]) for item in value]
+    if isinstance(value, bool) != (wanted is bool):
         raise TypeError
-    if wanted is float:
-        # YAML 1.1 reads 1e-8 as a string.
-        number = float(value) if isinstance(value, (int, float, str)) else None
-        if number is None or not math.isfinite(number):
+    if wanted is float and isinstance(value, (int, float, str)):  # YAML 1.1 reads 1e-8 as a string
+        number = float(value)
+        if not math.isfinite(number):
             raise ValueError
         return number
     if wanted is int and isinstance(value, float) and value.is_integer():

@@ -28,9 +28,8 @@ from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, RESOLUTIONS, DatasetI
 from stylegan_dist.data.labels import CLASS_BYTES, class_number
 from stylegan_dist.data.survey import common_form, forms_of, no_square
 from stylegan_dist.data.tar import BLOCK, TarError, is_tar, key_and_ending, members
-from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
-from stylegan_dist.files import open_regular, write_whole
+from stylegan_dist.files import file_digest, open_regular, write_whole
 from stylegan_dist.machine import available_cores
 
 _ENDINGS = ("png", "jpg", "jpeg", "webp", *ARRAY_ENCODINGS)

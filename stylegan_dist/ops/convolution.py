@@ -45,32 +45,30 @@ def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, groups:
     Returns: [N, O, (H + 2 padding - k) // stride + 1, likewise W], dtype of x or of autocast, in the memory format that
         PyTorch chooses.
     """
-    if _is_slow(x):
-        with without_autocast(x):
-            return conv2d(x.float(), weight.float(), stride, padding, groups).to(x.dtype)
-    if not _closed(x, weight, stride, groups):
-        return F.conv2d(x, weight, stride=stride, padding=padding, groups=groups)
-    x, weight = _autocast(x, weight)
-    return _apply(x, weight, (stride, padding, groups), False, (0, 0))
+    return _convolve(x, weight, (stride, padding, groups), False)
 
 
-def conv_transpose2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, output_padding: int = 0,
-                     groups: int = 1) -> Tensor:
+def conv_transpose2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, groups: int = 1) -> Tensor:
     """F.conv_transpose2d in the same way.
 
     Args:
         x: [N, I, H, W], any floating dtype.
         weight: [I, O / groups, k, k], in the dtype of x.
-        output_padding: smaller than the stride.
-    Returns: [N, O, (H - 1) stride - 2 padding + k + output_padding, likewise W].
+    Returns: [N, O, (H - 1) stride - 2 padding + k, likewise W].
     """
+    return _convolve(x, weight, (stride, padding, groups), True)
+
+
+def _convolve(x: Tensor, weight: Tensor, form: Form, transposed: bool) -> Tensor:
     if _is_slow(x):
         with without_autocast(x):
-            return conv_transpose2d(x.float(), weight.float(), stride, padding, output_padding, groups).to(x.dtype)
+            return _convolve(x.float(), weight.float(), form, transposed).to(x.dtype)
+    stride, padding, groups = form
     if not _closed(x, weight, stride, groups):
-        return F.conv_transpose2d(x, weight, stride=stride, padding=padding, output_padding=output_padding, groups=groups)
+        convolution = F.conv_transpose2d if transposed else F.conv2d
+        return convolution(x, weight, stride=stride, padding=padding, groups=groups)
     x, weight = _autocast(x, weight)
-    return _apply(x, weight, (stride, padding, groups), True, (output_padding, output_padding))
+    return _apply(x, weight, form, transposed, (0, 0))
 
 
 def _is_slow(x: Tensor) -> bool:
@@ -89,23 +87,21 @@ def _closed(x: Tensor, weight: Tensor, stride: int, groups: int) -> bool:
     return selected in ("closed", "everywhere") or native.device_type(x) in AUTO or winograd.serves(x, weight, stride, groups)
 
 
-def _has_autocast(kind: str) -> bool:
-    return kind != "meta" and torch.is_autocast_enabled(kind)
+def _has_autocast(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     """Inside, operators on the device of x compute in the dtypes of their inputs."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if _has_autocast(kind) else contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if _has_autocast(x) else contextlib.nullcontext()
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """What PyTorch does to the inputs of a convolution under autocast."""
-    kind = tensors[0].device.type
-    if not _has_autocast(kind):
-        return tensors
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+    if not _has_autocast(x) or x.dtype == torch.float64:
+        return x, weight
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype), weight.to(dtype)
 
 
 def _convolution(x: Tensor, weight: Tensor, form: Form, transposed: bool, extra: Pair) -> Tensor:

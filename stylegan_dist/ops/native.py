@@ -18,6 +18,7 @@ import torch
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.ops import build, fused
+from stylegan_dist.private import user_folder
 
 DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -72,16 +73,18 @@ def prepare() -> None:
 
 def _search() -> Native:
     mode = os.environ.get("STYLEGAN_DIST_BUILD", "auto")
-    emulate = os.environ.get("STYLEGAN_DIST_EMULATE") == "1"  # tests of the CUDA sources on a CPU
     if mode not in ("auto", "require", "never"):
         raise InputError(f"STYLEGAN_DIST_BUILD={mode}: use auto, require or never")
     try:
         found = build.Torch.at(Path(torch.__file__).parent)
-        library = build.find(found, (Path(__file__).parent, build.cache_folder()), emulate, compiles=mode != "never")
+        cache = user_folder("operators")
+        if cache is None:
+            raise build.CannotBuild("there is no private folder to keep native operators in: set XDG_CACHE_HOME or HOME")
+        library = build.find(found, (Path(__file__).parent, cache), compiles=mode != "never")
         if library is None:
             if mode == "never":
                 raise build.CannotBuild("not built, and STYLEGAN_DIST_BUILD=never")
-            library = build.build_once(found, build.cache_folder(), emulate)
+            library = build.build_once(found, cache)
         torch.ops.load_library(library)
     except (build.CannotBuild, OSError) as error:
         reason = str(error).strip().partition("\n")[0]

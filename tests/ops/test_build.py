@@ -87,7 +87,7 @@ def test_one_library_serves_many_versions(nvcc):
     assert build.why_no_cuda(old) == "no nvcc (set CUDA_HOME)"
 
 
-def test_a_library_for_gpus_is_found_where_none_can_be_compiled(nvcc, tmp_path):
+def test_a_library_for_gpus_is_found_where_none_can_be_compiled(nvcc, tmp_path, monkeypatch):
     nvcc("13.0")
     gpu, cpu = some_torch("2.11.0", "13.0"), some_torch("2.11.0", None)
     (tmp_path / build.to_build(cpu)).touch()
@@ -100,9 +100,10 @@ def test_a_library_for_gpus_is_found_where_none_can_be_compiled(nvcc, tmp_path):
     (tmp_path / "elsewhere" / build.to_build(gpu)).touch()
     nvcc(None)
     assert build.has_gpu_part(build.find(gpu, [tmp_path, tmp_path / "elsewhere"]))
-    assert build.find(gpu, [tmp_path], emulate=True) is None
     assert build.find(cpu, [tmp_path / "elsewhere", tmp_path]) == tmp_path / build.library_name("cpu")
     assert build.has_gpu_part(build.find(cpu, [tmp_path / "elsewhere"]))  # it serves a PyTorch without CUDA, too
+    monkeypatch.setattr(build, "EMULATE", True)
+    assert build.find(gpu, [tmp_path]) is None
 
 
 @pytest.mark.timeout(900)
