@@ -95,28 +95,25 @@ def _apply_file(config: Config, path: Path) -> None:
 def _flatten(node: Any, prefix: str, path: Path) -> Iterator[tuple[str, Any]]:
     if not isinstance(node, dict):
         raise InputError(f"{path}: expected `key: value` lines {'below ' + prefix if prefix else 'at the top'}")
-    sections = _sections()
     for key, value in node.items():
         word = key if isinstance(key, str) else shorten(key)
         dotted = f"{prefix}.{word}" if prefix else word
-        if dotted in sections:
+        if _keys_of(dotted):
             yield from _flatten(value if value is not None else {}, dotted, path)
         else:
             yield dotted, value
 
 
-def _sections() -> set[str]:
-    keys = [key for key, _, _ in _knobs(Config(), "")]
-    return {".".join(parts[:n]) for key in keys for parts in [key.split(".")] for n in range(1, len(parts))}
+def _keys_of(section: str) -> list[str]:
+    return [key for key, _, _ in _knobs(Config(), "") if key.startswith(f"{section}.")]
 
 
 def _set(config: Config, dotted: str, value: Any, origin: str, text: str | None = None) -> None:
     """Set one knob; one that holds text takes `text` as it was typed, so that run.dir=007 is not octal."""
     known = {key: (owner, knob) for key, owner, knob in _knobs(config, "")}
     if dotted not in known:
-        if dotted in _sections():
-            raise InputError(f"{dotted} {origin} is a section; set one of its keys, for example "
-                             f"{next(key for key in known if key.startswith(dotted + '.'))}")
+        if inside := _keys_of(dotted):
+            raise InputError(f"{dotted} {origin} is a section; set one of its keys, for example {inside[0]}")
         raise InputError(f"unknown configuration key {shorten(dotted)} {origin}; the nearest is {_nearest(dotted, known)!r} "
                          "(stylegan-dist train --help-config lists all)")
     owner, knob = known[dotted]

@@ -14,7 +14,7 @@ from stylegan_dist.ops.bias_act import LRELU_GAIN, LRELU_SLOPE, bias_act_referen
 MAX_CHANNELS = 4
 
 
-def fromrgb(x: Tensor, weight: Tensor, bias: Tensor | None = None, gain: float = 1.0, clamp: float | None = None) -> Tensor:
+def fromrgb(x: Tensor, weight: Tensor, bias: Tensor | None = None, clamp: float | None = None) -> Tensor:
     """`bias_act` with "lrelu" of the 1x1 convolution of images, in one pass over memory.
 
     Natively, weights keep their precision, and features are computed again in the backward pass rather than read.
@@ -22,7 +22,7 @@ def fromrgb(x: Tensor, weight: Tensor, bias: Tensor | None = None, gain: float =
     Args:
         x: [N, K, H, W] in any floating dtype, K = 1 to 4 for the native operator.
         weight: [C, K, 1, 1] in full precision.
-        bias, gain, clamp: as of `bias_act`.
+        bias, clamp: as of `bias_act`.
     Returns: [N, C, H, W], dtype and memory format of x.
     """
     if native.serves(x) and x.shape[1] <= MAX_CHANNELS:
@@ -31,14 +31,14 @@ def fromrgb(x: Tensor, weight: Tensor, bias: Tensor | None = None, gain: float =
         affine = torch.cat((weight.flatten(1).to(wide), column.to(wide)[:, None]), dim=1)
         # Images of one channel have both formats; their strides tell which one is meant.
         channels_last = x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last)
-        return fused.call("fromrgb", x, affine, channels_last, LRELU_SLOPE, LRELU_GAIN * gain, fused.bound(clamp, gain))
-    return fromrgb_reference(x, weight, bias, gain, clamp)
+        return fused.call("fromrgb", x, affine, channels_last, LRELU_SLOPE, LRELU_GAIN, fused.bound(clamp))
+    return fromrgb_reference(x, weight, bias, clamp)
 
 
-def fromrgb_reference(x: Tensor, weight: Tensor, bias: Tensor | None, gain: float, clamp: float | None) -> Tensor:
+def fromrgb_reference(x: Tensor, weight: Tensor, bias: Tensor | None, clamp: float | None) -> Tensor:
     """The same in plain PyTorch; weight and bias are cast to the dtype of x."""
     features = convolution.conv2d(x, weight.to(x.dtype)).to(x.dtype)  # autocast computes it in another
-    return bias_act_reference(features, bias, "lrelu", gain, clamp)
+    return bias_act_reference(features, bias, "lrelu", 1.0, clamp)
 
 
 # Natively, with A = [weight, bias] and images that have a constant one as last channel, (i, 1):

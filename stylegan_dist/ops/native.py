@@ -1,9 +1,9 @@
 """Which path the operators take, and why: the native library ("fused"), plain PyTorch ("reference"), or that with the
 convolutions of `convolution.py` ("closed"), which are PyTorch's too, but ordered as GPUs like it.
 
-The library is looked for in this folder (put there by `pip install`), then in the cache folder, where the first
-use compiles it; who selects a path of PyTorch does not look for it. `STYLEGAN_DIST_BUILD` says whether: `auto` (the
-default) goes on without it if it cannot be had, `require` stops, `never` uses only what is already there.
+The library is searched in this folder, where `pip install` puts it, then in the cache folder, where the first use compiles
+it. The paths of PyTorch do not search for it. `STYLEGAN_DIST_BUILD=auto` (the default) goes on without a library, `require`
+stops, `never` compiles nothing.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ OPERATORS = {  # of x, bias, and for some a residual or an image
     "g_filter": lambda x, b, d, s: generator(x, b, d, s, None, True),
     "g_rgb": lambda x, b, d, w: generator(x, b, d, None, w, False),
     "g_both": lambda x, b, d, s, w: generator(x, b, d, s, w, False),
-    "fromrgb": lambda b, x, w: ops.fromrgb(x, w, b, 0.7, 0.9),
+    "fromrgb": lambda b, x, w: ops.fromrgb(x, w, b, 0.9),
 }
 
 
