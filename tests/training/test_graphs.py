@@ -97,7 +97,7 @@ def test_replayed_phases_equal_ordinary_ones(case: str, labelled_shards: Path, m
     recorder = TapeRecorder([name for name in FORBIDDEN if not (conditional and name in ONLY_ON_CPUS)])
     plain, recorded = (Run(labelled_shards, r, *CASES[case]) for r in (None, recorder))
     for run in (plain, recorded):
-        monkeypatch.setattr(resample, "_low_pass", constant(resample._low_pass.__wrapped__))  # as in a new process
+        monkeypatch.setattr(resample, "low_pass", constant(resample.low_pass.__wrapped__))  # as in a new process
         run.train(10)
     assert recorder.records == len(plain.state.phases)
     assert recorder.replays == sum(-(-10 // phase.interval) - WARM_UP for phase in plain.state.phases)
