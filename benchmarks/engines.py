@@ -92,8 +92,8 @@ def measure(args: argparse.Namespace) -> None:
     from stylegan_dist.data.batches import Batch
     from stylegan_dist.data.index import DatasetIndex, Shard
     from stylegan_dist.training.engine import Engine
-    from stylegan_dist.training.loop import set_arithmetic
     from stylegan_dist.training.rules import resolve
+    from stylegan_dist.training.setup import set_arithmetic
     from stylegan_dist.training.state import TrainState
     from stylegan_dist.training.step import micro_batches, run_phase
 

@@ -22,9 +22,9 @@ from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
 from stylegan_dist.machine import supports_bf16
-from stylegan_dist.training.loop import set_arithmetic
 from stylegan_dist.training.memory import Estimate, estimate_memory
 from stylegan_dist.training.rules import resolve
+from stylegan_dist.training.setup import set_arithmetic
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches, run_phase
 
@@ -100,7 +100,7 @@ def compare(resolution: int, overrides: tuple[str, ...], device: torch.device) -
 
 def step(state: TrainState, batch: Batch) -> None:
     """Every phase, once."""
-    device = state.objective.path_mean.device
+    device = state.objective.device
     parts = micro_batches(batch, state.config.run.batch_gpu, False, device)
     for phase in state.phases:
         run_phase(state, phase, parts)

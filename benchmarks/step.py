@@ -47,8 +47,8 @@ from stylegan_dist.ops import native  # noqa: E402
 from stylegan_dist.training.compiled import compile_networks, networks_to_compile  # noqa: E402
 from stylegan_dist.training.engine import Engine  # noqa: E402
 from stylegan_dist.training.engine.graphs import WARM_UP, CudaRecorder, GraphLearner  # noqa: E402
-from stylegan_dist.training.loop import set_arithmetic  # noqa: E402
 from stylegan_dist.training.rules import Resolved, resolve  # noqa: E402
+from stylegan_dist.training.setup import set_arithmetic  # noqa: E402
 from stylegan_dist.training.state import TrainState  # noqa: E402
 from stylegan_dist.training.step import micro_batches, run_phase  # noqa: E402
 

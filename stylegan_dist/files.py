@@ -74,12 +74,19 @@ def regular_descriptor(path: str | os.PathLike) -> int:
     return descriptor
 
 
-def try_lock(file: int) -> bool:
-    """Whether this process has a file's exclusive lock now. Raises OSError where a file system has no locks."""
+def try_lock(file: int, needed: bool = True) -> bool:
+    """Whether this process has the exclusive lock of a file or folder now.
+
+    Args:
+        needed: raise OSError where a file system has no locks; else go on as if it were locked.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # as network file systems say that another process has it
         return False
+    except OSError:
+        if needed:
+            raise
     return True
 
 

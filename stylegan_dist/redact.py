@@ -10,8 +10,10 @@ _WORDS = r"(?:api_?key|access_?key|private_?key|secret|token|passwd|password|cre
 _NAME = re.compile(rf"(?<![a-z]){_WORDS}s?(?![a-z])", re.IGNORECASE)      # api_key, HF_TOKEN; not "tokenizer"
 # scheme://user:password@host; also with a slash in the password, which then is no number as a port is.
 _URL_USER = re.compile(r"(?<=://)(?:[^/@\s]+|[^/@\s:]*:(?!\d+/)[^@\s]*)(?=@)")
-_URL_QUERY = re.compile(rf"([?&][^=&\s]*(?:{_WORDS}|\bsig)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
-_URL_REST = re.compile(r"(?<=://)([^\s'\"<>?#]*)[?#][^\s'\"<>]*")
+# user:password@host:path as scp has it, and //user:password@host
+_BARE_USER = re.compile(r"(?<![\w./+:-])(?:[\w.+-]+:(?!//)[^\s'\"<>]*(?=@[^\s/@]*:)|//[^/@\s:]*:[^\s'\"<>]*(?=@))")
+_URL_QUERY = re.compile(rf"([?&;][^=&;\s]*(?:{_WORDS}|\bsig)[^=&;\s]*=)[^&;\s]+", re.IGNORECASE)
+_URL_REST = re.compile(r"(?<=://)([^\s'\"<>?#;]*)(?:[?#]|;(?=\S))[^\s'\"<>]*")
 _ODD_PORT = re.compile(r"(?<=://)(?!arn:|\[)[^/@\s:]*:(?!\d*(?:[/\s'\"]|$))[^/@\s'\"]*")
 _PATH = re.compile(r"(?<=[^/:])/.*", re.DOTALL)  # what follows the host
 MASK = "***"
@@ -33,7 +35,7 @@ def redact(value, name: str = ""):
         return value
     if _NAME.search(name):
         return MASK
-    value = _URL_QUERY.sub(rf"\1{MASK}", _URL_USER.sub(MASK, value))
+    value = _URL_QUERY.sub(rf"\1{MASK}", _BARE_USER.sub(MASK, _URL_USER.sub(MASK, value)))
     for variable, content in os.environ.items():
         if _NAME.search(variable):
             secret = content
@@ -58,11 +60,15 @@ def mask_location(location: str) -> str:
 
 
 def carries_secret(url: str) -> bool:
-    """Whether a URL has a user or password, a query or a fragment, also where they are percent-encoded.
+    """Whether a URL has a user or password, a query, parameters or a fragment, also where they are percent-encoded.
+
+    So has what is no URL and yet names a user and a password in front of a host.
 
     A `?` that can only be a wildcard of a pattern is none: where no "=" follows, and for http only before what a number or
     an ending of shards can hold.
     """
+    if "://" not in url:
+        return bool(_BARE_USER.search(url))
     plain = _PATH.sub(lambda path: re.sub("%40|%23", "", path[0]), url)  # in a name these are the letters @ and #
     scheme, _, rest = unquote(plain).partition("://")
     host = rest.partition("/")[0]
@@ -73,6 +79,6 @@ def carries_secret(url: str) -> bool:
         return True
     if "@" in host:  # of hf, a revision comes later
         return True
-    if re.search(r"\?.*=", rest, re.DOTALL):
+    if re.search("[?;].*=", rest, re.DOTALL):
         return True
     return web and bool("#" in rest or re.search(r"\?(?![][?*{},.\d_-]*(?:\.tar)?(?:/|$))", rest))

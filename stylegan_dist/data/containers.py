@@ -128,15 +128,16 @@ class Archive:
         """Every file: name -> what tells one version of it from another (its size and CRC-32)."""
         try:
             with zipfile.ZipFile(self.path) as archive:
-                infos = [info for info in archive.infolist() if not info.is_dir()]
+                members = archive.infolist()
         except OSError:
             raise
         except Exception as error:  # zipfile has many kinds for damaged bytes
             raise InputError(f"{self.path} cannot be read: {error}") from None
-        first = min((info.header_offset for info in infos), default=0)
+        first = min((info.header_offset for info in members), default=0)  # a folder, where whole folders were archived
         if first and self._begins_with_a_member():  # `cat a.zip b.zip`: the table of contents at the end names those of b only
             raise InputError(f"{self.path} cannot be read: {first} bytes before its first file are not in its table of "
                              "contents, as where several zips were joined: unpack each into one folder, and give that")
+        infos = [info for info in members if not info.is_dir()]
         self.met = len(infos)
         for number, info in enumerate(infos):
             _place(info.filename, info, number, self._members, self.left_out)

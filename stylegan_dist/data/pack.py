@@ -8,8 +8,6 @@ any number of interruptions. Each worker writes whole shards. A finished shard h
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -41,7 +39,7 @@ from stylegan_dist.data.shard_writer import (
 )
 from stylegan_dist.data.sources import LABEL_MODES, Listing, Source, open_source
 from stylegan_dist.errors import InputError, Interrupted
-from stylegan_dist.files import write_whole
+from stylegan_dist.files import try_lock, write_whole
 from stylegan_dist.machine import available_cores
 from stylegan_dist.randomness import SEED_LIMIT, permutation
 from stylegan_dist.records import Digest, read_record
@@ -183,13 +181,7 @@ def _lock(out: Path, overwrite: bool) -> Iterator[None]:
     descriptor = os.open(out, os.O_RDONLY)
     try:
         deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    break  # a file system without locks
+        while not try_lock(descriptor, needed=False):
             if time.monotonic() > deadline:
                 raise InputError(f"another process is packing into {out}: wait for it or choose another folder")
             time.sleep(0.05)

@@ -4,7 +4,7 @@ A location decides by its scheme alone which driver reads it: fsspec's chains ("
 others are never used, because with them a location could run code or reach files that it does not name.
 
 Network faults are ordinary: every access is tried again with growing, jittered pauses before it becomes
-an `InputError` that names the place and the cause.
+an `InputError` that names the place and the cause. What is refused, or no request at all, is told at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import fsspec
 from braceexpand import braceexpand
@@ -45,6 +46,7 @@ _WRAPPING = ("reference", "simplecache", "filecache", "blockcache", "cached", "z
 _IPV6 = re.compile(r"://\[[0-9a-fA-F:.]*:[0-9a-fA-F:.]*\]")
 _WEB = ("http", "https")
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ESPIPE)  # trying again does not help
+_DENIED = (401, 403, 407)                                          # nor after these answers of a web server
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_THERE = "there is no such file"
 _RESULT = TypeVar("_RESULT")
@@ -90,14 +92,14 @@ def check_location(location: str, index: str = "") -> None:
             return
         raise InputError(f"{where} {command[1]}:{'...' if command[1] == 'pipe' else ''}, which is no URL: give folders, or "
                          "URLs that begin like s3:// or https://; commands are never run")
-    scheme, url, _ = location.partition("://")
+    scheme = location.partition("://")[0]
     if is_remote(location) and ("::" in _IPV6.sub("://", location) or scheme in _WRAPPING):
         raise InputError(f"{where} {mask_location(location)}: chained URLs (::) and file systems inside others are not read; "
                          "several files are named with braces and wildcards")
-    if url and carries_secret(location):
-        raise InputError(f"the URL {mask_location(location)} carries a password, a token or a signature, which would be stored "
-                         "and shown: give credentials to the storage driver through its environment variables or files instead "
-                         "(in the name of a file write %40 for @ and %23 for #)")
+    if carries_secret(location):
+        raise InputError(f"the place {mask_location(location)} carries a password, a token or a signature, which would be "
+                         "stored and shown: give credentials to the storage driver through its environment variables or files "
+                         "instead (in the name of a file write %40 for @ and %23 for #)")
     if not is_remote(location):
         if index and is_remote(index):
             raise InputError(f"{where} {location}, a folder of this machine, although the index itself comes from elsewhere; "
@@ -134,6 +136,9 @@ def expand(pattern: str) -> list[str]:
         if not has_wildcards(location):
             found.append(location)
             continue
+        if any("**" in step and step != "**" for step in location.split("/")):
+            raise InputError(f"cannot list {mask_location(location)}: ** must stand alone between slashes; write * for a part "
+                             "of a name")
         matches = retrying(partial(_glob, location), f"list {location}")
         if not matches:
             raise InputError(f"nothing matches {location}: correct the pattern")
@@ -260,12 +265,17 @@ def retrying(action: Callable[[], _RESULT], what: str, where: Callable[[Exceptio
             cause = f"{what}{where(error)}: {_cause(error)}"
             if isinstance(error, OSError) and error.errno in _FULL:  # the local disk: the caller knows what to do
                 raise
-            if isinstance(error, OSError) and error.errno in _REFUSED:
+            answer = getattr(error.__cause__ if isinstance(error, FileNotFoundError) else error, "status", None)
+            if answer in _DENIED or isinstance(error, _WebPage) or (isinstance(error, OSError) and error.errno in _REFUSED):
                 raise InputError(f"cannot {cause}") from None
         if attempt < ATTEMPTS:
             time.sleep(FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
     raise InputError(f"cannot {cause} ({ATTEMPTS} attempts in {time.monotonic() - began:.0f} s); check that the file is there "
                      "and whole, the disk or the network, and the credentials")
+
+
+class _WebPage(ValueError):
+    """A page for people came instead of a file."""
 
 
 class _Watch(Callback):
@@ -294,8 +304,8 @@ def _checked(check: Callable[[], object], path: str | os.PathLike) -> None:
         with open(path, "rb") as file:
             if not re.match(rb"\s*<(!doctype html|html)", file.read(200), re.IGNORECASE):
                 raise
-        raise ValueError("what came is a web page, not the file: the server may ask for a login, or explain an error there"
-                         ) from None
+        raise _WebPage("what came is a web page, not the file: the server may ask for a login, or explain an error there"
+                       ) from None
 
 
 def _cause(error: Exception) -> str:
@@ -341,6 +351,8 @@ def _open(location: str, most_seconds: float | None = None) -> tuple[fsspec.Abst
         if scheme in _WEB:
             import aiohttp
 
+            if not (parts := urlsplit(location)).hostname or parts.port == 0:  # raises ValueError where it is no URL
+                raise ValueError("it names no server")
             # Its own limit is on the whole request, whatever the size; ours are on silence. Proxies as curl takes them.
             timeout = aiohttp.ClientTimeout(total=most_seconds, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
             options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}

@@ -36,6 +36,7 @@ class Native:
     devices: tuple[str, ...]      # device types that the library serves; none: it is not there
     reason: str                   # one line: where it is, or why it is not there
     reason_no_cuda: str = ""
+    promised: tuple[str, ...] = ()  # device types that it will serve once it is compiled
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class OpsPath:
 
 
 _found: Native | None = None  # plain, not functools.cache: torch.compile reads it as it is
+_compiles = True
 _selected = "auto"
 _planned = ""  # the device type that meta tensors stand for; none: they take the reference
 
@@ -63,6 +65,19 @@ def native() -> Native:
     if _found is None:
         _found = _search()
     return _found
+
+
+@contextlib.contextmanager
+def not_compiling() -> Iterator[None]:
+    """A library that is not there is only promised inside."""
+    global _found, _compiles
+    _compiles = False
+    try:
+        yield
+    finally:
+        _compiles = True
+        if _found and _found.promised:
+            _found = None
 
 
 def prepare() -> None:
@@ -82,6 +97,9 @@ def _search() -> Native:
         if library is None:
             if mode == "never":
                 raise build.CannotBuild("not built, and STYLEGAN_DIST_BUILD=never")
+            if not _compiles and build.compiler():
+                devices = ("cpu", "cuda") if build.has_gpu_part(Path(build.to_build(found, emulate))) else ("cpu",)
+                return Native((), "not compiled yet: a run does that at its start", build.why_no_cuda(found), devices)
             library = build.build_once(found, build.cache_folder(), emulate)
         torch.ops.load_library(library)
     except (build.CannotBuild, OSError) as error:
@@ -107,9 +125,10 @@ def path(device_type: str, wanted: str = "auto") -> OpsPath:
     if wanted == "auto" and kind not in AUTO:
         return OpsPath(otherwise, f"the native ones are not on by themselves for {kind} yet: ops.path=fused")
     found = native()
-    if not found.devices:
+    devices = found.devices or found.promised
+    if not devices:
         return OpsPath(otherwise, found.reason)
-    if kind not in found.devices:
+    if kind not in devices:
         return OpsPath(otherwise, found.reason_no_cuda)
     return OpsPath("fused", found.reason)
 
@@ -150,7 +169,7 @@ def select(name: str) -> None:
     """
     global _selected
     assert name in PATHS
-    if name in ("fused", "everywhere") and not native().devices:
+    if name in ("fused", "everywhere") and not (native().devices or native().promised):
         raise InputError(f"there are no native operators: {native().reason}")
     _selected = name
     prepare()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 from collections.abc import Mapping
 
-from stylegan_dist.errors import STOP_SIGNALS
+from stylegan_dist.errors import STOP_SIGNALS, RankLost
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class StopRequest:
-    """Remembers that this process was asked to stop. A second Ctrl-C ends it at once.
+    """Remembers that this process was asked to stop, until the end of a `with`. A second Ctrl-C ends it at once.
 
     A signal that this process was told to ignore when it started (nohup, a background job of a shell) stays ignored.
     """
@@ -28,16 +29,13 @@ class StopRequest:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def last_words(self) -> None:
-        """This process ends by itself, in seconds, and has something to say before a launcher may end it."""
-        for number in self._previous:
-            signal.signal(number, signal.SIG_IGN)
-        self._previous = {}
+    def __enter__(self) -> StopRequest:
+        return self
 
-    def close(self) -> None:
-        """Put the former handlers back."""
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # A rank that has lost the others ends by itself, and says why before a launcher may end it.
+            signal.signal(number, signal.SIG_IGN if isinstance(error, RankLost) else handler)
 
 
 def obeyed_signals(env: Mapping[str, str]) -> list[signal.Signals]:
@@ -59,10 +57,30 @@ def signals_of_launcher(env: Mapping[str, str]) -> list[str]:
 
 def why_nohup_fails(env: Mapping[str, str]) -> str | None:
     """What to do where the run was told to outlive its terminal, but its launcher will not."""
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and "SIGHUP" in signals_of_launcher(env):
+    if "SIGHUP" in signals_of_launcher(env) and _launched_by_nohup(env):
         return ("nohup has no effect on this launcher, which ends the run when its terminal goes: set "
-                "TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT where it is started")
+                "PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT where it is started")
     return None
+
+
+def _launched_by_nohup(env: Mapping[str, str]) -> bool:
+    """Whether the launcher was started by nohup, or by a process that ignores SIGHUP, such as a script under nohup.
+
+    Its ranks see nothing of that: the launcher sets a handler before it starts them, and a handler becomes the default in a
+    new program.
+    """
+    if os.path.basename(env.get("_", "")) == "nohup":  # shells note there what they start; nohup and the launcher keep it
+        return True
+    with contextlib.suppress(OSError, LookupError, ValueError):  # no /proc, or what started the launcher has ended
+        starter = int(_status(os.getppid())["PPid"])
+        return bool(int(_status(starter)["SigIgn"], 16) >> (signal.SIGHUP - 1) & 1)
+    return False
+
+
+def _status(process: int) -> dict[str, str]:
+    """What Linux tells about a process."""
+    with open(f"/proc/{process}/status", encoding="utf-8", errors="replace") as file:
+        return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
 
 
 def end_with_launcher() -> None:

@@ -25,7 +25,8 @@ WITH_SECRETS = (
     f"http://user%3A{SECRET}%40host/x", f"http://host/x%3Fsig%3D{SECRET}", f"HTTP://me:{SECRET}@host/x", f"s3://KEY:{SECRET}",
     f"ftp://me:{SECRET}@host/x", f"file://me:{SECRET}@host/x", f"pipe:curl --token {SECRET} http://host/x",
     f"http:/user:{SECRET}@host/x", f"zip://x::http://me:{SECRET}@host/x", f"{SECRET}://me:pw@host",
-    f"hf://{SECRET}@datasets/a/b",
+    f"hf://{SECRET}@datasets/a/b", f"https://host/x;token={SECRET}", f"http://host/x%3Btoken={SECRET}",
+    f"user:{SECRET}@host:/x", f"user:{SECRET}/@@host:x", f"//user:{SECRET}@host/x",
 )
 CHAINS = ("reference://::file:///x", "simplecache::http://127.0.0.1:9/x", "zip://*.tar::s3://bucket/x.zip", "reference:///x.json",
           "http://127.0.0.1:9/a.tar::http://127.0.0.1:9/b.tar", "filecache://x", "pipe:cat /etc/passwd")
@@ -103,7 +104,7 @@ def test_no_secret_of_a_location_is_shown(place, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("pattern", ["s3://b/f?ce[rst]", "http://127.0.0.1:9/part-000?.tar", "http://h:80/set?/part-*.tar",
                                      "http://h/{a,b}/x.tar", "hf://datasets/u/r@v1/x", "https://h/a@b/x", "memory://x",
-                                     "http://h:80/a%40b/x", "https://h/a%23b/x"])
+                                     "http://h:80/a%40b/x", "https://h/a%23b/x", "http://h:80/a;b/x", "a:b@3", "/a:b/c@d:e"])
 def test_what_is_no_secret(pattern):
     storage.check_location(pattern)
 

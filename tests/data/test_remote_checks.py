@@ -177,15 +177,27 @@ def test_servers_that_say_little(server, foreign, tmp_path, monkeypatch, head, f
     assert index(server, tmp_path).shards == read_index(foreign).shards
 
 
-@pytest.mark.parametrize(("fault", "cause"), [(login_page, "what came is a web page"), (refused(403), "403"),
-                                              (refused(401), "401"), (refused(503), "503"), (refused(404), "no such file")],
-                         ids=["login page", "403", "401", "503", "404"])
-def test_why_nothing_comes(server, tmp_path, fault, cause):
+@pytest.mark.parametrize(("fault", "cause", "final"), [
+    (login_page, "what came is a web page", True), (refused(403), "403", True), (refused(401), "401", True),
+    (refused(503), "503", False), (refused(404), "no such file", False),
+], ids=["login page", "403", "401", "503", "404"])
+def test_why_nothing_comes(server, tmp_path, fault, cause, final):
+    """What the server will say again is not asked again; twice: one request may be to find a file, one to fetch it."""
     server.fault = lambda name, number: fault
     with pytest.raises(InputError, match=rf"{server.url}/.*{cause}"):
         index(server, tmp_path)
     with pytest.raises(InputError, match=rf"{server.url}/index.json.*{cause}"):
         read_index(server.url)
+    most = max(server.requests.values())
+    assert most <= 2 if final else most >= storage.ATTEMPTS
+
+
+@pytest.mark.parametrize("place", ["http://[", "http://[::1/x", "http:///x", "https://host:99999/x", "http://h/a**b/*",
+                                   "s3://b/a**.tar", "/tmp/a**b/*"])
+def test_what_is_no_request_is_not_tried_again(place):
+    with pytest.raises(InputError, match=r"cannot (use|list) ") as error:
+        storage.read_bytes(storage.expand(place)[0])
+    assert "attempts" not in str(error.value)
 
 
 def test_a_connection_that_does_not_come_about(tmp_path):

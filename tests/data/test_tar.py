@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +158,16 @@ def test_the_beginning_decides(tmp_path):
     (tmp_path / "d.zip").write_bytes(data + data)  # the table of contents at the end is that of the second
     with pytest.raises(InputError, match=f"{len(data)} bytes before its first file"):
         open_container(tmp_path / "d.zip").list()
+
+
+def test_a_zip_that_begins_with_folders(tmp_path):
+    """As `zip -r` and most other tools make it of a folder."""
+    (tmp_path / "animals/cat").mkdir(parents=True)
+    (tmp_path / "animals/cat/a.png").write_bytes(b"content")
+    path = shutil.make_archive(str(tmp_path / "animals"), "zip", tmp_path, "animals")
+    with zipfile.ZipFile(path) as archive:
+        assert archive.infolist()[0].is_dir()
+    assert len(open_container(Path(path)).list()) == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 499), st.integers(0, 255)), min_size=1, max_size=5))

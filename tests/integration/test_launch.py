@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 from launching import ROOT, TIMEOUT, finished, late_entry, launcher_command, started, train_command, wait_for
+from metrics_reader import read
 from wandb_reader import read_offline_runs
 
 from stylegan_dist.cli import main
 from stylegan_dist.config import load_config
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
-from stylegan_dist.monitor.jsonl import read
 from stylegan_dist.ops import build, native
 from stylegan_dist.training.rules import resolve
 

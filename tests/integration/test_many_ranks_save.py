@@ -101,3 +101,4 @@ def test_a_rank_that_hangs_is_reported_in_time(config: str, labelled_shards: Pat
     assert "lost contact with another rank" in line
     assert re.search(rf"rank 1 \(\S+, process {workers['1']}\) does not answer.* last heard of it was \w+", line)
     assert "Traceback" not in err.partition("torch/distributed/elastic")[0]
+    assert (tmp_path / "run/log.txt").read_text().splitlines()[-1].endswith(line)

@@ -10,7 +10,7 @@ import torch
 from launching import finished
 
 from stylegan_dist.networks.layers import Arithmetic
-from stylegan_dist.ops import native
+from stylegan_dist.ops import build, native
 from stylegan_dist.tools import doctor
 
 DOCTOR = [sys.executable, "-m", "stylegan_dist.cli", "doctor"]
@@ -71,3 +71,16 @@ def test_a_run_that_requires_fused_operators_stops_without_them(elsewhere, label
     allowed = finished(train, timeout=900, **elsewhere)
     assert allowed.returncode == 0, allowed.stderr
     assert "path: reference" in allowed.stdout
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+def test_a_dry_run_compiles_nothing(labelled_shards, tmp_path):
+    """It says what a run will do, also where the configuration insists on it."""
+    train = [sys.executable, "-m", "stylegan_dist.cli", "train", f"data.shards={labelled_shards}", "run.device=cpu",
+             "run.batch=8", "generator.channel_base=256", "discriminator.channel_base=256", "--dry-run"]
+    for setting in ("ops.path=fused", "ops.require_fused=true"):
+        planned = finished([*train, setting], timeout=100, XDG_CACHE_HOME=str(tmp_path), STYLEGAN_DIST_BUILD="auto")
+        assert planned.returncode == 0, planned.stderr
+        assert "path: fused" in planned.stdout
+        assert "fused (not compiled yet: a run does that at its start)" in planned.stdout
+    assert not list(tmp_path.rglob("*"))

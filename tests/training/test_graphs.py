@@ -58,8 +58,9 @@ class Run:
             for phase in state.phases:
                 if (state.nimg // batch) % phase.interval == 0:
                     result = run_phase(state, phase, parts, {"stop": torch.tensor(float(state.nimg))})
-                    means = {name: value for name, value in result.means.items() if value.numel() == 1}
-                    self.records.append({"norm": result.gradient_norm, "bad": result.nonfinite, **means})
+                    assert result.counts["stop"] == state.nimg
+                    self.records.append({"norm": result.gradient_norm, "bad": result.nonfinite, **result.statistics,
+                                         **{f"mean of {name}": mean for name, mean in result.running_means.items()}})
                     self.notices += [result.notice] if result.notice else []
             state.ema.update(state.generator, state.nimg, batch)
             state.nimg += batch
@@ -68,7 +69,7 @@ class Run:
         files = self.state.tensors()
         found = {f"{file}.{name}": x for file, values in files.items() for name, x in values.items()}
         found |= {f"{number}.{name}": x for number, record in enumerate(self.records) for name, x in record.items()}
-        return {**found, "path_mean": self.state.objective.path_mean}
+        return {**found, "path_mean": self.state.objective.running["path_mean"]}
 
 
 def assert_same(one: Run, other: Run) -> None:
@@ -113,7 +114,7 @@ def test_a_restored_state_is_what_replays_work_on(labelled_shards: Path):
     for name, learner in recorded.state.learners.items():
         learner.restore(early.state.learners[name].parameters(), early.state.learners[name].optimizer_state())
     recorded.state.generator.w_avg.copy_(early.state.generator.w_avg)
-    recorded.state.objective.path_mean.copy_(early.state.objective.path_mean)
+    recorded.state.objective.running["path_mean"].copy_(early.state.objective.running["path_mean"])
     recorded.state.ema.restore(early.state.ema.tensors())
     recorded.state.nimg, recorded.stream, recorded.records = early.state.nimg, early.stream, early.records
     before = recorder.replays

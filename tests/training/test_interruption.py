@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sys
 
 import pytest
 import torch
+from launching import finished, launcher_command
 
 from stylegan_dist.config import Config
-from stylegan_dist.errors import STOP_SIGNALS, InputError, Interrupted, LocalInputError, LocalInterrupted
+from stylegan_dist.errors import STOP_SIGNALS, InputError, Interrupted, LocalInputError, LocalInterrupted, RankLost
 from stylegan_dist.training import loop
 from stylegan_dist.training.interruption import StopRequest, why_nohup_fails
 
@@ -24,12 +27,9 @@ def ignored(monkeypatch):
 
 
 def asked_by(number: int) -> bool:
-    stop = StopRequest()
-    try:
+    with StopRequest() as stop:
         os.kill(os.getpid(), number)
         return stop.requested
-    finally:
-        stop.close()
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -47,19 +47,42 @@ def test_what_was_ignored_stays_ignored(ignored):
 
 def test_a_launcher_that_ends_on_it_is_obeyed_and_told_of(ignored, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert "TORCHELASTIC_SIGNALS_TO_HANDLE" in why_nohup_fails(os.environ)
+    monkeypatch.setenv("_", "/usr/bin/nohup")
+    assert why_nohup_fails(os.environ)
     assert asked_by(signal.SIGHUP)
     monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT")
     assert why_nohup_fails(os.environ) is None
     assert not asked_by(signal.SIGHUP)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("inherited", "told"), [(signal.SIG_IGN, True), (signal.SIG_DFL, False)])
+def test_nohup_shows_behind_the_launcher_and_its_remedy_works(inherited, told, monkeypatch, tmp_path):
+    """torch's own launcher: its ranks inherit nothing of what it has inherited, unless it is told to leave SIGHUP alone."""
+    for name in ("_", "TORCHELASTIC_SIGNALS_TO_HANDLE", "PET_SIGNALS_TO_HANDLE"):
+        monkeypatch.delenv(name, raising=False)
+    rank = tmp_path / "rank.py"
+    rank.write_text("import os, signal, sys\nfrom stylegan_dist.training.interruption import why_nohup_fails\n"
+                    "sys.stdout.write(f'{why_nohup_fails(os.environ)}; {signal.getsignal(signal.SIGHUP).name}\\n')\n")
+    command = [*launcher_command("cpu.yaml", 2), str(rank)]
+    before = signal.signal(signal.SIGHUP, inherited)  # of this process, which starts the launcher
+    try:
+        said = finished(command).stdout
+        assert ("nohup has no effect" in said) == told
+        assert said.count("; SIG_DFL") == 2
+        if told:
+            variable, value = re.search(r"(\w+)=(\S+) where it is started", said).groups()
+            assert finished(command, **{variable: value}).stdout.count("None; SIG_IGN\n") == 2
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_launcher_does_not_cut_last_words_short():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP)
-    stop = StopRequest()
     try:
-        stop.last_words()
-        stop.close()
+        with pytest.raises(RankLost), StopRequest():
+            raise RankLost
         os.kill(os.getpid(), signal.SIGTERM)  # would end this process
     finally:
         for number, handler in zip((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), before, strict=True):
@@ -84,13 +107,12 @@ def test_a_rank_that_ends_alone_does_not_leave_the_process_group(error, left, mo
         def close(self):
             done.append("left")
 
-    class FakeTrainer:
-        def __init__(self, *args):
-            raise error("text")
+    def fail(*args):
+        raise error("text")
 
     monkeypatch.setattr(loop, "end_with_launcher", lambda: None)
     monkeypatch.setattr(loop, "Engine", FakeEngine)
-    monkeypatch.setattr(loop, "Trainer", FakeTrainer)
+    monkeypatch.setattr(loop, "open_run", fail)
     with pytest.raises(error):
         loop.train(Config())
     assert done == (["said", "left"] if left else ["said"])

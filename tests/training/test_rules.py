@@ -16,8 +16,8 @@ from stylegan_dist.config import Config, load_config, to_dict
 from stylegan_dist.config.schema import OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
+from stylegan_dist.objective.phases import Phase, main_share
 from stylegan_dist.training.build import build_optimizer
-from stylegan_dist.training.phases import Phase, main_share
 from stylegan_dist.training.rules import optimizer_arguments, resolve, steps_in
 
 PRESETS = sorted((Path(__file__).parents[2] / "launch" / "presets").glob("*.yaml"))
@@ -246,12 +246,13 @@ def test_complaints_are_one_line_with_key_and_remedy(overrides, options, parts):
         assert part in message
 
 
-@pytest.mark.parametrize("name", ["wandb_name", "wandb_project", "wandb_entity"])
+@pytest.mark.parametrize("name", ["monitor.wandb_name", "monitor.wandb_project", "monitor.wandb_entity", "run.dir",
+                                  "data.shards", "data.cache"])
 def test_a_name_with_a_secret_is_refused_and_not_repeated(name, monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", "a-long-secret")
-    for value in ("run-a-long-secret", "https://me:pw-of-me@host"):
-        with pytest.raises(InputError, match=name) as caught:
-            resolve_with(f"monitor.{name}={value}")
+    for value in ("run-a-long-secret", "me:pw-of-me@host:/x"):
+        with pytest.raises(InputError, match=f"{name} holds a secret") as caught:
+            resolve_with(f"{name}={value}")
         assert "a-long" not in str(caught.value)
         assert "pw-of-me" not in str(caught.value)
 

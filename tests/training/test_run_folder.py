@@ -13,6 +13,7 @@ import sys
 import pytest
 from tiny_states import INDEX, config_with, new_state, save, step
 
+from stylegan_dist import files
 from stylegan_dist.config import Config, to_dict
 from stylegan_dist.errors import InputError
 from stylegan_dist.training import run_folder
@@ -229,3 +230,19 @@ def test_the_configuration_of_a_folder_that_was_emptied(tmp_path):
     folder.check()
     assert to_dict(read_run_config(tmp_path / "run")) == to_dict(Config())
     folder.close()
+
+
+@pytest.mark.parametrize(("number", "needed", "locked"), [
+    (errno.EACCES, True, False), (errno.EWOULDBLOCK, False, False), (errno.ENOLCK, False, True), (errno.ENOLCK, True, None),
+])
+def test_what_file_systems_say_to_a_lock(number, needed, locked, monkeypatch):
+    """None: an error."""
+    def refuse(*_):
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    if locked is None:
+        with pytest.raises(OSError, match="refused"):
+            files.try_lock(0, needed)
+    else:
+        assert files.try_lock(0, needed) is locked

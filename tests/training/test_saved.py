@@ -115,6 +115,14 @@ def test_states_that_are_none(kind, folder):
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("made_up", [{"resolution": 16}, {"channels": 1}, {"num_classes": 3}, {
+    "array": {"dtype": "float32", "offset": [0.0] * 3, "scale": [1.0] * 3}}], ids=lambda made_up: next(iter(made_up)))
+def test_a_state_that_does_not_fit_the_data_of_its_fingerprint(made_up, folder):
+    change(folder, "state.json", lambda s: s["data"].update(made_up))
+    with pytest.raises(InputError, match=r"state\.json is damaged .what it says of the data does not fit"):
+        new_state().restore(folder)
+
+
 @pytest.mark.parametrize("value", [1e300, 10**30, -(10**400), float("nan"), 2**63 - 1])
 def test_numbers_that_tensors_cannot_hold(value, folder):
     """They are no reason to end; they may even be a diverging run's own."""
@@ -284,7 +292,7 @@ def test_the_format_is_as_it_was(optimizer, tmp_path):
     config = to_dict(original.config)
     del config["monitor"]
     (folder / "state.json").write_text(json.dumps({
-        "nimg": 4, "segment": 2, "path_mean": original.objective.path_mean.item(),
+        "nimg": 4, "segment": 2, "path_mean": original.objective.running["path_mean"].item(),
         "statistics": {"loss/g": [1.5, 2], "grad_nonfinite/g": [3, 0], "loss/d": [float("nan"), 1]},
         "data": {"fingerprint": INDEX.fingerprint, "resolution": 8, "channels": 3, "num_classes": 2}, "config": config,
     }, indent=1))

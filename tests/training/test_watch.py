@@ -55,6 +55,7 @@ def test_the_one_that_waits_for_data(ranks: list[Rank]):
     assert text.startswith("rank 2 (b, process ")
     assert "late" in text
     assert "waiting for reader 1 of 2 at 8 images" in text
+    assert "run.timeout" in text, "it may be well, and slow"
     assert "rank 1" not in text
 
 

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import weakref
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -139,15 +140,21 @@ class Engine(Ranks):
             return ""
         return f"{self.network / 1e9:.2g} GB/s per rank in an all-reduce, {machines} machine{'s' * (machines > 1)}"
 
-    def say_end(self, error: BaseException | None = None) -> str:
-        """Tell the other ranks how this one ends; returns who is late, in words, if it ends since it has lost the others."""
-        if self._watch is None:
-            return ""
-        lost = isinstance(error, RankLost)
-        late = self._watch.who_is_late(connection_closed(str(error))) if lost else ""
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        self._watch.end("the run is finished" if error is None else reason, gave_up=lost)
-        return late
+    def say_end(self, error: BaseException | None = None) -> None:
+        """Tell the other ranks how this one ends."""
+        if self._watch is not None:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            self._watch.end("the run is finished" if error is None else reason, gave_up=isinstance(error, RankLost))
+
+    @contextlib.contextmanager
+    def late_ranks_named(self) -> Iterator[None]:
+        """A RankLost in here also says who is late, where that was, and how to go on; the others hear that this rank ends."""
+        try:
+            yield
+        except RankLost as error:
+            late = "" if self._watch is None else f"; {self._watch.who_is_late(connection_closed(str(error)))}"
+            self.say_end(error)
+            raise RankLost(f"{error}{late}; the run continues from its last checkpoint") from None
 
     def close(self) -> None:
         """Leave the process group; without this some backends abort at exit. No learner is to be used after."""

@@ -112,7 +112,8 @@ class Watch:
         late = [rank for rank, note in enumerate(notes) if note["at"] == least]
         if self.rank in late:
             return [], "all ranks answer, and no other is behind: see whether the network between their machines is well"
-        return late, "; ".join(f"{self._name(rank, notes)} is late: it is {self._doing(notes[rank])}" for rank in late[:3])
+        return late, "; ".join(f"{self._name(rank, notes)} is late: it is {self._doing(notes[rank])}"
+                               for rank in late[:3]) + " (where that may take so long, set a larger run.timeout)"
 
     def _read(self) -> list[dict[str, Any]]:
         return [json.loads(text) for text in self._store.multi_get([str(rank) for rank in range(len(self._hosts))])]
