@@ -150,6 +150,7 @@ def test_disabled_by_the_environment_does_not_even_import_wandb(run, tmp_path):
     assert not (tmp_path / "wandb").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variables", [{"WANDB_MODE": "ofline"}, {"WANDB_API_KEY": f"{KEY} "}, {"WANDB_BASE_URL": "none"}])
 def test_variable_that_wandb_refuses_is_one_warning(run, tmp_path, variables):
     out = run("""
@@ -161,6 +162,7 @@ def test_variable_that_wandb_refuses_is_one_warning(run, tmp_path, variables):
     assert KEY not in warning
 
 
+@pytest.mark.full
 def test_names_of_the_environment(run, tmp_path):
     out = run("""
         w = tracker("offline", project="", name="")

@@ -161,6 +161,7 @@ def test_a_failure_is_remembered_for_the_others(compiler, tmp_path):
     assert not list((tmp_path / "cache").glob("*.so"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("mode", "code", "said"), [
     ("auto", 0, "reference (slow-c++ failed: error: this one is broken)"),
     ("never", 0, "reference (not built, and STYLEGAN_DIST_BUILD=never)"),
