@@ -126,7 +126,7 @@ def train(case: dict, engine: engines.Engine, draws: Draws) -> None:
                     result = run_phase(state, phase, parts)
                 assert not result.notice
                 records.append([phase.name, result.gradient_norm.item(), result.nonfinite.item(),
-                                {name: value.item() for name, value in result.means.items() if value.numel() == 1}])
+                                {name: value.item() for name, value in result.statistics.items()}])
         state.ema.update(state.generator, state.nimg, batch)
         state.nimg += batch
         for folder, steps in case.get("on_the_way", {}).items():

@@ -285,8 +285,7 @@ def _measure_phase(tracker: StorageTracker, state: TrainState, phase: Phase, par
                 parameter.grad = torch.empty_like(parameter)
         tracker.peak = tracker.alive
         for loss in phase.losses:
-            share, _ = loss(part)
-            share.backward()
+            loss(part).share.backward()
     for hook in hooks:
         hook.remove()
     network.zero_grad(set_to_none=True)

@@ -10,7 +10,7 @@ All randomness is addressed by (seed, "phase.purpose", global image number).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -23,6 +23,7 @@ from stylegan_dist.networks.layers import Arithmetic
 from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.objective.adversarial import ADVERSARIAL
 from stylegan_dist.objective.penalties import approximate_gradient_penalty, gradient_penalty, path_lengths
+from stylegan_dist.objective.result import LossResult
 
 
 @dataclass
@@ -34,7 +35,7 @@ class MicroBatch:
     index: Tensor         # int64 [n], consecutive global image numbers
 
 
-Loss = Callable[[MicroBatch], tuple[Tensor, dict[str, Tensor]]]  # -> share of the loss, shares of statistics
+Loss = Callable[[MicroBatch], LossResult]
 
 
 @dataclass(frozen=True)
@@ -105,18 +106,16 @@ class Objective:
                 result.append(Phase(name, network, interval, (regulariser,), twice, regulariser=True))
         return result
 
-    def g_main(self, real: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def g_main(self, real: MicroBatch) -> LossResult:
         """The generator's side of the game."""
         fake, labels, ws = self._generate("g_main", real)
         logits = self.logits(fake, labels)
         real_logits = self.logits(real.images, real.labels) if self.adversarial.paired else None
         loss = self.adversarial.generator(logits, real_logits)
-        return self._share(loss), {
-            "loss/g_main": self._share(loss),
-            "w_mean": ws[:, 0].sum(0) / self.batch,  # the first layer never uses the second latent
-        }
+        w_mean = ws[:, 0].sum(0) / self.batch  # the first layer never uses the second latent
+        return LossResult(self._share(loss), {"loss/g_main": self._share(loss)}, {"w": w_mean})
 
-    def g_path(self, real: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def g_path(self, real: MicroBatch) -> LossResult:
         """Path length regularisation (Karras et al. 2020, equation 4), on every n-th image.
 
         The target `a` is the running mean from before this step, a constant for all images, so that
@@ -130,27 +129,25 @@ class Objective:
         lengths = path_lengths(images, ws, direction.to(images.dtype))
         penalty = (lengths - self.path_mean).square() * c.path_length_weight
         share = self._share(penalty) * c.path_length_shrink
-        return share * c.path_length_interval, {
-            "loss/path_length": share,
-            "path_length/mean": self._share(lengths) * c.path_length_shrink,
-        }
+        mean = self._share(lengths) * c.path_length_shrink
+        return LossResult(share * c.path_length_interval, {"loss/path_length": share}, {"path_length": mean})
 
-    def d_main(self, real: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def d_main(self, real: MicroBatch) -> LossResult:
         """The discriminator's side of the game."""
         with torch.no_grad():
             fake, labels, _ = self._generate("d_main", real)
         fake_logits = self.logits(fake, labels)
         real_logits = self.logits(real.images, real.labels)
         loss = self.adversarial.discriminator(real_logits, fake_logits)
-        return self._share(loss), {
+        return LossResult(self._share(loss), {
             "loss/d_main": self._share(loss),
             "logits/real": self._share(real_logits),
             "logits/fake": self._share(fake_logits),
             "sign/real": self._share(real_logits.sign()),
             "sign/fake": self._share(fake_logits.sign()),
-        }
+        })
 
-    def d_penalty(self, real: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def d_penalty(self, real: MicroBatch) -> LossResult:
         """R1 on real and R2 on generated images (Mescheder et al. 2018)."""
         c = self.config
         total, stats = torch.zeros((), device=real.images.device), {}
@@ -162,7 +159,7 @@ class Objective:
                 images, labels, _ = self._generate("d_penalty", real)
             share = self._share(self._penalty("r2", images, labels, real.index)) * (c.r2_gamma / 2)
             total, stats["loss/r2"] = total + share, share
-        return total * c.penalty_interval, stats
+        return LossResult(total * c.penalty_interval, stats)
 
     def _penalty(self, name: str, images: Tensor, labels: Tensor | None, index: Tensor) -> Tensor:
         """The gradient penalty of every image, [n], or its estimate."""
@@ -176,13 +173,15 @@ class Objective:
             return approximate_gradient_penalty(d(images, labels), d(images + sigma * noise, labels), sigma)
 
     @torch.no_grad()
-    def after(self, means: dict[str, Tensor], w_avg_decay: float) -> None:
-        """Take over the running means that the global statistics of a phase carry."""
-        if (w_mean := means.pop("w_mean", None)) is not None:
-            self.generator.w_avg.copy_(w_mean.lerp(self.generator.w_avg, w_avg_decay))
-        if "path_length/mean" in means:
-            mean = means["path_length/mean"]  # one that is not finite would stay in the running mean for ever
-            self.path_mean.lerp_(torch.where(mean.isfinite(), mean, self.path_mean), self.config.path_length_decay)
+    def after(self, means: Mapping[str, Tensor], w_avg_decay: float) -> dict[str, Tensor]:
+        """Move the running means towards the global means of a phase; returns further statistics to report."""
+        if "w" in means:
+            self.generator.w_avg.copy_(means["w"].lerp(self.generator.w_avg, w_avg_decay))
+        if "path_length" not in means:
+            return {}
+        mean = means["path_length"]  # one that is not finite would stay in the running mean for ever
+        self.path_mean.lerp_(torch.where(mean.isfinite(), mean, self.path_mean), self.config.path_length_decay)
+        return {"path_length/mean": mean}
 
     def _share(self, per_image: Tensor) -> Tensor:
         return per_image.sum() / self.batch

@@ -36,10 +36,10 @@ def run_step(state: TrainState, parts: list[MicroBatch], stop: Tensor, timer: Ph
         if state.nimg // batch % phase.interval == 0:
             with timer(phase.name):
                 result = run_phase(state, phase, parts, {"stop": stop})
-            stopping = result.means.pop("stop")
+            stopping = result.counts["stop"]
             notices += [result.notice] if result.notice else []
             suffix = phase.name.removesuffix("_main")
-            state.statistics.add({**result.means, f"grad_norm/{suffix}": result.gradient_norm})
+            state.statistics.add({**result.statistics, f"grad_norm/{suffix}": result.gradient_norm})
             state.statistics.add({f"grad_nonfinite/{phase.network}": result.nonfinite}, mean=False)
     state.ema.update(state.generator, state.nimg, batch)
     state.nimg += batch
@@ -47,19 +47,19 @@ def run_step(state: TrainState, parts: list[MicroBatch], stop: Tensor, timer: Ph
 
 
 def run_phase(state: TrainState, phase: Phase, parts: list[MicroBatch],
-              riders: Mapping[str, Tensor] | None = None) -> PhaseResult:
+              counts: Mapping[str, Tensor] | None = None) -> PhaseResult:
     """One optimizer step of one network.
 
     Args:
         parts: this rank's micro-batches.
-        riders: numbers to be summed over the ranks with the gradients, so that they cost no collective.
+        counts: numbers of this rank, summed over the ranks together with the gradients, so that they cost no collective.
     """
     for name, network in state.networks.items():
         network.requires_grad_(name == phase.network)
     jobs = [Job(loss, part) for part in parts for loss in phase.losses]
     l1 = getattr(state.config.optim, phase.network).l1 if phase.interval == 1 else 0.0
-    result = state.learners[phase.network].step(jobs, riders or {}, l1, phase.second_order)
-    state.objective.after(result.means, state.config.generator.w_avg_decay)
+    result = state.learners[phase.network].step(jobs, counts or {}, l1, phase.second_order)
+    result.statistics.update(state.objective.after(result.running_means, state.config.generator.w_avg_decay))
     return result
 
 

@@ -66,9 +66,9 @@ def measure(state: TrainState, part: MicroBatch) -> dict[str, Tensor]:
             network.requires_grad_(name == phase.network)
             network.zero_grad(set_to_none=True)
         for loss in phase.losses:
-            share, statistics = loss(part)
+            share, statistics, means = loss(part)
             share.backward()
-            found |= {f"{phase.name}.{name}": value.detach() for name, value in statistics.items()}
+            found |= {f"{phase.name}.{name}": value.detach() for name, value in (*statistics.items(), *means.items())}
         found |= {f"{phase.name}.{name}": p.grad for name, p in state.networks[phase.network].named_parameters()
                   if p.grad is not None}
     return found

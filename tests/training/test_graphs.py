@@ -58,8 +58,9 @@ class Run:
             for phase in state.phases:
                 if (state.nimg // batch) % phase.interval == 0:
                     result = run_phase(state, phase, parts, {"stop": torch.tensor(float(state.nimg))})
-                    means = {name: value for name, value in result.means.items() if value.numel() == 1}
-                    self.records.append({"norm": result.gradient_norm, "bad": result.nonfinite, **means})
+                    assert result.counts["stop"] == state.nimg
+                    self.records.append({"norm": result.gradient_norm, "bad": result.nonfinite, **result.statistics,
+                                         **{f"mean of {name}": mean for name, mean in result.running_means.items()}})
                     self.notices += [result.notice] if result.notice else []
             state.ema.update(state.generator, state.nimg, batch)
             state.nimg += batch

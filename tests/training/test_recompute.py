@@ -49,7 +49,7 @@ def gradients(state: TrainState, classes: int, micro_batch: int) -> dict[str, to
             s = slice(start, start + micro_batch)
             part = MicroBatch(images[s], None if labels is None else labels[s], torch.arange(BATCH)[s])
             for loss in phase.losses:
-                share, _ = loss(part)
+                share = loss(part).share
                 share.backward()
                 result[f"{phase.name}.loss.{start}"] = share.detach()
         for name, parameter in state.networks[phase.network].named_parameters():
