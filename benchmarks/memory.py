@@ -82,7 +82,7 @@ def compare(resolution: int, overrides: tuple[str, ...], device: torch.device) -
     seconds = time.perf_counter() - begin
 
     images = torch.randint(0, 256, (resolved.config.run.batch, 3, resolution, resolution), dtype=torch.uint8)
-    batch = Batch(images, torch.full((len(images),), -1), torch.arange(len(images)))
+    batch = Batch(torch.arange(len(images)), {"sample": images, "label": torch.full((len(images),), -1)})
     if device.type == "cuda":
         state = TrainState(resolved, index, device)
         step(state, batch)  # makes the optimizers' state
@@ -100,7 +100,7 @@ def compare(resolution: int, overrides: tuple[str, ...], device: torch.device) -
 
 def step(state: TrainState, batch: Batch) -> None:
     """Every phase, once."""
-    device = state.objective.path_mean.device
+    device = state.objective.device
     parts = micro_batches(batch, state.config.run.batch_gpu, False, device)
     for phase in state.phases:
         run_phase(state, phase, parts)

@@ -6,19 +6,31 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from stylegan_dist.config.schema import Config
+from stylegan_dist.config.knobs import Change
+from stylegan_dist.config.schema import Config, config_of
 from stylegan_dist.config.text import MAX_BYTES, read_yaml
 from stylegan_dist.errors import InputError
 from stylegan_dist.paths import check_no_url, check_text, expand_home
 from stylegan_dist.ranges import Range
 from stylegan_dist.records import shorten
+
+FAMILY_KEY = "generator.family"
+
+
+class Setting(NamedTuple):
+    """A value for a knob."""
+
+    key: str
+    value: Any
+    origin: str              # where it was found, for messages
+    text: str | None = None  # as it was typed
 
 
 def load_config(preset: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -27,9 +39,9 @@ def load_config(preset: str | Path | None, overrides: Sequence[str] = ()) -> Con
     Raises:
         InputError: unreadable file, unknown key (names the nearest one), value of the wrong type or outside its range.
     """
-    config = Config()
+    settings: list[Setting] = []
     if preset is not None:
-        _apply_file(config, Path(preset))
+        settings += _read_file(Path(preset))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -38,13 +50,33 @@ def load_config(preset: str | Path | None, overrides: Sequence[str] = ()) -> Con
             value = read_yaml(text) if text else ""
         except ValueError:
             value = text
-        _set(config, key.strip(), value, origin="on the command line", text=text)
+        settings.append(Setting(key.strip(), value, "on the command line", text))
+    config = Config()
+    for setting in settings:  # it decides which knobs there are
+        if setting.key == FAMILY_KEY:
+            _set(config, setting)
+    config = config_of(config.generator.family)
+    for setting in settings:
+        _set(config, setting)
     return config
 
 
 def to_dict(config: Config) -> dict[str, dict]:
     """Nested plain values, sections first."""
     return asdict(config)
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by names such as "optim.g.lr"."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
+
+
+def changes_of(config: Config) -> dict[str, Change]:
+    """What may change, by the dotted key of every knob."""
+    return {key: knob.metadata["change"] for key, _, knob in _knobs(config, "")}
 
 
 def dump_config(config: Config) -> str:
@@ -74,7 +106,7 @@ def _knobs(node: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
             yield f"{prefix}{item.name}", node, item
 
 
-def _apply_file(config: Config, path: Path) -> None:
+def _read_file(path: Path) -> Iterator[Setting]:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -91,41 +123,40 @@ def _apply_file(config: Config, path: Path) -> None:
         values = read_yaml(text)
     except ValueError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
-    for key, value in _flatten(values or {}, "", path):
-        _set(config, key, value, origin=f"in {path}")
+    yield from _flatten(values or {}, "", path)
 
 
-def _flatten(node: Any, prefix: str, path: Path) -> Iterator[tuple[str, Any]]:
+def _flatten(node: Any, prefix: str, path: Path) -> Iterator[Setting]:
     if not isinstance(node, dict):
         raise InputError(f"{path}: expected `key: value` lines {'below ' + prefix if prefix else 'at the top'}")
-    sections = _sections()
+    sections = _sections(Config())  # the same for all families
     for key, value in node.items():
         word = key if isinstance(key, str) else shorten(key)
         dotted = f"{prefix}.{word}" if prefix else word
         if dotted in sections:
             yield from _flatten(value if value is not None else {}, dotted, path)
         else:
-            yield dotted, value
+            yield Setting(dotted, value, f"in {path}")
 
 
-def _sections() -> set[str]:
-    keys = [key for key, _, _ in _knobs(Config(), "")]
-    return {".".join(parts[:n]) for key in keys for parts in [key.split(".")] for n in range(1, len(parts))}
+def _sections(config: Config) -> set[str]:
+    return {".".join(parts[:n]) for key, _, _ in _knobs(config, "") for parts in [key.split(".")] for n in range(1, len(parts))}
 
 
-def _set(config: Config, dotted: str, value: Any, origin: str, text: str | None = None) -> None:
-    """Set one knob; one that holds text takes `text` as it was typed, so that run.dir=007 is not octal."""
+def _set(config: Config, setting: Setting) -> None:
+    """Set one knob; one that holds text takes it as it was typed, so that run.dir=007 is not octal."""
+    dotted, value, origin = setting.key, setting.value, setting.origin
     known = {key: (owner, knob) for key, owner, knob in _knobs(config, "")}
     if dotted not in known:
-        if dotted in _sections():
+        if dotted in _sections(config):
             raise InputError(f"{dotted} {origin} is a section; set one of its keys, for example "
                              f"{next(key for key in known if key.startswith(dotted + '.'))}")
         raise InputError(f"unknown configuration key {shorten(dotted)} {origin}; the nearest is {_nearest(dotted, known)!r} "
                          "(stylegan-dist train --help-config lists all)")
     owner, knob = known[dotted]
     wanted = typing.get_type_hints(type(owner))[knob.name]
-    if wanted is str and text is not None:
-        value = text
+    if wanted is str and setting.text is not None:
+        value = setting.text
     try:
         value = _convert(value, wanted)
     except (TypeError, ValueError, OverflowError):

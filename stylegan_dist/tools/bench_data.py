@@ -15,6 +15,8 @@ from tqdm import tqdm
 from stylegan_dist.data import storage
 from stylegan_dist.data.demand import open_cache
 from stylegan_dist.data.index import DatasetIndex, load_index
+from stylegan_dist.data.order import StreamPlan
+from stylegan_dist.data.readers import ReaderOptions
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError
 
@@ -53,7 +55,7 @@ def bench_data(data: str | os.PathLike, workers: Sequence[int], seconds: float =
             cache = open_cache(temporary, math.inf, index, 0)
             forget(index)
             for cold in (True, False):
-                stream = BatchStream(index, seed=0, lanes=64, block=4096, batch=batch, mirror=True, workers=number, cache=cache)
+                stream = BatchStream(index, StreamPlan(0, 64, 4096, batch, mirror=True), ReaderOptions(number), cache)
                 try:
                     found.append(_measure(stream, number, cold, seconds, batch, index.num_samples))
                 finally:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from stylegan_dist.networks.stylegan2 import Generator
+from stylegan_dist.networks.generator import Generator
 from stylegan_dist.training.engine import Learner, Sharded, assemble
 
 

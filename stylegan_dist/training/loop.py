@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from stylegan_dist.config import Config
 from stylegan_dist.data.batches import Batch
@@ -18,6 +19,7 @@ from stylegan_dist.data.stream import LOOK_SECONDS, BatchStream
 from stylegan_dist.errors import InputError, Interrupted, LocalInputError, LocalInterrupted, RankLost
 from stylegan_dist.machine import available_memory
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
+from stylegan_dist.objective.phases import MicroBatch
 from stylegan_dist.training.compiled import compile_networks
 from stylegan_dist.training.engine import Engine
 from stylegan_dist.training.engine.ranks import host_name
@@ -27,7 +29,9 @@ from stylegan_dist.training.memory import is_out_of_memory, propose_batch_gpu
 from stylegan_dist.training.plan import load_index_of
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.setup import Run, open_run
+from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches, run_phase
+from stylegan_dist.training.timing import PhaseTimer
 
 STOP_SECONDS = 10.0  # that one of several ranks waits for data after a request to stop; there may be 30 until it is killed
 
@@ -114,29 +118,40 @@ def run_loop(run: Run, stream: BatchStream) -> None:
 
 
 def step(run: Run, batch: Batch, stop_requested: bool) -> Callable[[], float]:
-    """Train both networks on one global batch. Waits for nothing that the device computes.
-
-    Returns: a function that tells how many ranks want to stop, as it is known when the device has done all this.
-    """
-    state, size, device = run.state, run.config.run.batch, run.engine.device
-    parts = micro_batches(batch, run.config.run.batch_gpu, run.resolved.conditional, device, run.index.array)
+    """Train both networks on one global batch; returns a function that tells how many ranks want to stop."""
+    device = run.engine.device
+    parts = micro_batches(batch, run.config.run.batch_gpu, run.resolved.conditional, device, run.index.kind)
     if run.to_compile:
-        run.monitor.line(compile_networks(state, run.engine, run.to_compile, parts[0]))
+        run.monitor.line(compile_networks(run.state, run.engine, run.to_compile, parts[0]))
         run.to_compile = ()
     stop = torch.full((), float(stop_requested), device=device)
+    return run.engine.read_later(train_networks(run.state, parts, stop, run.timer, run.monitor.warn))
+
+
+def train_networks(state: TrainState, parts: list[MicroBatch], stop: Tensor, timer: PhaseTimer,
+                   warn: Callable[[str], None]) -> Tensor:
+    """All phases of a step, and the average. Waits for nothing that the device computes.
+
+    Args:
+        parts: this rank's part of the global batch.
+        stop: 1 if this rank wants to stop, else 0; on the device.
+        warn: is told what a person should hear.
+    Returns: `stop`, summed over the ranks, on the device.
+    """
+    batch = state.config.run.batch
     for phase in state.phases:
-        if state.nimg // size % phase.interval == 0:
-            with run.timer(phase.name):
+        if state.nimg // batch % phase.interval == 0:
+            with timer(phase.name):
                 result = run_phase(state, phase, parts, {"stop": stop})
-            stopping = result.means.pop("stop")  # summed over the ranks
+            stopping = result.counts["stop"]
             if result.notice:
-                run.monitor.warn(result.notice)
+                warn(result.notice)
             suffix = phase.name.removesuffix("_main")
-            state.statistics.add({**result.means, f"grad_norm/{suffix}": result.gradient_norm})
+            state.statistics.add({**result.statistics, f"grad_norm/{suffix}": result.gradient_norm})
             state.statistics.add({f"grad_nonfinite/{phase.network}": result.nonfinite}, mean=False)
-    state.ema.update(state.generator, state.nimg, size)
-    state.nimg += size
-    return run.engine.read_later(stopping)
+    state.ema.update(state.generator, state.nimg, batch)
+    state.nimg += batch
+    return stopping
 
 
 # Waiting for data, and requests to stop

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -14,9 +14,9 @@ from pydantic import AfterValidator, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from stylegan_dist.data.arrays import MAX_CHANNELS, ArrayForm
-from stylegan_dist.data.index import RESOLUTIONS
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import Array, declared
+from stylegan_dist.kinds.base import MAX_CHANNELS, RESOLUTIONS
 from stylegan_dist.records import Count, Digest, read_record
 
 MANIFEST = "manifest.json"
@@ -55,26 +55,25 @@ class SavedData:
     resolution: Annotated[int, Field(ge=min(RESOLUTIONS), le=max(RESOLUTIONS))]
     channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
     num_classes: Annotated[int, Field(ge=0, le=2**31 - 1)]
-    array: ArrayForm | None = None  # of arrays; None: images
+    array: Array | None = None  # what sets of arrays and sounds declare
 
     def __post_init__(self) -> None:
         if self.resolution not in RESOLUTIONS:
             raise ValueError(f"no networks of {self.resolution} pixels exist")
-        if self.array:
-            self.array.check(self.channels)
+        declared(self.array).check(self.resolution, self.channels)
 
 
-@dataclass(frozen=True)
+@dataclass
 class SavedState:
-    """The content of state.json."""
+    """The content of state.json, the running statistics of the objective apart."""
 
     nimg: Annotated[int, Field(ge=1, le=2**63 - 1)]
     segment: Count
-    path_mean: Float32
     statistics: dict[str, tuple[Int64 | Float32, Count]]
     data: SavedData
     config: dict[str, Any]
     replaced: Count = 0  # older checkpoints do not count
+    running: dict[str, Float32] = field(default_factory=dict)  # those asked for; beside the other fields in the file
 
 
 def file_names(name: str, count: int) -> list[str]:
@@ -105,13 +104,18 @@ def read_manifest(folder: Path) -> tuple[dict[str, FileMeasure], dict[str, list[
     return files, layout
 
 
-def load_state(folder: Path) -> SavedState:
+def load_state(folder: Path, running: Collection[str] = ()) -> SavedState:
     """The content of state.json.
 
+    Args:
+        running: names of the running statistics that it must have.
     Raises:
         InputError: it is missing or damaged, or of another checkpoint than the folder's name says.
     """
     state = _read(SavedState, folder / STATE)
+    if running:
+        names = [(name, Float32) for name in running]
+        state.running = dict(vars(_read(make_dataclass("Running", names), folder / STATE)))
     if folder.name != f"nimg-{state.nimg:08d}":
         raise InputError(f"{folder / STATE} is damaged (its nimg is {state.nimg}, which is not that of the folder)")
     return state

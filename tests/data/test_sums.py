@@ -12,13 +12,12 @@ import shutil
 import time
 
 import pytest
-from batches import ORDER, same, take
+from batches import ORDER, same, stream_of, take
 from launching import wait_until
 
 from stylegan_dist.data import storage
 from stylegan_dist.data import sums as sums_module
 from stylegan_dist.data.index import load_index, load_offsets
-from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.data.sums import Sums
 from stylegan_dist.errors import LocalInputError
 
@@ -195,7 +194,7 @@ def test_it_does_not_change_the_batches(own_shards, reference):
 
 
 def test_what_comes_next_is_compared_ahead(own_shards):
-    stream = BatchStream(load_index(own_shards), **ORDER, batch=8, verify="once")
+    stream = stream_of(load_index(own_shards), **ORDER, batch=8, verify="once")
     reader = stream._reader
     next(stream)
     def all_compared() -> bool:
@@ -211,7 +210,7 @@ def test_a_pipe_in_place_of_a_shard(own_shards):
     path = own_shards / index.shards[0].name
     path.unlink()
     os.mkfifo(path)
-    stream = BatchStream(index, **ORDER, batch=8)
+    stream = stream_of(index, **ORDER, batch=8)
     with pytest.raises(LocalInputError, match="is a pipe or a device"):
         list(itertools.islice(stream, 13))
     stream.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from batches import locate
 from launching import ROOT, TIMEOUT, finished, late_entry, launcher_command, started, train_command, wait_for
 from metrics_reader import read
 from wandb_reader import read_offline_runs
@@ -126,7 +127,7 @@ def test_a_damaged_shard_ends_all(labelled_shards: Path, tmp_path: Path):
     shards = Path(shutil.copytree(labelled_shards, tmp_path / "shards"))
     index = load_index(shards)
     order = GlobalOrder([shard.samples for shard in index.shards], 0, lanes=4, block=8)
-    ((shard, _),) = order.locate(12, 1)  # in the second step, on rank 1
+    ((shard, _),) = locate(order, 12, 1)  # in the second step, on rank 1
     content = bytearray((shards / index.shards[shard].name).read_bytes())
     for offset, size, _ in load_offsets(index.shards[shard]).tolist():
         content[offset:offset + size] = bytes(size)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_cases import LAYOUTS, laid_out, numbers
+from small_networks import stylegan2_discriminator, stylegan2_generator
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.objective.penalties import gradient_penalty, path_lengths
 from stylegan_dist.ops import convolution, native, resample
 from stylegan_dist.ops.convolution import conv2d, conv_transpose2d
@@ -145,12 +145,12 @@ def penalty_gradients(network: str) -> list[torch.Tensor]:
     """Gradients of R1 by D's parameters, or of path lengths by G's, of networks of 16 pixels."""
     torch.manual_seed(1)
     if network == "d":
-        d = Discriminator(16, 3, channel_base=128, channel_max=8, mbstd_group=2).double()
+        d = stylegan2_discriminator(16, 3, channel_base=128, channel_max=8, mbstd_group=2).double()
         [torch.nn.init.normal_(p) for p in d.parameters()]
         images = numbers(0, 4, 3, 16, 16).requires_grad_(True)
         loss, parameters = gradient_penalty(d(images), images).sum(), list(d.parameters())
     else:
-        g = Generator(16, 3, channel_base=128, channel_max=8, z_dim=8, w_dim=8, mapping_layers=1).double()
+        g = stylegan2_generator(16, 3, channel_base=128, channel_max=8, z_dim=8, w_dim=8, mapping_layers=1).double()
         [torch.nn.init.normal_(p) for p in g.parameters()]
         ws = g.mapping(numbers(0, 4, 8), None)[:, None].expand(-1, g.num_ws, -1)
         noise = [numbers(i, 4, 1, *shape) for i, shape in enumerate(g.synthesis.noise_shapes)]

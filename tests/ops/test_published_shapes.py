@@ -11,7 +11,7 @@ from native_cases import assert_close, derivatives, laid_out, needs_native_opera
 
 from stylegan_dist import ops, randomness
 from stylegan_dist.config import load_config
-from stylegan_dist.networks.stylegan2 import channels_at, resolutions
+from stylegan_dist.families.stylegan2.networks import channels_at, resolutions
 from stylegan_dist.ops import native
 
 needs_native_operators()

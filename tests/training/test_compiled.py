@@ -15,10 +15,11 @@ from torch import Tensor
 
 from stylegan_dist.config import load_config
 from stylegan_dist.data.index import load_index
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.objective.phases import MicroBatch
 from stylegan_dist.training.compiled import compile_networks, why_not_compiled
 from stylegan_dist.training.engine import ALONE
-from stylegan_dist.training.phases import MicroBatch
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches
@@ -52,8 +53,8 @@ def make_state(shards: Path, *overrides: str) -> tuple[TrainState, MicroBatch]:
             if name.endswith("noise_strength"):
                 parameter.fill_(0.3)
     d, run = resolved.config.data, resolved.config.run
-    stream = BatchStream(index, seed=run.seed, lanes=d.lanes, block=d.block, batch=run.batch, workers=0, prefetch=1)
-    (part,) = micro_batches(next(stream), run.batch, resolved.conditional, torch.device("cpu"))
+    stream = BatchStream(index, StreamPlan(run.seed, d.lanes, d.block, run.batch))
+    (part,) = micro_batches(next(stream), run.batch, resolved.conditional, torch.device("cpu"), index.kind)
     return state, part
 
 
@@ -65,9 +66,9 @@ def measure(state: TrainState, part: MicroBatch) -> dict[str, Tensor]:
             network.requires_grad_(name == phase.network)
             network.zero_grad(set_to_none=True)
         for loss in phase.losses:
-            share, statistics = loss(part)
+            share, statistics, means = loss(part)
             share.backward()
-            found |= {f"{phase.name}.{name}": value.detach() for name, value in statistics.items()}
+            found |= {f"{phase.name}.{name}": value.detach() for name, value in (*statistics.items(), *means.items())}
         found |= {f"{phase.name}.{name}": p.grad for name, p in state.networks[phase.network].named_parameters()
                   if p.grad is not None}
     return found

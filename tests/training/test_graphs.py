@@ -17,6 +17,7 @@ from stylegan_dist.cli import main
 from stylegan_dist.config import load_config
 from stylegan_dist.constants import constant
 from stylegan_dist.data.index import load_index
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.ops import resample
 from stylegan_dist.training.engine import ALONE
@@ -46,8 +47,8 @@ class Run:
             for name, network in self.state.networks.items():
                 self.state.learners[name] = GraphLearner(network, self.state.optimizers[name], ALONE, recorder)
         d = self.config.data
-        self.stream = BatchStream(index, seed=self.config.run.seed, lanes=d.lanes, block=d.block,
-                                  batch=self.config.run.batch, mirror=d.mirror, workers=0, prefetch=1)
+        self.stream = BatchStream(index, StreamPlan(self.config.run.seed, d.lanes, d.block, self.config.run.batch,
+                                                    mirror=d.mirror))
         self.records: list[dict[str, float]] = []
         self.notices: list[str] = []
 
@@ -58,8 +59,9 @@ class Run:
             for phase in state.phases:
                 if (state.nimg // batch) % phase.interval == 0:
                     result = run_phase(state, phase, parts, {"stop": torch.tensor(float(state.nimg))})
-                    means = {name: value for name, value in result.means.items() if value.numel() == 1}
-                    self.records.append({"norm": result.gradient_norm, "bad": result.nonfinite, **means})
+                    assert result.counts["stop"] == state.nimg
+                    self.records.append({"norm": result.gradient_norm, "bad": result.nonfinite, **result.statistics,
+                                         **{f"mean of {name}": mean for name, mean in result.running_means.items()}})
                     self.notices += [result.notice] if result.notice else []
             state.ema.update(state.generator, state.nimg, batch)
             state.nimg += batch
@@ -68,7 +70,7 @@ class Run:
         files = self.state.tensors()
         found = {f"{file}.{name}": x for file, values in files.items() for name, x in values.items()}
         found |= {f"{number}.{name}": x for number, record in enumerate(self.records) for name, x in record.items()}
-        return {**found, "path_mean": self.state.objective.path_mean}
+        return {**found, "path_mean": self.state.objective.running["path_mean"]}
 
 
 def assert_same(one: Run, other: Run) -> None:
@@ -113,7 +115,7 @@ def test_a_restored_state_is_what_replays_work_on(labelled_shards: Path):
     for name, learner in recorded.state.learners.items():
         learner.restore(early.state.learners[name].parameters(), early.state.learners[name].optimizer_state())
     recorded.state.generator.w_avg.copy_(early.state.generator.w_avg)
-    recorded.state.objective.path_mean.copy_(early.state.objective.path_mean)
+    recorded.state.objective.running["path_mean"].copy_(early.state.objective.running["path_mean"])
     recorded.state.ema.restore(early.state.ema.tensors())
     recorded.state.nimg, recorded.stream, recorded.records = early.state.nimg, early.stream, early.records
     before = recorder.replays

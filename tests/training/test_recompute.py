@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from stylegan_dist.cli import main
 from stylegan_dist.config import load_config
 from stylegan_dist.data.index import DatasetIndex, Shard
-from stylegan_dist.training.phases import MicroBatch, full_precision
+from stylegan_dist.objective.game import full_precision
+from stylegan_dist.objective.phases import MicroBatch
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
 
@@ -49,7 +50,7 @@ def gradients(state: TrainState, classes: int, micro_batch: int) -> dict[str, to
             s = slice(start, start + micro_batch)
             part = MicroBatch(images[s], None if labels is None else labels[s], torch.arange(BATCH)[s])
             for loss in phase.losses:
-                share, _ = loss(part)
+                share = loss(part).share
                 share.backward()
                 result[f"{phase.name}.loss.{start}"] = share.detach()
         for name, parameter in state.networks[phase.network].named_parameters():

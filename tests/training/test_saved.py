@@ -292,7 +292,7 @@ def test_the_format_is_as_it_was(optimizer, tmp_path):
     config = to_dict(original.config)
     del config["monitor"]
     (folder / "state.json").write_text(json.dumps({
-        "nimg": 4, "segment": 2, "path_mean": original.objective.path_mean.item(),
+        "nimg": 4, "segment": 2, "path_mean": original.objective.running["path_mean"].item(),
         "statistics": {"loss/g": [1.5, 2], "grad_nonfinite/g": [3, 0], "loss/d": [float("nan"), 1]},
         "data": {"fingerprint": INDEX.fingerprint, "resolution": 8, "channels": 3, "num_classes": 2}, "config": config,
     }, indent=1))

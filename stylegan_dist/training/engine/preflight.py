@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 
 import stylegan_dist
-from stylegan_dist.config import Config, to_dict
+from stylegan_dist.config import Change, Config, changes_of, dotted, to_dict
 from stylegan_dist.errors import InputError, LocalInputError, RankLost
 from stylegan_dist.training.engine.choice import Choice
 from stylegan_dist.training.engine.launch_check import asks_for_cpu, number_of
@@ -46,8 +46,6 @@ SAME = {
     "numpy": "use the same environment on all machines",
     "Pillow": "use the same environment on all machines",
 }
-# Keys of the configuration that each rank may have for itself: they change where and how fast it reads and computes.
-OWN = ("data.shards", "data.workers", "data.prefetch", "data.cache", "data.cache_gb", "run.threads")
 ROUND_BYTES, ROUNDS = 2**24, 3
 
 
@@ -303,13 +301,14 @@ def set_timeout(seconds: float) -> None:
 # Configuration and data
 
 def check_agreement(ranks: Ranks, hosts: Sequence[str], config: Config, fingerprint: str) -> None:
-    """All ranks must have the same resolved configuration, `OWN` apart, and the same data.
+    """All ranks must have the same resolved configuration, knobs that ranks may have for themselves apart, and the same data.
 
     Raises:
         InputError: what differs, with the values and their ranks.
     """
-    mine = dict(dotted(to_dict(config)))
-    compared = json.dumps([[(key, value) for key, value in mine.items() if key not in OWN], fingerprint])
+    mine = dotted(to_dict(config))
+    same = [key for key, change in changes_of(config).items() if change is not Change.PER_RANK]
+    compared = json.dumps([[(key, mine[key]) for key in same], fingerprint])
     if len(set(ranks.gather(hashlib.sha256(compared.encode()).hexdigest()))) == 1:
         return
     everyone = ranks.gather([mine, fingerprint])  # only now: it is much
@@ -317,20 +316,11 @@ def check_agreement(ranks: Ranks, hosts: Sequence[str], config: Config, fingerpr
         values = [f"{c['data.shards']} with SHA-256 {data[:12]}" for c, data in everyone]
         raise InputError(f"the ranks have different data: {name_values(values, hosts)}; give all machines the same shards, "
                          "`stylegan-dist verify` says which are whole")
-    differing = [f"{key} is {name_values(values, hosts)}" for key in mine if key not in OWN
+    differing = [f"{key} is {name_values(values, hosts)}" for key in same
                  for values in [[str(c[key]) for c, _ in everyone]] if len(set(values)) > 1]
     more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
     raise InputError(f"the ranks have different configurations: {'; '.join(differing[:3])}{more}; start all of them with the "
                      "same command, and set what was auto where machines are not alike")
-
-
-def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values by names such as "optim.g.lr"."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 # Words

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,11 +28,10 @@ from stylegan_dist.training.engine.learner import (
     LossInForward,
     PhaseResult,
     Sharded,
+    Sums,
     assemble,
-    flatten,
     part_of,
     scrub,
-    unflatten,
 )
 from stylegan_dist.training.engine.ranks import COMMUNICATION, Ranks, lost_ranks_reported
 
@@ -81,11 +79,11 @@ class ZeroLearner(Learner):
         _bound_waiting(timeout)
 
     @torch.no_grad()
-    def step(self, jobs: Sequence[Job], riders: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
+    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
         self._l1 = l1
         self._norm2 = self._nonfinite = torch.zeros((), device=self.ranks.device)
         hold = second_order and self.zero.stage == 3
-        shares: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.ranks.device))
+        self._module.sums = Sums()
         with lost_ranks_reported(COMMUNICATION):
             for number, job in enumerate(jobs):
                 self._engine.set_gradient_accumulation_boundary(number == len(jobs) - 1)
@@ -94,15 +92,13 @@ class ZeroLearner(Learner):
                     share = self._engine(job, hold or self.zero.stage < 3)
                     # DeepSpeed divides the sum over the ranks by their number.
                     self._engine.backward(share * self.ranks.world_size, scale_wrt_gas=False)
-                for name, value in self._module.statistics.items():
-                    shares[name] = shares[name] + value
             self._make_acceptable()
             self._engine.step()
-        means = {**shares, **riders}
-        measured = {**means, "": torch.stack([self._norm2, self._nonfinite])}  # of this rank's part
-        sums = unflatten(self.ranks.sum(torch.cat(flatten(measured))), measured)
-        norm2, nonfinite = sums.pop("")
-        return PhaseResult(sums, nonfinite, norm2.sqrt())
+        sums = self._module.sums
+        sums.add(counts=counts)
+        # The norm and the count are of this rank's part, too.
+        line = self.ranks.sum(torch.cat([*sums.flat(), self._norm2.float().view(1), self._nonfinite.float().view(1)]))
+        return sums.replaced(line[:-2]).result(nonfinite=line[-1], gradient_norm=line[-2].sqrt())
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:

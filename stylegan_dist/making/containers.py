@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from stylegan_dist.data.tar import BLOCK, Member, TarError, is_tar, members
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import open_regular
+from stylegan_dist.making.tar import BLOCK, Member, TarError, is_tar, members
 
 # No image within Pillow's pixel limit needs more, so a larger member of a zip is a mistake or a bomb.
 MAX_FILE_BYTES = 512 << 20

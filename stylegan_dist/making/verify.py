@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from stylegan_dist.data import pool, storage
-from stylegan_dist.data.decoding import decoder
+from stylegan_dist.data import storage
 from stylegan_dist.data.index import (
     INDEX_NAME,
     NO_LABEL,
@@ -28,11 +27,12 @@ from stylegan_dist.data.index import (
     read_index,
     read_offsets,
 )
-from stylegan_dist.data.labels import CLASS_BYTES, class_number
-from stylegan_dist.data.tar import TarError, key_and_ending, members
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import open_regular
 from stylegan_dist.machine import available_cores
+from stylegan_dist.making import pool
+from stylegan_dist.making.labels import CLASS_BYTES, class_number
+from stylegan_dist.making.tar import TarError, key_and_ending, members
 
 _RESTORE = "restore the file from a copy, or pack the data again with --overwrite"
 
@@ -147,11 +147,11 @@ def _check_content(
 ) -> None:
     images, labels = _scan(content, index.encoding, shard, problems)
     if (found := sum(map(len, images.values()))) != shard.samples:
-        problems.append(Problem(shard.name, f"{found} {index.noun} are found, the index promises {shard.samples}"))
+        problems.append(Problem(shard.name, f"{found} {index.kind.noun} are found, the index promises {shard.samples}"))
     if table is None:
         return
-    values = np.empty((index.resolution, index.resolution, index.channels), index.dtype)
-    decode = decoder(index.array, index.packed)
+    values = np.empty((index.resolution, index.resolution, index.channels), index.kind.dtype)
+    decode = index.kind.decoder(strict=index.packed)
     for offset, size, label in table.tolist():
         progress.done[slot] += 1
         if progress.stopped:
@@ -167,7 +167,7 @@ def _check_content(
                 check_sample_size(size, index.most_sample_bytes)
                 decode(content[offset : offset + size], values)
             except ValueError as error:
-                problems.append(Problem(shard.name, f"the {index.noun[:-1]} cannot be used ({error})", name, offset))
+                problems.append(Problem(shard.name, f"the {index.kind.noun[:-1]} cannot be used ({error})", name, offset))
 
 
 def _check_label(

@@ -16,13 +16,14 @@ from typing import NamedTuple
 import numpy as np
 import webdataset
 
-from stylegan_dist.data import pool
-from stylegan_dist.data.account import printable
-from stylegan_dist.data.forms import Form, Values
 from stylegan_dist.data.index import NO_LABEL, Shard
-from stylegan_dist.data.sources import Item, Source
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import write_whole
+from stylegan_dist.kinds.base import Packing
+from stylegan_dist.kinds.values import Values, added
+from stylegan_dist.making import pool
+from stylegan_dist.making.account import printable
+from stylegan_dist.making.sources import Item, Source
 from stylegan_dist.records import Count
 
 WORK_FOLDER = ".pack"
@@ -43,7 +44,7 @@ class Job(NamedTuple):
 
     source: Source
     out: Path
-    form: Form
+    packing: Packing
     key_digits: int
 
 
@@ -56,21 +57,6 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class ValuesRecord:
-    """Of `Values`: a list has one number for each channel."""
-
-    count: Count
-    least: list[float]
-    greatest: list[float]
-    mean: list[float]
-    squares: list[float]
-
-    @property
-    def fits(self) -> bool:
-        return len(self.least) == len(self.greatest) == len(self.mean) == len(self.squares)
-
-
-@dataclass(frozen=True)
 class Written:
     """What came of a shard; kept in the work folder as its record."""
 
@@ -78,7 +64,7 @@ class Written:
     shard: Shard | None           # None: not one of its files could be read
     skipped: list[Skipped]
     enlarged: Count               # images that had fewer pixels
-    values: ValuesRecord | None   # of arrays
+    values: Values | None         # of arrays
     content: str = ""             # over the bytes of its files, see content_of
 
 
@@ -93,8 +79,8 @@ def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> Wri
     rows, keys, enlarged = [], [], 0
     skipped: list[Skipped] = []
     content = hashlib.sha256()
-    values = Values()
-    ending = job.form.encoding
+    values: Values | None = None
+    ending = job.packing.encoding
     try:
         # Fixed times and owners: equal images make equal tar files.
         with open(temporary, "wb") as file, webdataset.TarWriter(
@@ -105,7 +91,7 @@ def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> Wri
                 if progress.stopped:
                     return Written(False, None, skipped, 0, None)
                 try:
-                    sample = job.form.sample(_read(job, item, content))
+                    sample = job.packing.sample(_read(job, item, content))
                 except ValueError as error:
                     skipped.append(Skipped(printable(item.name), printable(str(error))))
                     progress.failed[slot] += 1
@@ -123,12 +109,10 @@ def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> Wri
                 rows.append((writer.tarstream.offset - padded, len(sample.data), label))
                 keys.append(key)
                 enlarged += sample.enlarged
-                if sample.values is not None:
-                    values.add_array(sample.values)
+                values = added(values, sample.values)
                 progress.done[slot] += 1
         shard = _publish(job.out, task.name, temporary, np.array(rows, np.int64), [f"{k}.{ending}" for k in keys])
-        result = Written(True, shard, skipped, enlarged, ValuesRecord(**values.record()) if values.count else None,
-                         content.hexdigest())
+        result = Written(True, shard, skipped, enlarged, values, content.hexdigest())
         write_whole(work / f"{task.name}.json", json.dumps(asdict(result)))
         return result
     except OSError as error:
