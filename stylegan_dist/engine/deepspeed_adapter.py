@@ -25,9 +25,10 @@ from stylegan_dist.ranks import Ranks, part_of
 
 # Private attributes of DeepSpeed's optimizer and of each parameter, by whether parameters are cut (stage 3).
 OPTIMIZER = {
-    True: ("averaged_gradients", "fp32_partitioned_groups_flat", "get_param_id", "grad_position", "norm_for_param_grads"),
-    False: ("norm_for_param_grads", "single_partition_of_fp32_groups"),
+    True: ("averaged_gradients", "fp32_partitioned_groups_flat", "get_param_id", "grad_position"),
+    False: ("single_partition_of_fp32_groups",),
 }
+OFFLOADING = ("norm_for_param_grads",)  # of an optimizer on the host
 PARAMETER = {True: ("ds_active_sub_modules", "ds_tensor"), False: ("_hp_mapping",)}
 _HELD = -1  # the number of no module
 
@@ -67,7 +68,7 @@ class DeepSpeedNetwork:
             model=module, optimizer=optimizer, dist_init_required=False, config=_settings(zero))
         self._optimizer = self._engine.optimizer
         expect(self._library.utils.groups, ("_WORLD_GROUP",))
-        expect(self._optimizer, OPTIMIZER[self._cut])
+        expect(self._optimizer, OPTIMIZER[self._cut] + OFFLOADING * zero.offload)
         for parameter in module.parameters():
             expect(parameter, PARAMETER[self._cut])
 
