@@ -17,7 +17,7 @@ import torch
 from stylegan_dist.config import Config
 from stylegan_dist.objective.phases import MicroBatch
 from stylegan_dist.ops import resample
-from stylegan_dist.training.engine import Ranks
+from stylegan_dist.ranks import Ranks
 from stylegan_dist.training.state import TrainState
 
 

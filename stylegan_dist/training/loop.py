@@ -16,13 +16,13 @@ from torch import Tensor
 from stylegan_dist.config import Config
 from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.stream import LOOK_SECONDS, BatchStream
+from stylegan_dist.engine import Engine
 from stylegan_dist.errors import InputError, Interrupted, LocalInputError, LocalInterrupted, RankLost
 from stylegan_dist.machine import available_memory
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 from stylegan_dist.objective.phases import MicroBatch
+from stylegan_dist.ranks import host_name
 from stylegan_dist.training.compiled import compile_networks
-from stylegan_dist.training.engine import Engine
-from stylegan_dist.training.engine.ranks import host_name
 from stylegan_dist.training.events import Checkpoint, Event, Samples, Tick, count_replaced, is_due, save_reals
 from stylegan_dist.training.interruption import StopRequest, end_with_launcher
 from stylegan_dist.training.memory import is_out_of_memory, propose_batch_gpu
@@ -44,8 +44,7 @@ def train(config: Config) -> None:
         Interrupted: the run was asked to stop and has saved its state.
     """
     end_with_launcher()
-    run = config.run
-    engine = Engine(run.device, run.world_size, run.threads, run.timeout, run.reduction, run.cuda_graphs)
+    engine = Engine(config.run)
     failure, free = None, available_memory(engine.device, engine.local_world_size)
     try:
         train_on(engine, config)

@@ -21,9 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stylegan_dist.data.index import DatasetIndex
+from stylegan_dist.engine.choice import BUCKET, DATA_PARALLEL, NETWORKS, Choice, Zero
 from stylegan_dist.objective.phases import MicroBatch, Phase
 from stylegan_dist.ops import native
-from stylegan_dist.training.engine.choice import BUCKET, DATA_PARALLEL, NETWORKS, Choice, Zero
 from stylegan_dist.training.rules import Resolved, micro_batch_sizes
 from stylegan_dist.training.state import TrainState
 

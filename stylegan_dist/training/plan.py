@@ -14,13 +14,13 @@ from stylegan_dist.data.demand import node_demand
 from stylegan_dist.data.index import DatasetIndex, load_index
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import blobs
+from stylegan_dist.engine.choice import choose_engine
+from stylegan_dist.engine.graphs import why_no_graphs
 from stylegan_dist.errors import InputError
 from stylegan_dist.families import family_named
 from stylegan_dist.machine import supports_bf16
 from stylegan_dist.ops import native
 from stylegan_dist.training.compiled import why_not_compiled
-from stylegan_dist.training.engine.choice import choose_engine
-from stylegan_dist.training.engine.graphs import why_no_graphs
 from stylegan_dist.training.memory import estimate_memory, planning_state
 from stylegan_dist.training.rules import Resolved, resolve, steps_in
 from stylegan_dist.training.state import TrainState

@@ -16,14 +16,14 @@ from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.demand import open_cache
 from stylegan_dist.data.readers import ReaderOptions
 from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.engine import Engine
+from stylegan_dist.engine.preflight import check_agreement
 from stylegan_dist.errors import InputError, Interrupted
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 from stylegan_dist.ops import native
 from stylegan_dist.redact import redact
 from stylegan_dist.training.checkpoint import checkpoint_folder
 from stylegan_dist.training.compiled import networks_to_compile, why_not_compiled
-from stylegan_dist.training.engine import Engine
-from stylegan_dist.training.engine.preflight import check_agreement
 from stylegan_dist.training.interruption import why_nohup_fails
 from stylegan_dist.training.plan import Execution, cache_demand, header_facts, load_index_of, stream_plan
 from stylegan_dist.training.rules import resolve, steps_in

@@ -10,15 +10,16 @@ from torch import nn
 
 from stylegan_dist.config import to_dict
 from stylegan_dist.data.index import DatasetIndex
+from stylegan_dist.engine import Engine, Learner
+from stylegan_dist.engine.data_parallel import FlatLearner
 from stylegan_dist.errors import InputError
 from stylegan_dist.families import family_named
 from stylegan_dist.networks.generator import SampleShape
 from stylegan_dist.objective.phases import main_share
+from stylegan_dist.ranks import Ranks
 from stylegan_dist.training.build import build_discriminator, build_generator, build_optimizer
 from stylegan_dist.training.checkpoint import Tensors
 from stylegan_dist.training.ema import AveragedGenerator, SpreadAverage, restore_buffers
-from stylegan_dist.training.engine import Engine, Learner, Ranks
-from stylegan_dist.training.engine.data_parallel import FlatLearner
 from stylegan_dist.training.rules import Resolved
 from stylegan_dist.training.saved import NAMES, STATE, Expected, SavedTensors, expected_of, load_state
 from stylegan_dist.training.statistics import TickStatistics

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from stylegan_dist.data.batches import Batch
+from stylegan_dist.engine import Job, PhaseResult
 from stylegan_dist.kinds import Kind
 from stylegan_dist.objective.phases import MicroBatch, Phase
-from stylegan_dist.training.engine import Job, PhaseResult
 from stylegan_dist.training.state import TrainState
 
 

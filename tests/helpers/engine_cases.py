@@ -28,17 +28,19 @@ import torch._dynamo  # likewise
 from forking import run_ranks
 from tape import FORBIDDEN, ONLY_ON_CPUS, TapeRecorder
 
+from stylegan_dist import engine as engines
 from stylegan_dist import randomness
 from stylegan_dist.config import load_config
+from stylegan_dist.config.schema import RunConfig
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.engine import PhaseResult
+from stylegan_dist.engine.choice import DATA_PARALLEL, Choice, Zero
 from stylegan_dist.objective.phases import Phase
-from stylegan_dist.training import engine as engines
+from stylegan_dist.ranks import Ranks
 from stylegan_dist.training import loop
 from stylegan_dist.training.checkpoint import save_checkpoint
-from stylegan_dist.training.engine import PhaseResult
-from stylegan_dist.training.engine.choice import DATA_PARALLEL, Choice, Zero
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches
@@ -85,7 +87,7 @@ class Draws:
             self.seen.add(f"{purpose} {number} {row}")
         return address
 
-    def taken(self, ranks: engines.Ranks) -> list[str]:
+    def taken(self, ranks: Ranks) -> list[str]:
         seen, self.seen = sorted(self.seen), set()
         return sorted({line for part in ranks.gather(seen) for line in part})
 
@@ -112,7 +114,7 @@ class Phases:
 
 def train_all(cases: list[dict]) -> None:
     """In the processes of a launch."""
-    engine = engines.Engine("cpu", threads=1, timeout=1800)
+    engine = engines.Engine(RunConfig(device="cpu", threads=1, timeout=1800))
     draws, phases = Draws(), Phases()
     for case in cases:
         train(case, engine, draws, phases)

@@ -18,8 +18,8 @@ from stylegan_dist.data.index import load_index
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.objective.phases import MicroBatch
+from stylegan_dist.ranks import ALONE
 from stylegan_dist.training.compiled import compile_networks, why_not_compiled
-from stylegan_dist.training.engine import ALONE
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches

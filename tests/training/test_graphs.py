@@ -19,9 +19,9 @@ from stylegan_dist.constants import constant
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.engine.graphs import WARM_UP, GraphLearner, why_no_graphs
 from stylegan_dist.ops import resample
-from stylegan_dist.training.engine import ALONE
-from stylegan_dist.training.engine.graphs import WARM_UP, GraphLearner, why_no_graphs
+from stylegan_dist.ranks import ALONE
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches, run_phase

@@ -16,8 +16,8 @@ from torch import nn
 from stylegan_dist.cli import main
 from stylegan_dist.config import load_config
 from stylegan_dist.data.index import DatasetIndex, Shard
+from stylegan_dist.engine.choice import Choice, Zero
 from stylegan_dist.machine import _left_in, available_memory
-from stylegan_dist.training.engine.choice import Choice, Zero
 from stylegan_dist.training.memory import Estimate, StorageTracker, estimate_memory, is_out_of_memory, propose_batch_gpu
 from stylegan_dist.training.rules import Resolved, micro_batch_sizes, resolve
 

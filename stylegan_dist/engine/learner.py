@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stylegan_dist.objective.result import LossResult
-from stylegan_dist.training.engine.ranks import Ranks
+from stylegan_dist.ranks import Ranks, Sharded, part_of
 
 LIMIT = 1e5  # infinite gradients become this large, as in Karras et al. 2020b
 
@@ -82,15 +82,6 @@ class Sums:
             return {name: value for (its, name), value in self._values.items() if its == field}
 
         return PhaseResult(of("statistics"), of("running_means"), of("counts"), nonfinite, gradient_norm)
-
-
-@dataclass(frozen=True)
-class Sharded:
-    """A tensor of the state of which each rank holds a part."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    read: Callable[[], Tensor]  # the whole tensor; all ranks must call it
 
 
 class Learner(abc.ABC):
@@ -180,22 +171,6 @@ class _Touch(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[override]
         return gradient, *(p.new_zeros(()).expand(p.shape) for p in ctx.parameters)
-
-
-def part_of(size: int, ranks: Ranks) -> tuple[int, int]:
-    """(start, length) of this rank's part of `size` values."""
-    part = -(-size // ranks.world_size)
-    start = min(ranks.rank * part, size)
-    return start, min(part, size - start)
-
-
-def assemble(shape: torch.Size, part: Tensor | None, start: int, ranks: Ranks) -> Tensor:
-    """The whole of a float32 tensor of which each rank gives its part (None: nothing of it). All ranks must call it."""
-    whole = torch.zeros(shape.numel(), dtype=torch.float32, device=ranks.device)
-    if part is not None:
-        whole[start:start + len(part)] = part
-    ranks.sum(whole.view(torch.int32))  # adding zeros to the bits keeps even -0.0
-    return whole.view(shape)
 
 
 def scrub(gradient: Tensor) -> Tensor:

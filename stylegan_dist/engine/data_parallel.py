@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from stylegan_dist.engine.learner import Job, Learner, LossInForward, PhaseResult, Sums, scrub
 from stylegan_dist.objective.result import LossResult
-from stylegan_dist.training.engine.learner import Job, Learner, LossInForward, PhaseResult, Sharded, Sums, scrub
-from stylegan_dist.training.engine.ranks import COMMUNICATION, Ranks, lost_ranks_reported
+from stylegan_dist.ranks import COMMUNICATION, Ranks, Sharded, lost_ranks_reported
 
 
 class FlatLearner(Learner):

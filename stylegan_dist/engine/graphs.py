@@ -19,9 +19,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from stylegan_dist.training.engine.data_parallel import FlatLearner
-from stylegan_dist.training.engine.learner import Job, PhaseResult, Sums
-from stylegan_dist.training.engine.ranks import Ranks
+from stylegan_dist.engine.data_parallel import FlatLearner
+from stylegan_dist.engine.learner import Job, PhaseResult, Sums
+from stylegan_dist.ranks import Ranks
 
 T = TypeVar("T")
 Replay = Callable[[], None]

@@ -1,4 +1,7 @@
-"""What the ranks of a run say to each other, gradients apart."""
+"""The ranks of a run: what they say to each other, and what is spread over them.
+
+Knows torch.distributed alone: neither Accelerate, nor DeepSpeed, nor how gradients are summed (`engine/`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -150,6 +154,31 @@ class Ranks:
         self._begun += 1
         with lost_ranks_reported():
             function(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """A tensor of the state of which each rank holds a part."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], torch.Tensor]  # the whole tensor; all ranks must call it
+
+
+def part_of(size: int, ranks: Ranks) -> tuple[int, int]:
+    """(start, length) of this rank's part of `size` values."""
+    part = -(-size // ranks.world_size)
+    start = min(ranks.rank * part, size)
+    return start, min(part, size - start)
+
+
+def assemble(shape: torch.Size, part: torch.Tensor | None, start: int, ranks: Ranks) -> torch.Tensor:
+    """The whole of a float32 tensor of which each rank gives its part (None: nothing of it). All ranks must call it."""
+    whole = torch.zeros(shape.numel(), dtype=torch.float32, device=ranks.device)
+    if part is not None:
+        whole[start:start + len(part)] = part
+    ranks.sum(whole.view(torch.int32))  # adding zeros to the bits keeps even -0.0
+    return whole.view(shape)
 
 
 def host_name() -> str:
