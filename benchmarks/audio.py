@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 
 import numpy as np
 
-from stylegan_dist.data import audio
-from stylegan_dist.data.forms import LogMelOptions
-from stylegan_dist.data.sources import open_source
+from stylegan_dist.kinds import audio
+from stylegan_dist.kinds.npy import read_array
+from stylegan_dist.kinds.sound import SoundOptions
+from stylegan_dist.making.sources import open_source
 
 
 def main() -> None:
@@ -31,8 +33,9 @@ def main() -> None:
     parser.add_argument("--window", type=int)
     parser.add_argument("--files", type=int, default=100, help="evenly out of all (default: %(default)s)")
     args = parser.parse_args()
-    source = open_source(args.source, "none", LogMelOptions.endings, LogMelOptions.noun)
-    options = LogMelOptions(resolution=args.resolution, hop=args.hop, window=args.window).completed(source)
+    source = open_source(args.source, "none", SoundOptions)
+    options = SoundOptions(resolution=args.resolution, hop=args.hop, window=args.window).completed(
+        (item.name, partial(source.read, item.name)) for item in source.items)
     form = options.log_mel
     print(form, f"{form.samples / form.sample_rate:.3f} s")
     contents = [source.read(item.name) for item in source.items[::max(1, len(source.items) // args.files)]]
@@ -48,7 +51,7 @@ def main() -> None:
         samples = audio.read_wav(data, form.samples)[1]
         clip = np.pad(samples, (0, form.samples - len(samples)))
         magnitudes = np.abs(audio.stft(clip, form))
-        stored = options.sample(data).values[0].astype(np.float64)
+        stored = read_array(options.sample(data).data, None, 1 << 30)[0].astype(np.float64)
         began = time.process_time()
         back = audio.listen(stored, form)
         seconds += time.process_time() - began
@@ -57,12 +60,17 @@ def main() -> None:
         heard = np.linalg.norm(filters @ np.abs(audio.stft(back, form)) - bands) / np.linalg.norm(bands)
         difference = np.abs(audio.log_mel(back, form) - stored)[stored > form.floor_db + 20]
         rows.append((
-            audio.spectral_convergence(audio.griffin_lim(magnitudes, form), magnitudes, form),
-            audio.spectral_convergence(back, magnitudes, form), heard, difference.mean() if len(difference) else 0.0,
+            spectral_convergence(audio.griffin_lim(magnitudes, form), magnitudes, form),
+            spectral_convergence(back, magnitudes, form), heard, difference.mean() if len(difference) else 0.0,
         ))
     for name, column in zip(("phases", "bands", "heard", "decibels"), np.transpose(rows), strict=True):
         print(f"{name:<9} mean {column.mean():.3f}   median {np.median(column):.3f}   worst {column.max():.3f}")
     print(f"{len(rows)} files; {1000 * seconds / len(rows):.0f} ms of CPU time an inverse; {rate:.0f} spectrograms/s")
+
+
+def spectral_convergence(samples: np.ndarray, magnitudes: np.ndarray, form: audio.LogMel) -> float:
+    """|| |stft(samples)| - magnitudes || / || magnitudes ||, Frobenius norms: 0 is perfect."""
+    return float(np.linalg.norm(np.abs(audio.stft(samples, form)) - magnitudes) / np.linalg.norm(magnitudes))
 
 
 if __name__ == "__main__":

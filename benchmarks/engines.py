@@ -109,7 +109,8 @@ def measure(args: argparse.Namespace) -> None:
     count = config.run.batch // engine.world_size
     first = torch.arange(engine.rank * count, (engine.rank + 1) * count)
     images = torch.randint(0, 256, (count, 3, args.resolution, args.resolution), dtype=torch.uint8)
-    parts = micro_batches(Batch(images, torch.full_like(first, -1), first), config.run.batch_gpu, False, engine.device)
+    batch = Batch(first, {"sample": images, "label": torch.full_like(first, -1)})
+    parts = micro_batches(batch, config.run.batch_gpu, False, engine.device, index.kind)
     meeting = torch.zeros(1, device=engine.device)
 
     def timed(state: TrainState, number: int) -> tuple[float, int]:

@@ -82,7 +82,7 @@ def compare(resolution: int, overrides: tuple[str, ...], device: torch.device) -
     seconds = time.perf_counter() - begin
 
     images = torch.randint(0, 256, (resolved.config.run.batch, 3, resolution, resolution), dtype=torch.uint8)
-    batch = Batch(images, torch.full((len(images),), -1), torch.arange(len(images)))
+    batch = Batch(torch.arange(len(images)), {"sample": images, "label": torch.full((len(images),), -1)})
     if device.type == "cuda":
         state = TrainState(resolved, index, device)
         step(state, batch)  # makes the optimizers' state

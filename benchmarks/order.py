@@ -48,12 +48,12 @@ def speed() -> list[str]:
         seeks = []
         for seed in range(15):
             began = time.process_time()
-            order(sets, seed).locate(10**9, 256)
+            order(sets, seed).places(10**9 + np.arange(256))
             seeks.append(time.process_time() - began)
         each = []
         for count in (256, 8):
             walked, calls, batches = order(sets, 0), 800, LOCATED_AT_ONCE // count
-            walked.locate(10**9, 256)
+            walked.places(10**9 + np.arange(256))
             own = 256 * np.arange(batches)[:, None] + np.arange(count)
             began = time.process_time()
             for call in range(calls):
@@ -77,7 +77,7 @@ def mixing() -> list[str]:
     rows = ["| lanes | block | lag 1 | lag L | batch | shards under a block |", "|---|---|---|---|---|---|"]
     for lanes, block in itertools.product((16, 64, 256), (64, 1024, 4096)):
         order = GlobalOrder([per_shard] * shards, 1, lanes, block)
-        places = np.array([shard * per_shard + sample for shard, sample in order.locate(0, n)], dtype=np.float64)
+        places = (order.places(np.arange(n)) @ [per_shard, 1]).astype(np.float64)
         rows.append(_mixing_row(f"{lanes} | {block}", places, lanes, f"{block / per_shard + 1:.1f}"))
     true = np.random.default_rng(0).permutation(n).astype(np.float64)
     rows.append(_mixing_row("true | permutation", true, 64, ""))

@@ -36,6 +36,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from stylegan_dist import randomness
 from stylegan_dist.config import Config
 from stylegan_dist.data.index import load_index
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.stylegan2.networks import Discriminator
@@ -149,8 +150,9 @@ def load_discriminator(config: Config, folder: Path, dtype: str, device: torch.d
 
 def real_images(shards: str, config: Config, count: int, num_classes: int, device: torch.device) -> MicroBatch:
     d = config.data
-    stream = BatchStream(load_index(shards), seed=config.run.seed, lanes=d.lanes, block=d.block, batch=count)
-    part, = micro_batches(next(stream), count, num_classes > 0, device)
+    index = load_index(shards)
+    stream = BatchStream(index, StreamPlan(config.run.seed, d.lanes, d.block, count))
+    part, = micro_batches(next(stream), count, num_classes > 0, device, index.kind)
     stream.close()
     return part
 

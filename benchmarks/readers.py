@@ -38,12 +38,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stylegan_dist.data.decoding import decode_into
-from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.index import load_index, load_offsets
-from stylegan_dist.data.pack import PackOptions, pack
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.kinds.decoding import decode_into
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
 
 BATCH = 32
 SIZES = (32, 256, 1024)
@@ -197,8 +198,8 @@ def memory(field: str) -> float:
 
 
 def our_batches(folder: Path, mirror: bool = False) -> Iterator[torch.Tensor]:
-    for batch in BatchStream(load_index(folder), seed=0, lanes=64, block=4096, batch=BATCH, mirror=mirror):
-        yield batch.images
+    for batch in BatchStream(load_index(folder), StreamPlan(0, 64, 4096, BATCH, mirror=mirror)):
+        yield batch["sample"]
 
 
 def webdataset_batches(folder: Path, decode: str) -> Iterator[torch.Tensor]:
@@ -297,7 +298,7 @@ def _array(image: torch.Tensor) -> np.ndarray:
 
 # (name, module, {format: how}); all but the first where they are installed.
 DECODERS = (
-    ("ours", "stylegan_dist.data.decoding", dict.fromkeys(FORMATS, lambda it, data, out: it.decode_into(data, out))),
+    ("ours", "stylegan_dist.kinds.decoding", dict.fromkeys(FORMATS, lambda it, data, out: it.decode_into(data, out))),
     ("Pillow", "PIL.Image", dict.fromkeys(FORMATS, lambda it, data, out: np.asarray(it.open(io.BytesIO(data))))),
     ("torchvision", "torchvision.io", {
         "jpg": lambda it, data, out: _array(it.decode_jpeg(_tensor(data))),

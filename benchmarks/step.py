@@ -114,7 +114,8 @@ def measure(args: argparse.Namespace) -> None:
     first = torch.arange(engine.rank * count, (engine.rank + 1) * count)
     images = torch.randint(0, 256, (count, args.channels, index.resolution, index.resolution), dtype=torch.uint8)
     labels = first % args.classes if args.classes else torch.full_like(first, -1)
-    parts = micro_batches(Batch(images, labels, first), config.run.batch_gpu, resolved.conditional, engine.device)
+    parts = micro_batches(Batch(first, {"sample": images, "label": labels}), config.run.batch_gpu, resolved.conditional,
+                          engine.device, index.kind)
 
     ways = []
     for name in names_of(args.ways, engine):

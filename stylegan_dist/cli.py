@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from stylegan_dist import __version__
 from stylegan_dist.arguments import CELLS, MANY, path, real, whole, word
 from stylegan_dist.config import describe, load_config
-from stylegan_dist.data.commands import add_index, add_pack, add_verify
 from stylegan_dist.environment import usable_environment
 from stylegan_dist.errors import (
     EXIT_BAD_INPUT,
@@ -25,6 +24,7 @@ from stylegan_dist.errors import (
 )
 from stylegan_dist.last_word import leave_last_word
 from stylegan_dist.machine import name_the_user
+from stylegan_dist.making.commands import add_index, add_pack, add_verify
 from stylegan_dist.paths import user_path
 from stylegan_dist.ranges import Range
 from stylegan_dist.redact import redact

@@ -12,8 +12,8 @@ import torch
 from clean_environment import ensure_home, forget
 from PIL import Image
 
-from stylegan_dist.data.images import ImageOptions
-from stylegan_dist.data.pack import PackOptions, pack
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
 
 forget(os.environ)  # before test files are imported; workers of pytest and processes of tests inherit it
 ensure_home(os.environ)

@@ -110,15 +110,12 @@ def _read_file(path: Path) -> Iterator[Setting]:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
-    if len(content) > MAX_BYTES:
-        raise InputError(f"cannot read the configuration {path}: it has more than {MAX_BYTES} bytes; is it the right file?")
-    try:
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES} bytes")
         text = content.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"cannot read the configuration {path}: byte {error.start} is not UTF-8; is it the right "
-                         "file?") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{error}; is it the right file?"
+        raise InputError(f"cannot read the configuration {path}: {reason}") from None
     try:
         values = read_yaml(text)
     except ValueError as error:
@@ -129,18 +126,17 @@ def _read_file(path: Path) -> Iterator[Setting]:
 def _flatten(node: Any, prefix: str, path: Path) -> Iterator[Setting]:
     if not isinstance(node, dict):
         raise InputError(f"{path}: expected `key: value` lines {'below ' + prefix if prefix else 'at the top'}")
-    sections = _sections(Config())  # the same for all families
     for key, value in node.items():
         word = key if isinstance(key, str) else shorten(key)
         dotted = f"{prefix}.{word}" if prefix else word
-        if dotted in sections:
+        if _keys_of(dotted):
             yield from _flatten(value if value is not None else {}, dotted, path)
         else:
             yield Setting(dotted, value, f"in {path}")
 
 
-def _sections(config: Config) -> set[str]:
-    return {".".join(parts[:n]) for key, _, _ in _knobs(config, "") for parts in [key.split(".")] for n in range(1, len(parts))}
+def _keys_of(section: str) -> list[str]:
+    return [key for key, _, _ in _knobs(Config(), "") if key.startswith(f"{section}.")]
 
 
 def _set(config: Config, setting: Setting) -> None:
@@ -148,9 +144,8 @@ def _set(config: Config, setting: Setting) -> None:
     dotted, value, origin = setting.key, setting.value, setting.origin
     known = {key: (owner, knob) for key, owner, knob in _knobs(config, "")}
     if dotted not in known:
-        if dotted in _sections(config):
-            raise InputError(f"{dotted} {origin} is a section; set one of its keys, for example "
-                             f"{next(key for key in known if key.startswith(dotted + '.'))}")
+        if inside := [key for key in known if key.startswith(f"{dotted}.")]:
+            raise InputError(f"{dotted} {origin} is a section; set one of its keys, for example {inside[0]}")
         raise InputError(f"unknown configuration key {shorten(dotted)} {origin}; the nearest is {_nearest(dotted, known)!r} "
                          "(stylegan-dist train --help-config lists all)")
     owner, knob = known[dotted]
@@ -196,30 +191,23 @@ def _nearest(dotted: str, known: Sequence[str] | dict) -> str:
 
 def _convert(value: Any, wanted: Any) -> Any:
     """`value` as the wanted type; raises TypeError or ValueError rather than guess."""
-    origin = typing.get_origin(wanted)
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is Literal:
-        if value in typing.get_args(wanted):
-            return value
-        raise ValueError
+        if value not in arguments:
+            raise ValueError
+        return value
     if origin in (types.UnionType, typing.Union):
-        for option in typing.get_args(wanted):
-            try:
-                return _convert(value, option)
-            except (TypeError, ValueError):
-                continue
-        raise ValueError
+        wanted, literal = arguments  # such as int | Literal["auto"]
+        return value if value in typing.get_args(literal) else _convert(value, wanted)
     if origin is list:
         if not isinstance(value, list):
             raise TypeError
-        return [_convert(item, typing.get_args(wanted)[0]) for item in value]
-    if wanted is bool or isinstance(value, bool):
-        if wanted is bool and isinstance(value, bool):
-            return value
+        return [_convert(item, arguments[0]) for item in value]
+    if isinstance(value, bool) != (wanted is bool):
         raise TypeError
-    if wanted is float:
-        # YAML 1.1 reads 1e-8 as a string.
-        number = float(value) if isinstance(value, (int, float, str)) else None
-        if number is None or not math.isfinite(number):
+    if wanted is float and isinstance(value, (int, float, str)):  # YAML 1.1 reads 1e-8 as a string
+        number = float(value)
+        if not math.isfinite(number):
             raise ValueError
         return number
     if wanted is int and isinstance(value, float) and value.is_integer():

@@ -1,1 +1,1 @@
-"""Data sets: the shard format, packing and checking, the global sample order, and the stream of batches."""
+"""Reading data sets: the index, the global sample order, storage and cache, reader processes, and the stream of batches."""

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from stylegan_dist import randomness
-from stylegan_dist.data.decoding import decoder
-from stylegan_dist.data.memory import Buffers
-from stylegan_dist.data.mixture import MixedOrder
-from stylegan_dist.data.order import GlobalOrder
+from stylegan_dist.data.memory import Layout
+from stylegan_dist.data.mixture import order_of
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.errors import InputError
 
 LOCATED_AT_ONCE = 512  # images: below some hundreds the calls of NumPy cost more than the work
 
 
-@dataclass
+@dataclass(frozen=True)
 class Batch:
-    """A rank's part of one global batch."""
+    """A rank's part of one global batch: `batch["sample"]` is [n, C, H, W], `batch["label"]` int64 [n], -1 for none."""
 
-    images: torch.Tensor  # [n, C, H, W], uint8, or the dtype of the arrays
-    labels: torch.Tensor  # int64 [n], -1 where there is none
-    index: torch.Tensor   # int64 [n], global image numbers
+    index: Tensor               # int64 [n], global image numbers
+    fields: dict[str, Tensor]   # the first dimension of each is n
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.fields[name]
 
     def pin_memory(self) -> Batch:
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.index.pin_memory())
+        return Batch(self.index.pin_memory(), {name: values.pin_memory() for name, values in self.fields.items()})
 
 
 class Replaced(NamedTuple):
@@ -49,9 +51,9 @@ class Loaded:
     """A batch, and how it came about."""
 
     batch: Batch
-    replaced: list[Replaced]
-    seconds_read: float
-    seconds_decode: float
+    replaced: list[Replaced] = field(default_factory=list)
+    seconds_read: float = 0.0
+    seconds_decode: float = 0.0
 
     def pin_memory(self) -> Loaded:
         return replace(self, batch=self.batch.pin_memory())
@@ -61,84 +63,74 @@ class BatchDataset:
     """Batches by the number of the first image of their global batch, so any reader can build any batch.
 
     Args:
-        batch: images of the global batch.
-        first: where this rank's part begins inside the global batch.
-        count: images of this rank.
         readers: processes that take turns with the batches.
     """
 
-    def __init__(self, reader: ShardReader, order: GlobalOrder | MixedOrder, *, batch: int, first: int, count: int,
-                 mirror: bool, readers: int = 1):
-        self.reader = reader
-        self.order = order
-        self.batch, self.first, self.count = batch, first, count
-        self.mirror = mirror
-        self.readers = readers
+    def __init__(self, reader: ShardReader, plan: StreamPlan, readers: int = 1):
+        self.reader, self.plan = reader, plan
+        self.order = order_of(reader.index, plan)
+        self._stride = plan.batch * readers
         self._slots: tuple[int, ...] = ()
         self._located: dict[int, list[list[int]]] = {}  # shard and sample of the images of batches to come
-        self._buffers = Buffers()
-        side, channels = reader.index.resolution, reader.index.channels
-        self._dtype, self._decode = getattr(torch, reader.index.dtype), decoder(reader.index.array, reader.index.packed)
-        self.shape = (count, side, side, channels * self._dtype.itemsize)  # of a batch, in bytes
-        self._unflipped = np.empty((side, side, channels), reader.index.dtype)  # one image
+        index = reader.index
+        form = (index.resolution, index.resolution, index.channels)
+        self._decode = index.kind.decoder(strict=index.packed)
+        self._unflipped = np.empty(form, index.kind.dtype)  # one sample
+        self.layout = Layout({"sample": ((plan.count, *form), getattr(torch, index.kind.dtype)),
+                              "label": ((plan.count,), torch.int64)})
 
-    def __getitem__(self, nimg: int) -> Loaded:
-        return self.load(nimg, self._buffers.take(self.shape))
+    def batch_in(self, memory: Tensor, nimg: int) -> Batch:
+        """The batch that has been loaded into a memory, uint8 [layout.bytes]."""
+        fields = self.layout.fields(memory)
+        start = nimg + self.plan.first
+        return Batch(torch.arange(start, start + self.plan.count), {**fields, "sample": fields["sample"].permute(0, 3, 1, 2)})
 
-    def load(self, nimg: int, memory: torch.Tensor) -> Loaded:
-        """Fill memory, uint8 of `shape`, with a batch.
+    def load(self, nimg: int, memory: Tensor) -> Loaded:
+        """Fill a memory, uint8 [layout.bytes], with a batch.
 
         Raises:
             InputError: the data is damaged, or cannot be read.
         """
         self._announce(nimg)
-        return self._load(nimg + self.first, self._places(nimg), memory)
-
-    def in_memory(self, memory: torch.Tensor, nimg: int, labels: torch.Tensor) -> Batch:
-        """The batch whose images a reader has written into this memory."""
-        start = nimg + self.first
-        images = memory.view(self._dtype)
-        return Batch(images.permute(0, 3, 1, 2), labels, torch.arange(start, start + self.count))
+        loaded = Loaded(self.batch_in(memory, nimg))
+        start, count = nimg + self.plan.first, self.plan.count
+        flips = randomness.coins(self.plan.seed, "data.mirror", start, count) if self.plan.mirror else [False] * count
+        fields, unflipped = self.layout.fields(memory), torch.from_numpy(self._unflipped)
+        samples, labels = fields["sample"], fields["label"].numpy()
+        values = samples.numpy()
+        for i, ((shard, sample), flip) in enumerate(zip(self._places(nimg), flips, strict=True)):
+            labels[i] = self._sample(start + i, (shard, sample), self._unflipped if flip else values[i], loaded)
+            if flip:
+                samples[i].copy_(unflipped.flip(1))  # 16 times as fast as in NumPy at 256 pixels
+        return loaded
 
     def _announce(self, nimg: int) -> None:
         """When a batch comes within reach of new slots: have their shards fetched, and let go of those of the old ones."""
-        slots = self.order.slots_from(nimg, self.batch, 0) + self.order.slots_from(nimg, self.batch, 1)
+        order, plan = self.order, self.plan
+        slots = order.slots_from(nimg, plan.batch, 0) + order.slots_from(nimg, plan.batch, 1)
         if slots != self._slots:
             self._slots = slots
-            now, soon = (self.order.working_set(nimg, self.batch, self.first, self.count, ahead) for ahead in (0, 1))
+            now, soon = (order.working_set(nimg, plan.batch, plan.first, plan.count, ahead) for ahead in (0, 1))
             self.reader.retain(now)
             self.reader.prefetch(soon)
 
     def _places(self, nimg: int) -> list[list[int]]:
         """Shard and sample of each image of this rank's part of a batch, for several of its batches at once."""
         if nimg not in self._located:
-            stride, batches = self.batch * self.readers, -(-LOCATED_AT_ONCE // self.count)
-            begins = nimg + stride * np.arange(batches)
-            images = self.first + begins[:, None] + np.arange(self.count)
+            begins = nimg + self._stride * np.arange(-(-LOCATED_AT_ONCE // self.plan.count))
+            images = self.plan.first + begins[:, None] + np.arange(self.plan.count)
             places = self.order.places(images.ravel()).reshape(*images.shape, 2)
             self._located = dict(zip(begins.tolist(), places.tolist(), strict=True))
         return self._located.pop(nimg)
 
-    def _load(self, start: int, places: list[list[int]], memory: torch.Tensor) -> Loaded:
-        images = memory.view(self._dtype)
-        batch = self.in_memory(memory, start - self.first, torch.empty(self.count, dtype=torch.int64))
-        loaded = Loaded(batch, [], 0.0, 0.0)
-        flips = randomness.coins(self.order.seed, "data.mirror", start, self.count) if self.mirror else [False] * self.count
-        pixels, unflipped, labels = images.numpy(), torch.from_numpy(self._unflipped), loaded.batch.labels.numpy()
-        for i, ((shard, sample), flip) in enumerate(zip(places, flips, strict=True)):
-            labels[i] = self._sample(start + i, shard, sample, self._unflipped if flip else pixels[i], loaded)
-            if flip:
-                images[i].copy_(unflipped.flip(1))  # 16 times as fast as in NumPy at 256 pixels
-        return loaded
-
-    def _sample(self, image: int, shard: int, sample: int, pixels: np.ndarray, loaded: Loaded) -> int:
+    def _sample(self, image: int, place: tuple[int, int], out: np.ndarray, loaded: Loaded) -> int:
         """Decode a sample, or the next good one of its shard, into [H, W, C]; returns its class number.
 
         The last sample is followed by the first. So what stands in for a corrupt sample depends on the shard
         alone, and every rank, reader and resumed run takes the same.
         """
-        index = self.reader.index
-        samples = index.shards[shard].samples
+        shard, sample = place
+        samples = self.reader.index.shards[shard].samples
         reason = ""
         for step in range(samples):
             candidate = (sample + step) % samples
@@ -147,7 +139,7 @@ class BatchDataset:
                 data, label = self.reader.read(shard, candidate)
                 read = time.perf_counter()
                 loaded.seconds_read += read - began
-                self._decode(data, pixels)
+                self._decode(data, out)
             except ValueError as error:
                 reason = reason or str(error)
                 continue

@@ -8,24 +8,23 @@ from collections.abc import Iterable
 from stylegan_dist.data import storage
 from stylegan_dist.data.cache import NodeCache, default_folder
 from stylegan_dist.data.index import DatasetIndex
-from stylegan_dist.data.mixture import MixedOrder
-from stylegan_dist.data.order import GlobalOrder
+from stylegan_dist.data.mixture import order_of
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import blobs
 from stylegan_dist.errors import InputError
 from stylegan_dist.redact import redact
 
 
-def node_demand(index: DatasetIndex, order: GlobalOrder | MixedOrder, nimg: int, batch: int, world_size: int,
-                ranks: Iterable[int], steps: int) -> int:
+def node_demand(index: DatasetIndex, plan: StreamPlan, ranks: Iterable[int], steps: int) -> int:
     """Bytes of the remote shards that a node's cache must hold at once: those that its ranks read from, and the next ones.
 
     Args:
-        nimg: number of the first image of a global batch.
+        plan: of any rank, from any global batch on.
         steps: batches that may be under way at a time, one that is trained on and those that readers prepare ahead.
     """
-    count = batch // world_size
     sizes = [sum(blob.bytes for blob in blobs(shard)) for shard in index.shards]
-    return order.most_held(sizes, nimg, batch, [(rank * count, count) for rank in ranks], steps)
+    parts = [(rank * plan.count, plan.count) for rank in ranks]
+    return order_of(index, plan).most_held(sizes, plan.start, plan.batch, parts, steps)
 
 
 def open_cache(folder: str | os.PathLike, gigabytes: float, index: DatasetIndex, demand: int,

@@ -11,19 +11,18 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from stylegan_dist.data import storage
-from stylegan_dist.data.arrays import MAX_HEADER, ArrayForm, parse_npy
-from stylegan_dist.data.index_file import CHANNELS as CHANNELS
-from stylegan_dist.data.index_file import FORMAT, VERSION, read_index_file
-from stylegan_dist.data.index_file import RESOLUTIONS as RESOLUTIONS
+from stylegan_dist.data.index_file import FORMAT, VERSION, ShardRecord, read_index_file
 from stylegan_dist.errors import InputError
-from stylegan_dist.files import write_whole
+from stylegan_dist.files import open_regular, write_whole
+from stylegan_dist.kinds import Image, Kind, declared
+from stylegan_dist.kinds.npy import MAX_HEADER, parse_npy
 from stylegan_dist.paths import is_plain
 from stylegan_dist.records import MAX_BYTES, shorten
 
@@ -39,22 +38,16 @@ _SAMPLE_FACTOR, _SAMPLE_EXTRA = 8, 64 << 20
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One tar file of the set."""
+class Shard(ShardRecord):
+    """One tar file of the set, and where it lies."""
 
-    name: str            # file name, relative to the place of the shards
-    samples: int
-    bytes: int           # size of the tar file
-    sha256: str          # of the tar file
-    offsets: str         # name of the .npy file: int64 [samples, 3] = payload offset, payload bytes, class
-    offsets_sha256: str
-    # Where the two files lie: known once the index is read, and no part of what the data is.
+    # Known once the index is read, and no part of what the data is.
     location: str = field(default="", compare=False)
     offsets_location: str = field(default="", compare=False)
 
     def record(self) -> dict:
         """What `index.json` holds of it."""
-        return {key: value for key, value in asdict(self).items() if key not in ("location", "offsets_location")}
+        return {one.name: getattr(self, one.name) for one in fields(ShardRecord)}
 
     @property
     def offsets_bytes(self) -> int:
@@ -89,12 +82,7 @@ class DatasetIndex:
     skipped: list[dict] = field(default_factory=list)  # unreadable source files: name, reason
     shards_at: str | None = None        # folder or URL of the shards; None: beside the index
     parts: tuple[Part, ...] = ()        # the sets of a mixture, in the order of `shards`; empty for one set; not stored
-    array: ArrayForm | None = None      # what the samples are if they are arrays; None: images
-
-    @property
-    def noun(self) -> str:
-        """What the samples are, for people."""
-        return "arrays" if self.array else "images"
+    kind: Kind = field(default_factory=Image)
 
     @property
     def packed(self) -> bool:
@@ -102,14 +90,9 @@ class DatasetIndex:
         return "fingerprint" in self.packed_with
 
     @property
-    def dtype(self) -> str:
-        """Of a decoded sample."""
-        return self.array.dtype if self.array else "uint8"
-
-    @property
     def most_sample_bytes(self) -> int:
         """What is longer is no sample, and not read."""
-        return _SAMPLE_FACTOR * self.resolution**2 * self.channels * np.dtype(self.dtype).itemsize + _SAMPLE_EXTRA
+        return _SAMPLE_FACTOR * self.resolution**2 * self.channels * np.dtype(self.kind.dtype).itemsize + _SAMPLE_EXTRA
 
     @property
     def num_samples(self) -> int:
@@ -126,23 +109,20 @@ class DatasetIndex:
         text = json.dumps([shard.record() for shard in self.shards], sort_keys=True)
         if self.parts:
             text += json.dumps([asdict(part) for part in self.parts])
-        if self.array:
-            text += json.dumps(asdict(self.array), sort_keys=True)
+        for facts in self.kind.facts().values():
+            text += json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write `index.json` of one set, atomically."""
-        content = self.content()
-        write_whole(Path(folder) / INDEX_NAME, content)
-
-    def content(self) -> str:
-        """The text of `index.json` of one set."""
-        known = {key: value for key, value in asdict(self).items() if key not in ("parts", "shards", "shards_at")}
+        """Write `index.json` of one set, whole or not at all."""
         place = {} if self.shards_at is None else {"shards_at": self.shards_at}
-        if self.array is None:
-            known.pop("array")
-        return json.dumps({"format": FORMAT, "version": VERSION, "num_samples": self.num_samples, **known, **place,
-                           "shards": [shard.record() for shard in self.shards]}, indent=1) + "\n"
+        content = {
+            "format": FORMAT, "version": VERSION, "num_samples": self.num_samples, "resolution": self.resolution,
+            "channels": self.channels, "encoding": self.encoding, "classes": self.classes, "class_counts": self.class_counts,
+            "packed_with": self.packed_with, "skipped": self.skipped, **self.kind.facts(), **place,
+            "shards": [shard.record() for shard in self.shards],
+        }
+        write_whole(Path(folder) / INDEX_NAME, json.dumps(content, indent=1) + "\n")
 
 
 def load_index(data: str | os.PathLike) -> DatasetIndex:
@@ -166,9 +146,10 @@ def load_index(data: str | os.PathLike) -> DatasetIndex:
     if len(indices) == 1:
         return indices[0]
     for (location, _), index in zip(entries[1:], indices[1:], strict=True):
-        if index.array != indices[0].array:
-            raise InputError(f"{entries[0][0]} and {location} cannot be mixed: one holds images and the other arrays, or their "
-                             "dtype or normalisation differ; pack them with the same --dtype, --offset and --scale")
+        if index.kind != indices[0].kind:
+            raise InputError(f"{entries[0][0]} and {location} cannot be mixed: they hold {indices[0].kind.noun} and "
+                             f"{index.kind.noun}, or their dtype or normalisation differ; pack them with the same --dtype, "
+                             "--offset and --scale")
         for name in ("resolution", "channels", "classes"):
             if (a := getattr(indices[0], name)) != (b := getattr(index, name)):
                 raise InputError(f"{entries[0][0]} and {location} cannot be mixed: their {name} are {a} and {b}")
@@ -292,19 +273,19 @@ def _parse_index(home: str, path: str, text: bytes) -> DatasetIndex:
     if record.shards_at:
         storage.check_location(record.shards_at, path)
     for shard in record.shards:
-        check_name(shard.name, path, folders=record.shards_at is not None)
-        check_name(shard.offsets, path)
+        _check_name(shard.name, path, folders=record.shards_at is not None)
+        _check_name(shard.offsets, path)
     below, beside = (storage.join(place, "x")[:-1] for place in (at, home))  # joining 100,000 paths would take seconds
-    shards = [Shard(one.name, one.samples, one.bytes, one.sha256, one.offsets, one.offsets_sha256, below + one.name,
-                    beside + one.offsets) for one in record.shards]
+    shards = [Shard(**vars(one), location=below + one.name, offsets_location=beside + one.offsets) for one in record.shards]
     return DatasetIndex(
         resolution=record.resolution, channels=record.channels, encoding=record.encoding, classes=record.classes or None,
         class_counts=record.class_counts or None, shards=shards, packed_with=record.packed_with or {},
-        skipped=record.skipped or [], shards_at=record.shards_at, array=record.array,
+        skipped=record.skipped or [], shards_at=record.shards_at,
+        kind=declared(record.array),
     )
 
 
-def check_name(name: str, where: str, folders: bool = False) -> None:
+def _check_name(name: str, where: str, folders: bool = False) -> None:
     """Refuse names that could lead out of a folder; `folders`: sub-folders are allowed."""
     steps = name.split("/")
     plain = is_plain(name) and "\\" not in name and all(0 < len(step.encode()) <= _NAME_BYTES for step in steps)
@@ -360,7 +341,7 @@ def parse_offsets(shard: Shard, content: bytes) -> np.ndarray:
 
 def read_offsets(shard: Shard) -> np.ndarray:
     """The parsed offsets of a local shard. Raises: OSError, ValueError: they cannot be read, or are damaged."""
-    with open(storage.local_path(shard.offsets_location), "rb") as file:
+    with open_regular(storage.local_path(shard.offsets_location)) as file:
         return parse_offsets(shard, file.read(shard.offsets_bytes + 1))
 
 

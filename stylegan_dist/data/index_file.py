@@ -9,14 +9,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from stylegan_dist.data.arrays import ArrayForm
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import Array, declared
+from stylegan_dist.kinds.base import RESOLUTIONS
 from stylegan_dist.records import Count, Digest, parse_json, read_record, shorten
 
 FORMAT = "stylegan-dist-shards"
 VERSION = 1
-CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGBA
-RESOLUTIONS = tuple(2**i for i in range(3, 11))
 _HEADER = 512         # bytes before each member of a tar file
 # Bytes of a name that are not UTF-8, as Python writes them and JSON does not have them; earlier versions did.
 _LONE = re.compile(rb"(?<!\\u[dD][89abAB]..)(?<!\\)\\u(dc[89a-f].)")
@@ -25,13 +24,13 @@ _Text = Annotated[str, Field(max_length=4096)]
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One tar file. The fields are those of `index.Shard`."""
+    """One tar file of the set."""
 
-    name: _Text
+    name: _Text                     # file name, relative to the place of the shards
     samples: Count
-    bytes: Count
-    sha256: Digest | Literal[""]
-    offsets: _Text
+    bytes: Count                    # size of the tar file
+    sha256: Digest | Literal[""]    # of the tar file
+    offsets: _Text                  # name of the .npy file: int64 [samples, 3] = payload offset, payload bytes, class
     offsets_sha256: Digest
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -53,7 +52,7 @@ class IndexRecord:
     packed_with: dict[str, Any] | None = None
     skipped: list[dict[str, Any]] | None = None
     shards_at: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
-    array: ArrayForm | None = None
+    array: Array | None = None
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -91,14 +90,9 @@ def _check_kind(format: object, version: object, path: str) -> None:
 
 def _check(record: IndexRecord) -> None:
     """Whether the fields fit together. Raises ValueError."""
-    resolution, channels, array = record.resolution, record.channels, record.array
-    if (array is None and channels not in CHANNELS) or resolution not in RESOLUTIONS:
-        raise ValueError(f"no images of {shorten(resolution)} pixels with {shorten(channels)} channels exist here")
-    if array is not None:
-        array.check(channels)
-        if array.log_mel and (array.log_mel.bands, array.log_mel.frames) != (resolution, resolution):
-            raise ValueError(f"spectrograms of {array.log_mel.bands} bands and {array.log_mel.frames} frames are not arrays of "
-                             f"{resolution} x {resolution}")
+    if record.resolution not in RESOLUTIONS:
+        raise ValueError(f"no samples of {shorten(record.resolution)} pixels exist here")
+    declared(record.array).check(record.resolution, record.channels)
     held = sum(shard.samples for shard in record.shards)
     if record.num_samples != held or held < 1:
         raise ValueError(f"it promises {record.num_samples} samples, its shards hold {held}")

@@ -8,13 +8,14 @@ image is arithmetic, the proportions hold exactly after every group, and each se
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from stylegan_dist.data.index import DatasetIndex
-from stylegan_dist.data.order import GlobalOrder, runs
+from stylegan_dist.data.order import GlobalOrder, StreamPlan, runs
 from stylegan_dist.randomness import permutation
 
 GROUP = 4096
@@ -38,12 +39,8 @@ class MixedOrder:
         self._first_shard = np.cumsum([0, *(len(order.shard_samples) for order in orders)]).tolist()
         self._groups: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
-    def locate(self, first: int, count: int) -> list[tuple[int, int]]:
-        """(shard, sample within the shard) of images first, ..., first + count - 1; shards count through all sets."""
-        return [(shard, sample) for shard, sample in self.places(np.arange(first, first + count)).tolist()]
-
     def places(self, images: np.ndarray) -> np.ndarray:
-        """As `locate`, of images with rising numbers, int64 [n]: int64 [n, 2]."""
+        """As of one set: int64 [n, 2]; shards count through all sets."""
         parts, numbers = self.numbers(images)
         places = np.empty((len(images), 2), np.int64)
         for part in np.unique(parts).tolist():
@@ -119,12 +116,9 @@ def apportion(weights: Sequence[float], total: int) -> list[int]:
     return shares.tolist()
 
 
-def order_of(index: DatasetIndex, seed: int, lanes: int, block: int) -> GlobalOrder | MixedOrder:
+def order_of(index: DatasetIndex, plan: StreamPlan) -> GlobalOrder | MixedOrder:
     """The line of a data set, or of a mixture of several."""
-    if not index.parts:
-        return GlobalOrder([shard.samples for shard in index.shards], seed, lanes, block)
-    orders, begin = [], 0
-    for part in index.parts:
-        orders.append(GlobalOrder([shard.samples for shard in index.shards[begin:begin + part.shards]], seed, lanes, block))
-        begin += part.shards
-    return MixedOrder(orders, [part.weight for part in index.parts], seed)
+    shards = iter(index.shards)
+    orders = [GlobalOrder([shard.samples for shard in itertools.islice(shards, count)], plan.seed, plan.lanes, plan.block)
+              for count in [part.shards for part in index.parts] or [len(index.shards)]]
+    return MixedOrder(orders, [part.weight for part in index.parts], plan.seed) if index.parts else orders[0]

@@ -19,10 +19,35 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from stylegan_dist.randomness import permutation, permutations
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """Which samples a rank reads, and in which order."""
+
+    seed: int
+    lanes: int
+    block: int
+    batch: int             # images of the global batch
+    rank: int = 0          # its part is images [rank, rank + 1) * batch / world_size of each global batch
+    world_size: int = 1
+    start: int = 0         # number of the first image of the first global batch
+    mirror: bool = False   # flip images where a draw says so
+
+    @property
+    def count(self) -> int:
+        """Images of a rank in a global batch."""
+        return self.batch // self.world_size
+
+    @property
+    def first(self) -> int:
+        """Where the rank's part begins in a global batch."""
+        return self.rank * self.count
 
 
 class GlobalOrder:
@@ -55,12 +80,8 @@ class GlobalOrder:
         self._is_ordered = np.zeros(self.lanes, bool)
         self._ordered = (0, 0)  # epoch and block
 
-    def locate(self, first: int, count: int) -> list[tuple[int, int]]:
-        """(shard, sample within the shard) of images first, ..., first + count - 1."""
-        return [(shard, sample) for shard, sample in self.places(np.arange(first, first + count)).tolist()]
-
     def places(self, images: np.ndarray) -> np.ndarray:
-        """As `locate`, of images with rising numbers, int64 [n]: int64 [n, 2].
+        """Shard, and sample within the shard, of images with rising numbers, int64 [n]: int64 [n, 2].
 
         A call costs as much as some fifty images, so that asking for those of several batches together is much cheaper.
         """

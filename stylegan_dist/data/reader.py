@@ -119,22 +119,31 @@ class ShardReader:
             self._open.move_to_end(shard)
             return self._open[shard]
         info = self.index.shards[shard]
-        table = self._load_offsets(info)
-        least = 0 if self.index.num_classes else NO_LABEL
-        if ((table[:, 2] < least) | (table[:, 2] >= max(self.index.num_classes, 1))).any():
-            raise InputError(f"{info.offsets_location} names classes that {INDEX_NAME} does not know; pack the data again")
-        self._open[shard] = (self._open_shard(info), table)
+        try:
+            self._open[shard] = self._open_both(info)
+        except OSError as error:
+            place = error.filename or info.location
+            self._open[shard] = storage.retrying(partial(self._open_both, info), f"read {place}")
         if len(self._open) > OPEN_SHARDS:
             _, (oldest, _) = self._open.popitem(last=False)
             os.close(oldest)
         return self._open[shard]
 
-    def _open_shard(self, info: Shard) -> int:
-        """A descriptor of a shard that was compared. Raises InputError."""
+    def _open_both(self, info: Shard) -> tuple[int, np.ndarray]:
+        """A descriptor of a shard that was compared, and its offsets. Raises InputError; OSError: trying again may help."""
+        place = info.offsets_location
         try:
-            return self._open_compared(info)
-        except OSError:
-            return storage.retrying(partial(self._open_compared, info), f"open {info.location}")
+            if storage.is_remote(place):
+                with os.fdopen(self._cache().open(_offsets_blob(info)), "rb") as file:
+                    table = parse_offsets(info, file.read())
+            else:
+                table = read_offsets(info)
+        except ValueError as error:
+            raise InputError(f"{place} is damaged: {error}; {_remedy(info)}") from None
+        least = 0 if self.index.num_classes else NO_LABEL
+        if ((table[:, 2] < least) | (table[:, 2] >= max(self.index.num_classes, 1))).any():
+            raise InputError(f"{place} names classes that {INDEX_NAME} does not know; pack the data again")
+        return self._open_compared(info), table
 
     def _open_compared(self, info: Shard) -> int:
         if storage.is_remote(info.location):
@@ -154,19 +163,6 @@ class ShardReader:
 
     def _verify_ahead(self, info: Shard) -> None:
         os.close(self._open_compared(info))
-
-    def _load_offsets(self, info: Shard) -> np.ndarray:
-        def read() -> np.ndarray:
-            if not storage.is_remote(info.offsets_location):
-                return read_offsets(info)
-            with os.fdopen(self._cache().open(_offsets_blob(info)), "rb") as file:
-                return parse_offsets(info, file.read())
-        try:
-            return read()
-        except (OSError, ValueError) as error:
-            if isinstance(error, ValueError) and not storage.is_remote(info.offsets_location):  # reading again changes nothing
-                raise InputError(f"{info.offsets_location} is damaged: {error}; {_remedy(info)}") from None
-            return storage.retrying(read, f"read {info.offsets_location}")
 
     def _cache(self) -> NodeCache:
         if self.cache is None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from stylegan_dist.data.batches import BatchDataset, Loaded
@@ -17,6 +17,17 @@ from stylegan_dist.data.workers import Worker, WorkerEnded, end_workers
 from stylegan_dist.errors import InputError
 
 _LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class ReaderOptions:
+    """Who reads, and how. None of it changes what is read."""
+
+    workers: int = 0          # reader processes; 0: this process reads
+    prefetch: int = 4         # batches that each reader prepares ahead
+    pin_memory: bool = False  # bring batches into page-locked memory
+    verify: str = "never"     # when local shards are compared with their SHA-256, as in `Sums`
+    timeout: float = 600.0    # seconds that a batch of a reader may be late
 
 
 class Source(Protocol):
@@ -32,30 +43,37 @@ class Source(Protocol):
         """Has a bound."""
 
 
-def make_source(dataset: BatchDataset, start: int, workers: int, prefetch: int, pin: bool) -> Source:
-    """The batches from image number `start` on.
+def make_source(dataset: BatchDataset, options: ReaderOptions) -> Source:
+    """The batches from the first image of the dataset's plan on.
 
-    Args:
-        workers, prefetch: reader processes, and the batches that each prepares ahead.
-        pin: bring them into page-locked memory.
     Raises:
         InputError: there is no memory or no process to be had; what to do.
     """
-    if not workers:
-        return _Here(dataset, start, pin)
-    readers = _Readers(dataset, start, workers, prefetch)
-    return _Pinned(readers) if pin else readers
+    number = 2 + options.workers * options.prefetch  # the caller may still hold the batch before when it takes the next one
+    try:
+        slots = Slots(number, dataset.layout.bytes)
+    except OSError as error:
+        raise InputError(f"no memory for the batches that {options.workers} readers prepare ahead, {number} of "
+                         f"{dataset.layout.bytes / 2**20:.3g} MiB ({error.strerror}): set a smaller data.prefetch or "
+                         "data.workers, or raise ulimit -v") from None
+    if not options.workers:
+        return _Here(dataset, slots, options.pin_memory)
+    readers = _Readers(dataset, slots, options.workers)
+    return _Pinned(readers) if options.pin_memory else readers
 
 
 class _Here:
     """This process reads."""
 
-    def __init__(self, dataset: BatchDataset, start: int, pin: bool):
-        self._dataset, self._nimg, self._pin = dataset, start, pin
+    def __init__(self, dataset: BatchDataset, slots: Slots, pin: bool):
+        self._dataset, self._slots, self._pin = dataset, slots, pin
+        self._nimg = dataset.plan.start
 
     def receive(self, seconds: float) -> Loaded | None:
-        loaded = self._dataset[self._nimg]
-        self._nimg += self._dataset.batch
+        free = self._slots.free  # none where the caller keeps batches
+        memory = self._slots.lend(free.pop()) if free else torch.empty(self._dataset.layout.bytes, dtype=torch.uint8)
+        loaded = self._dataset.load(self._nimg, memory)
+        self._nimg += self._dataset.plan.batch
         return loaded.pin_memory() if self._pin else loaded
 
     def describe(self) -> str:
@@ -68,21 +86,14 @@ class _Here:
 class _Readers:
     """Reader processes that take turns: request k goes to reader k % W, so that the batches keep their order."""
 
-    def __init__(self, dataset: BatchDataset, start: int, workers: int, prefetch: int):
-        self._dataset, self._start = dataset, start
+    def __init__(self, dataset: BatchDataset, slots: Slots, workers: int):
+        self._dataset, self._slots = dataset, slots
         self._asked = self._taken = 0
-        self._ahead = workers * prefetch
-        slots = self._ahead + 2  # the caller may still hold the batch before when it takes the next one
-        try:
-            self._slots = Slots(slots, dataset.shape)
-        except OSError as error:
-            raise InputError(f"no memory for the batches that {workers} readers prepare ahead, {slots} of "
-                             f"{np.prod(dataset.shape) / 2**20:.3g} MiB ({error.strerror}): set a smaller data.prefetch or "
-                             "data.workers, or raise ulimit -v") from None
+        self._ahead = len(slots.free) - 2
         self._workers: list[Worker] = []
         try:
             for number in range(workers):
-                self._workers.append(Worker(f"reader {number + 1} of {workers}", partial(_read, dataset, self._slots),
+                self._workers.append(Worker(f"reader {number + 1} of {workers}", partial(_read, dataset, slots),
                                             "a smaller data.workers (0 reads in the training process)"))
         except BaseException:
             self.close()
@@ -95,8 +106,11 @@ class _Readers:
         while self._asked - self._taken < self._ahead and self._slots.free:
             slot = self._slots.free.pop()
             self._where.append(slot)
-            self._workers[self._asked % len(self._workers)].ask((self._start + self._asked * self._dataset.batch, slot))
+            self._workers[self._asked % len(self._workers)].ask((self._nimg(self._asked), slot))
             self._asked += 1
+
+    def _nimg(self, number: int) -> int:
+        return self._dataset.plan.start + number * self._dataset.plan.batch
 
     def receive(self, seconds: float) -> Loaded | None:
         self._ask()
@@ -112,15 +126,14 @@ class _Readers:
                              "or raise ulimit -v") from None
         if not arrived:
             return None
-        labels, replaced, seconds_read, seconds_decode = arrived.popleft()
         memory = self._slots.lend(self._where.popleft())
         if not self._slots.free:  # the caller keeps batches: give it one of its own, so that the readers can go on
             memory = memory.clone()
-        nimg = self._start + self._taken * self._dataset.batch
-        batch = self._dataset.in_memory(memory, nimg, torch.frombuffer(bytearray(labels), dtype=torch.int64))
+        batch = self._dataset.batch_in(memory, self._nimg(self._taken))
+        loaded = Loaded(batch, *arrived.popleft())
         self._taken += 1
         self._ask()
-        return Loaded(batch, replaced, seconds_read, seconds_decode)
+        return loaded
 
     def describe(self) -> str:
         return self._workers[self._taken % len(self._workers)].describe()
@@ -130,12 +143,12 @@ class _Readers:
 
 
 def _read(dataset: BatchDataset, slots: Slots, request: tuple[int, int]) -> tuple:
-    """In a reader: all of a batch but its images, which are in their slot then."""
+    """In a reader: how a batch came about, which is in its slot then."""
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)  # the readers are what is parallel
     nimg, slot = request
-    loaded = dataset.load(nimg, torch.from_numpy(slots.at(slot)))
-    return loaded.batch.labels.numpy().tobytes(), loaded.replaced, loaded.seconds_read, loaded.seconds_decode
+    loaded = dataset.load(nimg, slots.at(slot))
+    return loaded.replaced, loaded.seconds_read, loaded.seconds_decode
 
 
 class _Pinned:

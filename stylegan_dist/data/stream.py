@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from stylegan_dist.data.batches import Batch, BatchDataset, Loaded, Replaced
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.index import DatasetIndex
-from stylegan_dist.data.mixture import order_of
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import ShardReader
-from stylegan_dist.data.readers import Source, make_source
+from stylegan_dist.data.readers import ReaderOptions, Source, make_source
 from stylegan_dist.errors import InputError, LocalInputError
 
 NOTE_SECONDS = 10.0  # that a batch is late before a person is told
 LOOK_SECONDS = 0.2
+_DEFAULTS = ReaderOptions()
 
 
 class BatchStream:
@@ -23,35 +24,22 @@ class BatchStream:
 
     Args:
         index: of the data.
-        seed, lanes, block: of the global order.
-        batch: images of the global batch.
-        rank, world_size: this rank's part is images [rank, rank + 1) * batch / world_size of each.
-        start: number of images already seen.
-        workers: reader processes; 0 reads in this process.
-        prefetch: batches that each reader prepares ahead.
         cache: of the node, for remote shards.
-        verify: when local shards are compared with their SHA-256 (`ShardReader`).
-        timeout: seconds that a batch of a reader may be late.
     Raises:
         LocalInputError: there is no memory or no process to be had for the readers.
     """
 
-    def __init__(self, index: DatasetIndex, *, seed: int, lanes: int, block: int, batch: int,
-                 rank: int = 0, world_size: int = 1, start: int = 0, mirror: bool = False, workers: int = 0,
-                 prefetch: int = 4, pin_memory: bool = False, cache: NodeCache | None = None, verify: str = "never",
-                 timeout: float = 600.0):
-        count = batch // world_size
-        order = order_of(index, seed, lanes, block)
-        dataset = BatchDataset(ShardReader(index, cache, verify), order, batch=batch, first=rank * count, count=count,
-                               mirror=mirror, readers=max(1, workers))
+    def __init__(self, index: DatasetIndex, plan: StreamPlan, options: ReaderOptions = _DEFAULTS,
+                 cache: NodeCache | None = None):
+        self._reader = ShardReader(index, cache, options.verify)
         self.seconds_waited = self.seconds_read = self.seconds_decode = 0.0
         self.tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)  # that data is late
-        self._timeout, self._late, self._told = timeout, 0.0, False
+        self._timeout, self._late, self._told = options.timeout, 0.0, False
         self._replaced: list[Replaced] = []
-        self._reader = dataset.reader
         self._next: Loaded | None = None
         try:
-            self._source: Source | None = make_source(dataset, start, workers, prefetch, pin_memory)
+            self._source: Source | None = make_source(
+                BatchDataset(self._reader, plan, max(1, options.workers)), options)
         except InputError as error:
             raise LocalInputError(str(error)) from None
 

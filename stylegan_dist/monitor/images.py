@@ -9,20 +9,12 @@ import torch
 from PIL import Image
 
 from stylegan_dist.files import replacing
+from stylegan_dist.kinds.base import to_uint8
 
 GAP = 2                # pixels between the images of a grid
 SMALLEST_SHOWN = 64    # smaller images are enlarged by an integer factor to at least this many pixels
 MOST_PIXELS = 1 << 29  # of a grid; some 6 GB while it is drawn
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Float images in [-1, 1], any shape, to uint8: rounded to the nearest of 256 levels, then clamped.
-
-    The exact inverse of `x / 127.5 - 1` for every uint8 x. NaN becomes 0, since casting it is undefined.
-    """
-    levels = (images.float() * 127.5 + 127.5).round().clamp(0, 255)
-    return levels.nan_to_num(nan=0.0).to(torch.uint8)
 
 
 def grid_pixels(images: int, side: int) -> int:

@@ -15,16 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from stylegan_dist import randomness
-from stylegan_dist.data.arrays import ArrayForm
-from stylegan_dist.data.audio import listen, write_wav
 from stylegan_dist.errors import InputError
-from stylegan_dist.monitor.images import save_grid, to_uint8
+from stylegan_dist.kinds.base import to_uint8
+from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.networks.generator import Generator, Sampling, draw_samples
 from stylegan_dist.ops import native
 from stylegan_dist.records import shorten
@@ -68,7 +65,7 @@ def generate(run_dir: str | os.PathLike, out: str | os.PathLike, options: Genera
 
 def _generate(run_dir: str | os.PathLike, out: Path, options: GenerateOptions) -> Path:
     device = _device(options.device)
-    generator, _, array = load_generator(run_dir, device)
+    generator, _, kind = load_generator(run_dir, device)
     labels = _labels(generator, options)
     grid: list[torch.Tensor] = []
     try:
@@ -76,14 +73,9 @@ def _generate(run_dir: str | os.PathLike, out: Path, options: GenerateOptions) -
         for seed, label in tqdm(list(zip(options.seeds, labels, strict=True)), unit="img", desc="generate"):
             drawn = _draw(generator, seed, label, options, device)
             name = f"seed{seed:04d}" + ("" if label is None else f"-class{label}")
-            if array is not None:
-                _save_array(out / name, drawn, array)
-                drawn = array.as_pictures(drawn[None])[0]
-            image = to_uint8(drawn)
-            pixels = image.permute(1, 2, 0).numpy()
-            Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(out / f"{name}.png")
+            kind.save(out / name, drawn)
             if len(grid) < GRID_LIMIT:
-                grid.append(image)
+                grid.append(to_uint8(kind.as_pictures(drawn[None])[0]))
         save_grid(out / GRID_NAME, torch.stack(grid), options.columns)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
@@ -115,14 +107,6 @@ def _draw(generator: Generator, seed: int, label: int | None, options: GenerateO
     index = torch.zeros(1, dtype=torch.int64, device=device)
     labels = None if label is None else torch.tensor([label], device=device)
     return draw_samples(generator, seed, "generate", index, labels, Sampling(options.truncation, options.noise))[0]
-
-
-def _save_array(path: Path, drawn: torch.Tensor, form: ArrayForm) -> None:
-    """What the network has made, [C, H, W], as data; `path` has no ending."""
-    values = form.from_network(drawn[None])[0].numpy()
-    np.save(path.with_suffix(".npy"), values)
-    if form.log_mel:
-        write_wav(path.with_suffix(".wav"), listen(values[0], form.log_mel), form.log_mel.sample_rate)
 
 
 def _device(name: str) -> torch.device:

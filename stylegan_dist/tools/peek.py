@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from stylegan_dist.config.schema import DataConfig
-from stylegan_dist.data.arrays import as_pictures
 from stylegan_dist.data.batches import Replaced
 from stylegan_dist.data.demand import open_cache
 from stylegan_dist.data.index import load_index
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels, save_grid
@@ -27,19 +27,17 @@ def peek(folder: str | os.PathLike, out: str | os.PathLike, columns: int = 16, r
     Returns: the corrupt samples that were met; others stand in for them.
 
     Raises:
-        InputError: wrong numbers, an unusable shard set, or a file that cannot be written.
+        InputError: too many samples, an unusable shard set, or a file that cannot be written.
     """
-    if columns < 1 or rows < 1:
-        raise InputError(f"columns and rows must be at least 1, not {columns} and {rows}")
     index = load_index(folder)
     count = min(columns * rows, index.num_samples)
     if (pixels := grid_pixels(count, index.resolution)) > MOST_PIXELS:
         raise InputError(f"{count} samples make a sheet of {pixels} pixels, more than {MOST_PIXELS}: use fewer --columns or "
                          "--rows")
     cache = open_cache("auto", DataConfig().cache_gb, index, 0)  # which runs use, too
-    stream = BatchStream(index, seed=seed, lanes=count, block=4096, batch=count, cache=cache)
+    stream = BatchStream(index, StreamPlan(seed, count, 4096, count), cache=cache)
     try:
-        images = as_pictures(next(stream).images, index.array)
+        images = index.kind.as_pictures(index.kind.to_network(next(stream)["sample"]))
         replaced = stream.take_replaced()
     finally:
         stream.close()

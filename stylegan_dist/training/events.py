@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import abc
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from stylegan_dist.data.arrays import as_pictures
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError
 from stylegan_dist.machine import peak_memory
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.networks.generator import Generator, Sampling, draw_samples
 from stylegan_dist.training.checkpoint import Diverged, prune_checkpoints, save_checkpoint
+from stylegan_dist.training.plan import stream_plan
 from stylegan_dist.training.run_folder import SAMPLES_NAME
 from stylegan_dist.training.setup import Run
 
@@ -71,7 +72,7 @@ class Tick(Event):
             "time/sec_per_kimg": seconds / images * 1000,
             "data/replaced": state.replaced,
             "time/data_wait": stream.seconds_waited / seconds,
-            **{f"time/phase/{name}": total / count for name, (total, count) in phase_times.items()},
+            **{f"time/phase/{name}": mean for name, mean in phase_times.items()},
             "memory/peak_gib": peak_memory(run.engine.device) / 2**30,
             "ema/decay": state.ema.decay(state.nimg - batch, batch),
         }
@@ -168,18 +169,16 @@ class Samples(Event):
         index = torch.arange(m.grid_columns * m.grid_rows, device=run.engine.device)
         labels = index % m.grid_columns % run.resolved.num_classes if run.resolved.conditional else None
         images = draw_samples(network, run.config.run.seed, "samples", index, labels, Sampling(batch=run.config.run.batch_gpu))
-        if run.index.array:
-            images = run.index.array.as_pictures(images)
-        _save_picture(run, "samples", self.path, images)
+        _save_picture(run, "samples", self.path, run.index.kind.as_pictures(images))
 
 
 def save_reals(run: Run) -> None:
     """A picture of the first images of the run. For rank 0."""
-    m, d = run.config.monitor, run.config.data
-    stream = BatchStream(run.index, seed=run.config.run.seed, lanes=d.lanes, block=d.block,
-                         batch=m.grid_columns * m.grid_rows, cache=run.cache)
+    m, kind = run.config.monitor, run.index.kind
+    plan = replace(stream_plan(run.config), batch=m.grid_columns * m.grid_rows, mirror=False)
+    stream = BatchStream(run.index, plan, cache=run.cache)
     try:
-        images = as_pictures(next(stream).images, run.index.array)
+        images = kind.as_pictures(kind.to_network(next(stream)["sample"]))
     finally:
         stream.close()
     _save_picture(run, "reals", run.dir / SAMPLES_NAME / "reals.png", images)

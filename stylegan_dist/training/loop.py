@@ -120,7 +120,7 @@ def run_loop(run: Run, stream: BatchStream) -> None:
 def step(run: Run, batch: Batch, stop_requested: bool) -> Callable[[], float]:
     """Train both networks on one global batch; returns a function that tells how many ranks want to stop."""
     device = run.engine.device
-    parts = micro_batches(batch, run.config.run.batch_gpu, run.resolved.conditional, device, run.index.array)
+    parts = micro_batches(batch, run.config.run.batch_gpu, run.resolved.conditional, device, run.index.kind)
     if run.to_compile:
         run.monitor.line(compile_networks(run.state, run.engine, run.to_compile, parts[0]))
         run.to_compile = ()

@@ -12,7 +12,7 @@ from stylegan_dist.config import Config, dump_config
 from stylegan_dist.data.cache import default_folder
 from stylegan_dist.data.demand import node_demand
 from stylegan_dist.data.index import DatasetIndex, load_index
-from stylegan_dist.data.mixture import order_of
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import blobs
 from stylegan_dist.errors import InputError
 from stylegan_dist.families import family_named
@@ -47,8 +47,8 @@ def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, exe
         ("run", f"{run.dir}, seed {run.seed}" + (f", continued at {state.nimg / 1000:g} kimg" if state.nimg else "")),
         ("engine", execution.engine),
         *([("network", execution.network)] if execution.network else []),
-        ("data", f"{c.data.shards}: {index.num_samples:,} {index.noun}, {index.resolution} px, "
-                 f"{index.channels} channel{'s' * (index.channels > 1)}{f' of {index.dtype}' if index.array else ''}{classes}"),
+        ("data", f"{c.data.shards}: {index.num_samples:,} {index.kind.noun}, {index.resolution} px, "
+                 f"{index.kind.layout(index.channels)}{classes}"),
         ("generator", f"{sizes['g']:,} parameters"),
         ("discriminator", f"{sizes['d']:,} parameters, {family_named(c.generator.family).describe(c)}"),
         ("precision", precision),
@@ -102,9 +102,14 @@ def cache_facts(config: Config, index: DatasetIndex, world_size: int) -> list[tu
 
 def cache_demand(config: Config, index: DatasetIndex, nimg: int, world_size: int, ranks: Iterable[int]) -> int:
     """Bytes of remote shards that a node with these ranks must hold at once, in a run that continues at `nimg` images."""
+    plan = stream_plan(config, nimg, world_size)
+    return node_demand(index, plan, ranks, steps=1 + config.data.workers * config.data.prefetch)
+
+
+def stream_plan(config: Config, nimg: int = 0, world_size: int = 1, rank: int = 0) -> StreamPlan:
+    """Which samples a rank reads in a run that continues at `nimg` images."""
     d = config.data
-    order = order_of(index, config.run.seed, d.lanes, d.block)
-    return node_demand(index, order, nimg, config.run.batch, world_size, ranks, steps=1 + d.workers * d.prefetch)
+    return StreamPlan(config.run.seed, d.lanes, d.block, config.run.batch, rank, world_size, nimg, d.mirror)
 
 
 def load_index_of(config: Config) -> DatasetIndex:

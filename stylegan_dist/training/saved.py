@@ -14,9 +14,9 @@ from pydantic import AfterValidator, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from stylegan_dist.data.arrays import MAX_CHANNELS, ArrayForm
-from stylegan_dist.data.index import RESOLUTIONS
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import Array, declared
+from stylegan_dist.kinds.base import MAX_CHANNELS, RESOLUTIONS
 from stylegan_dist.records import Count, Digest, read_record
 
 MANIFEST = "manifest.json"
@@ -55,13 +55,12 @@ class SavedData:
     resolution: Annotated[int, Field(ge=min(RESOLUTIONS), le=max(RESOLUTIONS))]
     channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
     num_classes: Annotated[int, Field(ge=0, le=2**31 - 1)]
-    array: ArrayForm | None = None  # of arrays; None: images
+    array: Array | None = None  # what sets of arrays and sounds declare
 
     def __post_init__(self) -> None:
         if self.resolution not in RESOLUTIONS:
             raise ValueError(f"no networks of {self.resolution} pixels exist")
-        if self.array:
-            self.array.check(self.channels)
+        declared(self.array).check(self.resolution, self.channels)
 
 
 @dataclass

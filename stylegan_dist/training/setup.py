@@ -14,6 +14,7 @@ import torch
 from stylegan_dist.config import Config, to_dict
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.demand import open_cache
+from stylegan_dist.data.readers import ReaderOptions
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError, Interrupted
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
@@ -24,7 +25,7 @@ from stylegan_dist.training.compiled import networks_to_compile, why_not_compile
 from stylegan_dist.training.engine import Engine
 from stylegan_dist.training.engine.preflight import check_agreement
 from stylegan_dist.training.interruption import why_nohup_fails
-from stylegan_dist.training.plan import Execution, cache_demand, header_facts, load_index_of
+from stylegan_dist.training.plan import Execution, cache_demand, header_facts, load_index_of, stream_plan
 from stylegan_dist.training.rules import resolve, steps_in
 from stylegan_dist.training.run_folder import RunFolder
 from stylegan_dist.training.state import TrainState
@@ -95,13 +96,11 @@ class Run:
         self.state.restore(folder)
 
     def _open_stream(self) -> BatchStream:
-        d, run, engine = self.config.data, self.config.run, self.engine
-        return BatchStream(
-            self.index, seed=run.seed, lanes=d.lanes, block=d.block, batch=run.batch,
-            rank=engine.rank, world_size=engine.world_size, start=self.state.nimg, mirror=d.mirror,
-            workers=d.workers, prefetch=d.prefetch, pin_memory=engine.device.type == "cuda",
-            cache=self.cache, verify=d.verify, timeout=DATA_SHARE * run.timeout if engine.world_size > 1 else run.timeout,
-        )
+        d, timeout, engine = self.config.data, self.config.run.timeout, self.engine
+        plan = stream_plan(self.config, self.state.nimg, engine.world_size, engine.rank)
+        readers = ReaderOptions(d.workers, d.prefetch, engine.device.type == "cuda", d.verify,
+                                DATA_SHARE * timeout if engine.world_size > 1 else timeout)
+        return BatchStream(self.index, plan, readers, self.cache)
 
     def _open_monitor(self) -> Monitor:
         assert self.folder is not None  # runs on rank 0

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from stylegan_dist.data.arrays import ArrayForm
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import Kind, declared
 from stylegan_dist.networks.generator import Generator, SampleShape
 from stylegan_dist.networks.layers import Precision
 from stylegan_dist.training.build import build_generator, precision_policy
@@ -22,8 +22,8 @@ class Snapshot(NamedTuple):
     """A trained generator."""
 
     generator: Generator
-    nimg: int                  # images seen
-    array: ArrayForm | None    # what it makes if these are arrays; None: images
+    nimg: int      # images seen
+    kind: Kind     # of what it makes
 
 
 def load_generator(run_dir: str | os.PathLike, device: torch.device) -> Snapshot:
@@ -47,4 +47,4 @@ def load_generator(run_dir: str | os.PathLike, device: torch.device) -> Snapshot
     load_network(generator, folder, "g_ema")  # compares, before there is memory for what the files promise
     generator = generator.to_empty(device=device)
     load_network(generator, folder, "g_ema")
-    return Snapshot(generator.eval().requires_grad_(False), nimg, data.array)
+    return Snapshot(generator.eval().requires_grad_(False), nimg, declared(data.array))

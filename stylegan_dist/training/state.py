@@ -42,7 +42,7 @@ class TrainState:
             "resolution": index.resolution,
             "channels": index.channels,
             "num_classes": resolved.num_classes,
-            **({"array": asdict(index.array)} if index.array else {}),
+            **index.kind.facts(),
         }
         self.nimg = 0
         self.segment = 0  # how often the run was continued

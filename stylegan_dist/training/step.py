@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from stylegan_dist.data.arrays import ArrayForm, to_network
 from stylegan_dist.data.batches import Batch
+from stylegan_dist.kinds import Kind
 from stylegan_dist.objective.phases import MicroBatch, Phase
 from stylegan_dist.training.engine import Job, PhaseResult
 from stylegan_dist.training.state import TrainState
@@ -31,15 +31,10 @@ def run_phase(state: TrainState, phase: Phase, parts: list[MicroBatch],
     return result
 
 
-def micro_batches(batch: Batch, size: int, conditional: bool, device: torch.device,
-                  array: ArrayForm | None = None) -> list[MicroBatch]:
-    """A rank's part of the global batch on the device, in parts of `size` images in the network's range.
-
-    Args:
-        array: what the samples are if they are arrays; None: images, which come to [-1, 1].
-    """
-    images = to_network(batch.images.to(device, non_blocking=True), array)
-    labels = batch.labels.to(device, non_blocking=True) if conditional else None
+def micro_batches(batch: Batch, size: int, conditional: bool, device: torch.device, kind: Kind) -> list[MicroBatch]:
+    """A rank's part of the global batch on the device, in parts of `size` images in the network's range."""
+    images = kind.to_network(batch["sample"].to(device, non_blocking=True))
+    labels = batch["label"].to(device, non_blocking=True) if conditional else None
     index = batch.index.to(device, non_blocking=True)
     return [
         MicroBatch(images[i:i + size], None if labels is None else labels[i:i + size], index[i:i + size])

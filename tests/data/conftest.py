@@ -7,8 +7,8 @@ import pytest
 from batches import STEPS, pack_random, take
 from PIL import Image
 
-from stylegan_dist.data.images import ImageOptions
-from stylegan_dist.data.pack import PackOptions, pack
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
 
 CLASSES = ("bird", "cat", "dog")
 

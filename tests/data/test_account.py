@@ -14,13 +14,13 @@ import pytest
 from archives import write_tar
 from PIL import Image, features
 
-from stylegan_dist.data.account import NAMED, Account
-from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.index import load_index
-from stylegan_dist.data.pack import PackOptions, pack
-from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.sources import list_source, open_source
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.account import NAMED, Account
+from stylegan_dist.making.pack import PackOptions, pack
+from stylegan_dist.making.scan import index_shards
+from stylegan_dist.making.sources import list_source, open_source
 from stylegan_dist.records import parse_json
 
 OPTIONS = PackOptions(ImageOptions(8), workers=1)

@@ -13,18 +13,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from batches import joined, same
+from batches import joined, same, stream_of
 
 from stylegan_dist.cli import main
-from stylegan_dist.data import arrays, shard_writer
-from stylegan_dist.data.arrays import ArrayForm, decode_array, encode_array, to_network
-from stylegan_dist.data.forms import ArrayOptions, Values
 from stylegan_dist.data.index import load_index
-from stylegan_dist.data.pack import PackOptions, pack
-from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import Image
+from stylegan_dist.kinds import array as arrays
+from stylegan_dist.kinds.array import Array, ArrayOptions, decode_array
+from stylegan_dist.kinds.npy import encode_array
+from stylegan_dist.kinds.values import Values
+from stylegan_dist.making import shard_writer
+from stylegan_dist.making.pack import PackOptions, pack
+from stylegan_dist.making.scan import index_shards
+from stylegan_dist.making.verify import verify
 
 SHAPE = (2, 16, 16)
 OPTIONS = PackOptions(ArrayOptions(resolution=16), labels="folders", samples_per_shard=6, workers=2)
@@ -74,7 +76,7 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def take(folder, count: int, **options) -> list:
-    stream = BatchStream(load_index(folder), **{**ORDER, "batch": 4, **options})
+    stream = stream_of(load_index(folder), **{**ORDER, "batch": 4, **options})
     try:
         return [next(stream) for _ in range(count)]
     finally:
@@ -86,28 +88,28 @@ def take(folder, count: int, **options) -> list:
 ])
 def test_from_a_folder_to_what_training_sees(tmp_path, dtype, ending, encoding):
     made = make(tmp_path / "in", dtype, ending=ending)
-    index = pack(tmp_path / "in", tmp_path / "set", replace(OPTIONS, form=ArrayOptions(resolution=16, encoding=encoding)))
+    index = pack(tmp_path / "in", tmp_path / "set", replace(OPTIONS, packing=ArrayOptions(resolution=16, encoding=encoding)))
     assert index == load_index(tmp_path / "set")
-    assert (index.resolution, index.channels, index.encoding, index.dtype) == (16, 2, encoding, dtype)
+    assert (index.resolution, index.channels, index.encoding, index.kind.dtype) == (16, 2, encoding, dtype)
     assert verify(tmp_path / "set", workers=1) == []
     everything = np.stack(made).astype(np.float64)
     least, greatest = everything.min((0, 2, 3)), everything.max((0, 2, 3))
-    assert index.array.offset == tuple((greatest + least) / 2)
-    assert index.array.scale == tuple((greatest - least) / 2)
+    assert index.kind.offset == tuple((greatest + least) / 2)
+    assert index.kind.scale == tuple((greatest - least) / 2)
     whole = joined(take(tmp_path / "set", 5))
-    assert whole.images.dtype == getattr(torch, dtype)
-    assert {row.numpy().tobytes() for row in whole.images} == {values.tobytes() for values in made}, "each once, bit for bit"
-    seen = to_network(whole.images, index.array)
-    offset, scale = (np.float32(v)[:, None, None] for v in (index.array.offset, index.array.scale))
-    assert np.array_equal(seen.numpy(), (whole.images.numpy().astype(np.float32) - offset) / scale)
+    assert whole["sample"].dtype == getattr(torch, dtype)
+    assert {row.numpy().tobytes() for row in whole["sample"]} == {values.tobytes() for values in made}, "each once, bit for bit"
+    seen = index.kind.to_network(whole["sample"])
+    offset, scale = (np.float32(v)[:, None, None] for v in (index.kind.offset, index.kind.scale))
+    assert np.array_equal(seen.numpy(), (whole["sample"].numpy().astype(np.float32) - offset) / scale)
     assert seen.amin((0, 2, 3)).tolist() == pytest.approx([-1, -1], abs=1e-6)
     assert seen.amax((0, 2, 3)).tolist() == pytest.approx([1, 1], abs=1e-6)
-    back = index.array.from_network(seen)
-    assert back.dtype == whole.images.dtype
-    assert torch.allclose(back.float(), whole.images.float(), rtol=1e-6, atol=1e-5 if dtype == "float32" else 0)
-    assert [int(label) for label in whole.labels] == [
+    back = index.kind.from_network(seen)
+    assert back.dtype == whole["sample"].dtype
+    assert torch.allclose(back.float(), whole["sample"].float(), rtol=1e-6, atol=1e-5 if dtype == "float32" else 0)
+    assert [int(label) for label in whole["label"]] == [
         next(i for i, values in enumerate(made) if values.tobytes() == image.numpy().tobytes()) * 2 // 20
-        for image in whole.images]
+        for image in whole["sample"]]
 
 
 def test_the_same_global_batches_for_any_readers_and_ranks(shards):
@@ -116,16 +118,16 @@ def test_the_same_global_batches_for_any_readers_and_ranks(shards):
         parts = [take(shards, 9, mirror=True, rank=rank, world_size=world, workers=workers) for rank in range(world)]
         for step in range(9):
             assert same(joined([part[step] for part in parts]), reference[step])
-    plain = joined(take(shards, 9)).images
-    flipped = [not torch.equal(a, b) for a, b in zip(plain, joined(reference).images, strict=True)]
+    plain = joined(take(shards, 9))["sample"]
+    flipped = [not torch.equal(a, b) for a, b in zip(plain, joined(reference)["sample"], strict=True)]
     assert 5 < sum(flipped) < 31
     assert all(torch.equal(b, a.flip(2) if flip else a)
-               for a, b, flip in zip(plain, joined(reference).images, flipped, strict=True))
+               for a, b, flip in zip(plain, joined(reference)["sample"], flipped, strict=True))
 
 
 def test_images_come_to_the_same_range_as_ever():
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    assert torch.equal(to_network(levels, None), levels.float() / 127.5 - 1)
+    assert torch.equal(Image().to_network(levels), levels.float() / 127.5 - 1)
 
 
 def test_same_bytes_for_any_number_of_workers_and_after_an_interruption(source, shards, tmp_path, monkeypatch, capsys):
@@ -177,7 +179,7 @@ def test_refused_with_what_is_needed(tmp_path, values, options, message):
     (tmp_path / "in" / "a").mkdir(parents=True)
     (tmp_path / "in" / "a" / "x.npy").write_bytes(npy(values))
     with pytest.raises(InputError, match=message):
-        pack(tmp_path / "in", tmp_path / "out", replace(OPTIONS, form=ArrayOptions(**{"resolution": 16, **options})))
+        pack(tmp_path / "in", tmp_path / "out", replace(OPTIONS, packing=ArrayOptions(**{"resolution": 16, **options})))
 
 
 def test_another_dtype_loses_digits_and_nothing_else(tmp_path):
@@ -185,15 +187,15 @@ def test_another_dtype_loses_digits_and_nothing_else(tmp_path):
     wide = np.random.default_rng(0).normal(0, 100, (16, 16))
     (tmp_path / "in" / "a" / "wide.npy").write_bytes(npy(np.asfortranarray(wide.astype(">f8"))))
     (tmp_path / "in" / "a" / "large.npy").write_bytes(npy(wide * 1e4))
-    index = pack(tmp_path / "in", tmp_path / "out", replace(OPTIONS, form=ArrayOptions(resolution=16, dtype="float16")))
+    index = pack(tmp_path / "in", tmp_path / "out", replace(OPTIONS, packing=ArrayOptions(resolution=16, dtype="float16")))
     assert [entry["name"] for entry in index.skipped] == ["a/large.npy"], "infinite in float16"
-    assert np.array_equal(take(tmp_path / "out", 1, batch=1)[0].images[0, 0].numpy(), wide.astype(np.float16))
+    assert np.array_equal(take(tmp_path / "out", 1, batch=1)[0]["sample"][0, 0].numpy(), wide.astype(np.float16))
 
 
 @pytest.mark.parametrize("how", ["std", "none"])
 def test_other_normalisations(source, tmp_path, how):
-    index = pack(source, tmp_path / "out", replace(OPTIONS, form=ArrayOptions(resolution=16, normalise=how)))
-    seen = to_network(joined(take(tmp_path / "out", 5)).images, index.array).double()
+    index = pack(source, tmp_path / "out", replace(OPTIONS, packing=ArrayOptions(resolution=16, normalise=how)))
+    seen = index.kind.to_network(joined(take(tmp_path / "out", 5))["sample"]).double()
     if how == "none":
         assert 30 < seen.mean() < 60
     else:
@@ -202,15 +204,14 @@ def test_other_normalisations(source, tmp_path, how):
 
 
 def test_a_channel_that_is_the_same_everywhere():
-    values = Values()
-    values.add_array(np.full((1, 8, 8), 7, np.uint8))
+    values = Values.of(np.full((1, 8, 8), 7, np.uint8))
     for how in ("range", "std"):
         assert values.normalisation(how) == ((7.0,), (1.0,))
 
 
 # Decoding
 
-FORM = ArrayForm("float32", (0.0,), (1.0,))
+FORM = Array("float32", (0.0,), (1.0,))
 GOOD = np.random.default_rng(0).normal(0, 1, (3, 16, 16)).astype(np.float32)
 
 
@@ -299,7 +300,7 @@ def test_a_corrupt_array_is_found_by_verify_and_replaced_in_training(shards):
     damage(shards)
     problems = list(map(str, verify(shards, workers=1)))
     assert any("the array cannot be used (1 of 512 values are NaN or infinite)" in problem for problem in problems)
-    stream = BatchStream(load_index(shards), **ORDER, batch=20)
+    stream = stream_of(load_index(shards), **ORDER, batch=20)
     try:
         batch = next(stream)
         (fault,) = stream.take_replaced()
@@ -307,7 +308,7 @@ def test_a_corrupt_array_is_found_by_verify_and_replaced_in_training(shards):
         stream.close()
     assert "NaN" in fault.reason
     assert fault.by == 1
-    assert torch.isfinite(batch.images).all()
+    assert torch.isfinite(batch["sample"]).all()
 
 
 def test_shards_of_other_tools(shards, tmp_path):
@@ -315,17 +316,17 @@ def test_shards_of_other_tools(shards, tmp_path):
     for name in ("index.json", *(shard.offsets for shard in mine.shards)):
         (shards / name).unlink()
     index = index_shards(str(shards), workers=1)
-    assert (index.array, index.channels, index.class_counts) == (mine.array, 2, mine.class_counts)
+    assert (index.kind, index.channels, index.class_counts) == (mine.kind, 2, mine.class_counts)
     assert same(joined(take(shards, 5)), joined(take(shards, 5)))
     assert verify(shards, workers=1) == []
     assert main(["index", str(shards), str(tmp_path / "other"), "--offset", "-3.5", "--scale", "40"]) == 0
-    assert load_index(tmp_path / "other").array == ArrayForm("float32", (-3.5,), (40.0,))
+    assert load_index(tmp_path / "other").kind == Array("float32", (-3.5,), (40.0,))
     with pytest.raises(InputError, match=r"cannot be mixed.*normalisation"):
         load_index(f"{shards} {tmp_path / 'other'}")
 
 
 def test_normalisation_is_part_of_what_the_data_is(source, shards, tmp_path):
-    pack(source, tmp_path / "out", replace(OPTIONS, form=ArrayOptions(resolution=16, offset=(0.0,), scale=(50.0,))))
+    pack(source, tmp_path / "out", replace(OPTIONS, packing=ArrayOptions(resolution=16, offset=(0.0,), scale=(50.0,))))
     a, b = load_index(shards), load_index(tmp_path / "out")
     assert a.shards == b.shards
     assert a.fingerprint != b.fingerprint

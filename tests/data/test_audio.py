@@ -9,20 +9,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from batches import joined
+from batches import joined, stream_of
 
 from stylegan_dist.cli import main
-from stylegan_dist.data import audio
-from stylegan_dist.data.audio import LogMel, griffin_lim, listen, log_mel, mel_filters, read_wav, stft, write_wav
-from stylegan_dist.data.forms import LogMelOptions
 from stylegan_dist.data.index import load_index
-from stylegan_dist.data.pack import PackOptions, pack
-from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import audio
+from stylegan_dist.kinds.audio import LogMel, griffin_lim, listen, log_mel, mel_filters, read_wav, stft, write_wav
+from stylegan_dist.kinds.sound import SoundOptions
+from stylegan_dist.making.pack import PackOptions, pack
+from stylegan_dist.making.verify import verify
 
 DIGITS = LogMel(sample_rate=8000, hop=128, window=256, bands=64, frames=64, low_hz=0, high_hz=4000, floor_db=-80)
 SMALL = LogMel(sample_rate=8000, hop=128, window=256, bands=16, frames=16, low_hz=0, high_hz=4000, floor_db=-80)
+
+
+def spectral_convergence(samples: np.ndarray, magnitudes: np.ndarray, form: LogMel) -> float:
+    """|| |stft(samples)| - magnitudes || / || magnitudes ||, Frobenius norms: 0 is perfect."""
+    return float(np.linalg.norm(np.abs(stft(samples, form)) - magnitudes) / np.linalg.norm(magnitudes))
 
 
 def tone(hertz: float, count: int = DIGITS.samples, level: float = 0.5, rate: int = 8000) -> np.ndarray:
@@ -120,12 +124,12 @@ def test_phases_are_found():
     clip = np.pad(chirp(), (0, DIGITS.samples - 6000))
     magnitudes = np.abs(stft(clip, DIGITS))
     found = griffin_lim(magnitudes, DIGITS)
-    assert audio.spectral_convergence(found, magnitudes, DIGITS) < 0.05
-    assert audio.spectral_convergence(griffin_lim(magnitudes, DIGITS, iterations=0), magnitudes, DIGITS) > 0.2, "by iteration"
+    assert spectral_convergence(found, magnitudes, DIGITS) < 0.05
+    assert spectral_convergence(griffin_lim(magnitudes, DIGITS, iterations=0), magnitudes, DIGITS) > 0.2, "by iteration"
     assert np.array_equal(found, griffin_lim(magnitudes, DIGITS))
     decibels = log_mel(clip, DIGITS)
     back = listen(decibels, DIGITS)
-    assert audio.spectral_convergence(back, magnitudes, DIGITS) < 0.25
+    assert spectral_convergence(back, magnitudes, DIGITS) < 0.25
     assert np.abs(log_mel(back, DIGITS) - decibels)[decibels > -40].mean() < 1.0
     assert np.abs(back[6300:]).max() < 1e-3, "silence stays silent"
 
@@ -153,7 +157,7 @@ def test_impossible_spectrograms(change, message):
 
 # Packing
 
-OPTIONS = PackOptions(LogMelOptions(resolution=16), labels="names", samples_per_shard=5, workers=2)
+OPTIONS = PackOptions(SoundOptions(resolution=16), labels="names", samples_per_shard=5, workers=2)
 
 
 def sounds() -> dict[str, bytes]:
@@ -173,19 +177,19 @@ def tape(tmp_path):
 
 def test_from_a_tar_of_sounds_to_batches(tape, tmp_path):
     index = pack(tape, tmp_path / "set", OPTIONS)
-    assert (index.resolution, index.channels, index.dtype, index.classes) == (16, 1, "float16", ["0", "1", "2", "3"])
-    assert index.array.log_mel == SMALL
+    assert (index.resolution, index.channels, index.kind.dtype, index.classes) == (16, 1, "float16", ["0", "1", "2", "3"])
+    assert index.kind.log_mel == SMALL
     assert index == load_index(tmp_path / "set")
     assert verify(tmp_path / "set", workers=1) == []
-    stream = BatchStream(index, seed=0, lanes=4, block=4, batch=12)
+    stream = stream_of(index, seed=0, lanes=4, block=4, batch=12)
     batch = joined([next(stream)])
     stream.close()
     made = {log_mel(read_wav(data, SMALL.samples)[1], SMALL).astype(np.float16).tobytes(): int(name[4])
             for name, data in sounds().items()}
-    assert [made[image.numpy().tobytes()] for image in batch.images] == batch.labels.tolist()
-    seen = index.array.to_network(batch.images)
+    assert [made[image.numpy().tobytes()] for image in batch["sample"]] == batch["label"].tolist()
+    seen = index.kind.to_network(batch["sample"])
     assert (float(seen.min()), float(seen.max())) == (-1, 1)
-    shown = index.array.as_pictures(seen)
+    shown = index.kind.as_pictures(seen)
     assert np.array_equal(shown[:, 0], seen[:, 0].flip(1)), "low tones at the bottom"
 
 
@@ -215,7 +219,7 @@ def test_from_the_command_line(tape, tmp_path, capsys):
     assert "at least twice the hop" in capsys.readouterr().err
     assert main(["pack", str(tape), out, "--resolution", "16", "--log-mel", "--hop", "100", "--high-hz", "3000",
                  "--floor-db", "-60"]) == 0
-    assert load_index(out).array.log_mel == replace(SMALL, hop=100, window=200, high_hz=3000.0, floor_db=-60.0)
+    assert load_index(out).kind.log_mel == replace(SMALL, hop=100, window=200, high_hz=3000.0, floor_db=-60.0)
     assert load_index(out).classes is None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batches import locate, stream_of
 from launching import wait_until
 from PIL import Image
 from servers import http_server
@@ -19,13 +20,13 @@ from stylegan_dist.data import cache as cache_module
 from stylegan_dist.data import reader as reader_module
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.demand import open_cache
-from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.mixture import order_of
-from stylegan_dist.data.pack import PackOptions, pack
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import ShardReader, blobs
-from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
 
 ROOT = Path(__file__).parents[2]
 ORDER = {"seed": 0, "lanes": 8, "block": 4, "batch": 8}
@@ -117,7 +118,7 @@ def test_the_trainer_says_what_it_needs(server, tmp_path, capsys):
 def test_two_runs_that_need_more_than_there_is(server, sets, tmp_path):
     """Without a look before: the one with less patience ends and says why; the other goes on, and nothing it reads is lost."""
     index = load_index(f"{server.url}/one")
-    expected = BatchStream(load_index(sets / "one"), **ORDER)
+    expected = stream_of(load_index(sets / "one"), **ORDER)
     cache = NodeCache(tmp_path, 0.8 * bytes_of(index))  # a slot of one run is half of its set
 
     def run(name: str, *options) -> tuple:
@@ -125,7 +126,7 @@ def test_two_runs_that_need_more_than_there_is(server, sets, tmp_path):
 
     with another_process(*run("one", 1000, (0, 9))) as (_, patient):
         sums = [patient.recv()]
-        opened = {index.shards[shard].sha256 for shard, _ in order_of(index, 0, 8, 4).locate(0, 8)}
+        opened = {index.shards[shard].sha256 for shard, _ in locate(order_of(index, StreamPlan(0, 8, 4, 8)), 0, 8)}
         assert len(opened) == 8
         with another_process(*run("two", 0.3, ())) as (_, hasty):
             said = list(iter(hasty.recv, "end"))
@@ -141,17 +142,17 @@ def test_two_runs_that_need_more_than_there_is(server, sets, tmp_path):
                     assert sum(path.stat().st_size for path in files) <= cache.limit
                 time.sleep(0.02)
         sums += iter(patient.recv, "end")
-    assert sums == [next(expected).images.sum().item() for _ in range(60)]
+    assert sums == [next(expected)["sample"].sum().item() for _ in range(60)]
     expected.close()
 
 
 def _read(connection, url: str, folder: Path, limit: int, patience: float, stops: tuple[int, ...]) -> None:
     """60 batches; waits for a word after some."""
     cache_module.PATIENCE_SECONDS = patience
-    stream = BatchStream(load_index(url), **ORDER, cache=NodeCache(folder, limit))
+    stream = stream_of(load_index(url), **ORDER, cache=NodeCache(folder, limit))
     try:
         for step in range(60):
-            connection.send(next(stream).images.sum().item())
+            connection.send(next(stream)["sample"].sum().item())
             if step in stops:
                 connection.recv()
     except InputError as error:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stylegan_dist.data import pack as packing
-from stylegan_dist.data.forms import ArrayOptions
-from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.index import INDEX_NAME
-from stylegan_dist.data.pack import PackOptions, pack
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.array import ArrayOptions
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making import pack as packing
+from stylegan_dist.making.pack import PackOptions, pack
 
 OPTIONS = PackOptions(ImageOptions(8), shuffle=False, samples_per_shard=2, workers=1)
 

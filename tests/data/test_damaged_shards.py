@@ -9,20 +9,19 @@ import re
 import numpy as np
 import pytest
 import torch
-from batches import ORDER, SAMPLES, STEPS, joined, open_shards_of, open_stream, same, take
+from batches import ORDER, SAMPLES, STEPS, joined, locate, open_shards_of, open_stream, same, stream_of, take
 
-from stylegan_dist.data.images import decode
 from stylegan_dist.data.index import load_index, load_offsets
 from stylegan_dist.data.order import GlobalOrder
 from stylegan_dist.data.reader import ShardReader
-from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError, LocalInputError
+from stylegan_dist.kinds.pixels import decode
 
 
 def first_place(folder, image: int = 0):
     """(shard, sample, offset, size) of an image of the line."""
     index = load_index(folder)
-    shard, sample = GlobalOrder([s.samples for s in index.shards], **ORDER).locate(image, 1)[0]
+    shard, sample = locate(GlobalOrder([s.samples for s in index.shards], **ORDER), image, 1)[0]
     offset, size, _ = load_offsets(index.shards[shard])[sample]
     return index.shards[shard], sample, int(offset), int(size)
 
@@ -55,8 +54,8 @@ def test_a_damaged_sample_is_named(own_shards, workers):
     reader = ShardReader(index)
     data, label = reader.read(index.shards.index(shard), (sample + 1) % shard.samples)
     reader.close()
-    assert np.array_equal(batch.images[4].numpy(), decode(data, 3, 8))
-    assert int(batch.labels[4]) == label
+    assert np.array_equal(batch["sample"][4].numpy(), decode(data, 3, 8))
+    assert int(batch["label"][4]) == label
 
 
 def spoil(folder, index, shard: int, samples) -> None:
@@ -110,10 +109,10 @@ def test_local_faults_on_two_ranks(own_shards, reference, damage, cause):
     index = load_index(own_shards)
     path = own_shards / first_place(own_shards, image=6)[0].name
     damage(path)
-    streams = [BatchStream(index, **ORDER, batch=8, mirror=True, rank=rank, world_size=2, workers=1) for rank in range(2)]
+    streams = [stream_of(index, **ORDER, batch=8, mirror=True, rank=rank, world_size=2, workers=1) for rank in range(2)]
     try:
         whole = next(streams[0])
-        assert torch.equal(whole.images, reference[0].images[:4])
+        assert torch.equal(whole["sample"], reference[0]["sample"][:4])
         with pytest.raises(LocalInputError) as caught:
             next(streams[1])
     finally:
@@ -129,7 +128,7 @@ def test_a_shard_cut_short_while_training(own_shards):
     for shard in index.shards:
         os.truncate(own_shards / shard.name, 600)
     with pytest.raises(InputError, match="is damaged"):
-        next(BatchStream(index, **ORDER, batch=8))
+        next(stream_of(index, **ORDER, batch=8))
     with pytest.raises(InputError, match=r"has 600 bytes, .* restore .*pack"):
         load_index(own_shards)
 
@@ -139,7 +138,7 @@ def test_missing_shard(own_shards, workers):
     index = load_index(own_shards)
     shard = first_place(own_shards)[0]
     (own_shards / shard.name).unlink()
-    stream = BatchStream(index, **ORDER, batch=8, workers=workers)
+    stream = stream_of(index, **ORDER, batch=8, workers=workers)
     with pytest.raises(InputError) as caught:
         next(stream)
     stream.close()
@@ -157,10 +156,10 @@ def test_missing_and_foreign_offsets(own_shards):
     for other in (table[:-1], table[::-1]):  # the second: other images and classes, which all decode
         np.save(own_shards / shard.offsets, other)
         with pytest.raises(InputError, match=altered):
-            next(BatchStream(index, **ORDER, batch=8))
+            next(stream_of(index, **ORDER, batch=8))
     (own_shards / shard.offsets).unlink()
     with pytest.raises(InputError, match=rf"cannot read {own_shards / shard.offsets}: .*no such file.*6 attempts"):
-        next(BatchStream(index, **ORDER, batch=8))
+        next(stream_of(index, **ORDER, batch=8))
     assert open_shards_of(own_shards) == 0
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stylegan_dist.data import decoding
-from stylegan_dist.data.decoding import decode_into
+from stylegan_dist.kinds import decoding
+from stylegan_dist.kinds.decoding import decode_into
 
 PACKED = [(1, "PNG", {}), (3, "PNG", {}), (4, "PNG", {}), (3, "WEBP", {"lossless": True}), (3, "WEBP", {"quality": 80}),
           (4, "WEBP", {"lossless": True})]  # what imagecodecs takes; of lossy WebP `pack` makes none, but `index` takes it

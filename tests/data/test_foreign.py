@@ -9,19 +9,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from archives import write_tar
+from batches import stream_of
 from PIL import Image
 
-from stylegan_dist.data import decoding
-from stylegan_dist.data.decoding import decode_into
-from stylegan_dist.data.images import ImageOptions, convert, measure
 from stylegan_dist.data.index import load_index, load_offsets
-from stylegan_dist.data.pack import PackOptions, pack
-from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.sources import open_source
-from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.data.survey import look
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import decoding
+from stylegan_dist.kinds.decoding import decode_into
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.kinds.pixels import convert, measure
+from stylegan_dist.making.pack import PackOptions, pack
+from stylegan_dist.making.scan import index_shards
+from stylegan_dist.making.sources import open_source
+from stylegan_dist.making.survey import look
+from stylegan_dist.making.verify import verify
 
 
 def picture(mode: str = "RGB", size=(16, 16), number: int = 0) -> Image.Image:
@@ -118,15 +119,15 @@ def test_an_index_says_what_is_in_the_shards(tmp_path, capsys):
     assert {(form["width"], form["mode"]): form["images"] for form in forms} == {
         (16, "RGB"): 7, (16, "L"): 1, (24, "RGB"): 1, (16, "CMYK"): 1}
     assert verify(tmp_path, workers=1) == []
-    stream = BatchStream(load_index(tmp_path), seed=0, lanes=1, block=16, batch=10)
+    stream = stream_of(load_index(tmp_path), seed=0, lanes=1, block=16, batch=10)
     batch = next(stream)
     assert stream.take_replaced() == []
     stream.close()
-    seen = {image.numpy().tobytes() for image in batch.images}
+    seen = {image.numpy().tobytes() for image in batch["sample"]}
     pack(tmp_path / "a.tar", tmp_path / "packed", PackOptions(ImageOptions(16), workers=1))
     packed = load_index(tmp_path / "packed")
-    stream = BatchStream(packed, seed=0, lanes=1, block=16, batch=10)
-    assert {image.numpy().tobytes() for image in next(stream).images} == seen
+    stream = stream_of(packed, seed=0, lanes=1, block=16, batch=10)
+    assert {image.numpy().tobytes() for image in next(stream)["sample"]} == seen
     stream.close()
 
 

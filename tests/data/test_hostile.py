@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batches import stream_of
 from PIL import Image
 
 from stylegan_dist.cli import main
-from stylegan_dist.data.decoding import decode_into
-from stylegan_dist.data.images import ImageOptions, convert
 from stylegan_dist.data.index import load_index, read_index
-from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.decoding import decode_into
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.kinds.pixels import convert
+from stylegan_dist.making.scan import index_shards
+from stylegan_dist.making.verify import verify
 
 NAMES = ("../../up.png", "a/../../../up.png", "/absolute.png", "//twice.png", "C:\\windows.png", "new\nline.png",
          "tab\t\x1b[31m.png", "nul-like%00.png", "x" * 20_000 + ".png", "d/" * 3000 + "deep.png",
@@ -59,9 +60,9 @@ def write_zip(path: Path, names=NAMES, corrupt=()) -> None:
 
 def colours(folder) -> list[int]:
     index = load_index(folder)
-    stream = BatchStream(index, seed=0, lanes=1, block=100, batch=index.num_samples)
+    stream = stream_of(index, seed=0, lanes=1, block=100, batch=index.num_samples)
     try:
-        return sorted(next(stream).images[:, 0, 0, 0].tolist())
+        return sorted(next(stream)["sample"][:, 0, 0, 0].tolist())
     finally:
         stream.close()
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from stylegan_dist.data import images
-from stylegan_dist.data.images import ImageOptions, convert, decode, encode
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import pixels as images
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.kinds.pixels import convert, decode, encode
 
 
 def file_of(image: Image.Image, format="PNG", **parameters) -> bytes:
@@ -92,7 +93,7 @@ def test_icc_profile_is_applied_and_not_written(alpha):
     converted = convert(data, ImageOptions(8, channels=4 if alpha else 3)).image
     expected = np.asarray(quadrants())[..., ::-1].astype(int)
     assert np.abs(np.asarray(converted)[..., :3] - expected).max() <= 3
-    assert "icc_profile" not in Image.open(io.BytesIO(encode(converted, ImageOptions(8)))).info
+    assert "icc_profile" not in Image.open(io.BytesIO(encode(converted, "png", 95))).info
 
 
 @pytest.mark.parametrize("profile", [
@@ -227,7 +228,7 @@ def test_encode_and_decode(encoding, channels):
     array = np.stack([rows * 16, columns * 16, rows + columns, 255 - rows * 16], axis=-1).astype(np.uint8)
     for image in (Image.fromarray(array), Image.fromarray(array[..., :3])):  # with and without transparency
         converted = convert(file_of(image), options).image
-        data = encode(converted, options)
+        data = encode(converted, options.encoding, options.quality)
         decoded = decode(data, channels, 16)
         assert decoded.shape == (channels, 16, 16)
         assert decoded.dtype == np.uint8

@@ -11,15 +11,15 @@ import time
 
 import numpy as np
 import pytest
+from batches import stream_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stylegan_dist.data.arrays import parse_npy
 from stylegan_dist.data.index import Shard, load_index, load_offsets, parse_offsets, read_index
 from stylegan_dist.data.index_file import read_index_file
-from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.npy import parse_npy
+from stylegan_dist.making.verify import verify
 
 SHARD = {"name": "a.tar", "samples": 2, "bytes": 4096, "sha256": "0" * 64, "offsets": "a.offsets.npy",
          "offsets_sha256": "1" * 64}
@@ -216,7 +216,7 @@ def test_a_label_that_no_class_has_is_found_before_it_is_trained_on(own_shards, 
     index = load_index(own_shards)
     assert index.num_classes == 3
     with pytest.raises(InputError, match=r"classes that index\.json does not know"):
-        for _ in zip(range(8), BatchStream(index, seed=0, lanes=4, block=8, batch=8), strict=False):
+        for _ in zip(range(8), stream_of(index, seed=0, lanes=4, block=8, batch=8), strict=False):
             pass
 
 
@@ -231,7 +231,7 @@ def test_a_sample_of_gigabytes_is_not_read(own_shards):
     change_offsets(own_shards, change)
     index = load_index(own_shards)
     assert load_offsets(index.shards[0])[0, 1] == 3 << 30
-    stream, began = BatchStream(index, seed=0, lanes=1, block=100, batch=44), time.monotonic()
+    stream, began = stream_of(index, seed=0, lanes=1, block=100, batch=44), time.monotonic()
     next(stream)
     assert any("more than the" in fault.reason for fault in stream.take_replaced())
     stream.close()

@@ -12,8 +12,8 @@ from servers import http_server
 from stylegan_dist.cli import main
 from stylegan_dist.data import storage
 from stylegan_dist.data.index import load_index, read_index
-from stylegan_dist.data.scan import index_shards
 from stylegan_dist.errors import InputError
+from stylegan_dist.making.scan import index_shards
 from stylegan_dist.redact import mask_urls, redact
 
 SECRET = "Xq7vSECRETk2"

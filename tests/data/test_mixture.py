@@ -7,19 +7,19 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from batches import locate, stream_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from servers import http_server
 
 from stylegan_dist.data.cache import NodeCache
-from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.mixture import GROUP, MixedOrder, apportion, order_of
-from stylegan_dist.data.order import GlobalOrder
-from stylegan_dist.data.pack import PackOptions, pack
-from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.data.order import GlobalOrder, StreamPlan
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
 
 LAYOUTS = ((40, 41, 30), (700, 9), (3,))
 
@@ -31,7 +31,7 @@ def mixed(weights=(0.5, 0.3, 0.2), seed: int = 1) -> MixedOrder:
 def test_proportions_and_epochs():
     order = mixed()
     assert order.shares.tolist() == apportion((0.5, 0.3, 0.2), GROUP) == [2048, 1229, 819]
-    line = order.locate(0, 2 * GROUP)
+    line = locate(order, 0, 2 * GROUP)
     sets = Counter({0: 0, 1: 0, 2: 0})
     per_set: dict[int, list] = {0: [], 1: [], 2: []}
     for shard, sample in line:
@@ -44,7 +44,7 @@ def test_proportions_and_epochs():
         everything = sorted((start + shard, sample) for shard, count in enumerate(layout) for sample in range(count))
         for epoch in range(len(per_set[part]) // size):
             assert sorted(per_set[part][epoch * size:(epoch + 1) * size]) == everything
-        alone = GlobalOrder(layout, 1, 4, 16).locate(0, len(per_set[part]))
+        alone = locate(GlobalOrder(layout, 1, 4, 16), 0, len(per_set[part]))
         assert per_set[part] == [(start + shard, sample) for shard, sample in alone]
 
 
@@ -52,8 +52,8 @@ def test_proportions_and_epochs():
 @settings(max_examples=40)
 def test_a_function_of_the_number(image, count):
     order = mixed()
-    together = order.locate(image, count)
-    assert together[::17] == [mixed().locate(image + i, 1)[0] for i in range(0, count, 17)]
+    together = locate(order, image, count)
+    assert together[::17] == [locate(mixed(), image + i, 1)[0] for i in range(0, count, 17)]
     sets, numbers = order.numbers(np.arange(image, image + count))
     for part in range(3):
         assert (np.diff(numbers[sets == part]) == 1).all()
@@ -82,9 +82,9 @@ def working_sets_hold(order, batch: int, world: int, steps: int) -> None:
     count = batch // world
     for rank in range(world):
         for nimg in range(0, steps * batch, batch):
-            read = {shard for shard, _ in order.locate(nimg + rank * count, count)}
+            read = {shard for shard, _ in locate(order, nimg + rank * count, count)}
             assert read <= set(order.working_set(nimg, batch, rank * count, count))
-            later = {shard for shard, _ in order.locate(nimg + 2 * batch + rank * count, count)}
+            later = {shard for shard, _ in locate(order, nimg + 2 * batch + rank * count, count)}
             assert later <= set(order.working_set(nimg, batch, rank * count, count, steps=3))
 
 
@@ -106,7 +106,7 @@ def test_the_next_slots_are_known():
     for rank in range(world):
         now, then = (set(order.working_set(0, batch, 4 * rank, 4, ahead)) for ahead in (0, 1))
         assert len(now) <= 4 * 2
-        second = {shard for step in range(25, 50) for shard, _ in order.locate(step * batch + 4 * rank, 4)}
+        second = {shard for step in range(25, 50) for shard, _ in locate(order, step * batch + 4 * rank, 4)}
         assert now | second == then
     ranks = [set(order.working_set(0, batch, 4 * rank, 4)) for rank in range(world)]
     assert sum(map(len, ranks)) < 2 * len(set().union(*ranks))
@@ -124,7 +124,7 @@ def test_the_next_epoch_is_known_in_time(block):
         assert len(set().union(*soon)) <= most or nimg >= end
         for later in (0, whole // 2 // batch * batch, whole):
             for (first, count), shards in zip(parts, soon, strict=True):
-                assert {shard for shard, _ in order.locate(nimg + later + first, count)} <= set(shards)
+                assert {shard for shard, _ in locate(order, nimg + later + first, count)} <= set(shards)
 
 
 # In files
@@ -142,9 +142,9 @@ def sets(tmp_path_factory):
 
 
 def colours(index, count: int, **options) -> list[int]:
-    stream = BatchStream(index, seed=0, lanes=4, block=4, batch=count, **options)
+    stream = stream_of(index, seed=0, lanes=4, block=4, batch=count, **options)
     try:
-        return next(stream).images[:, 0, 0, 0].tolist()
+        return next(stream)["sample"][:, 0, 0, 0].tolist()
     finally:
         stream.close()
 
@@ -160,7 +160,7 @@ def test_a_mixture_of_folders(sets):
     by_size = load_index(f"{sets}/{{dogs,cats}}")
     assert [part.weight for part in by_size.parts] == [20, 30]
     assert load_index(f"{sets}/*s").num_samples == 50
-    assert isinstance(order_of(load_index(sets / "dogs"), 0, 4, 4), GlobalOrder)
+    assert isinstance(order_of(load_index(sets / "dogs"), StreamPlan(0, 4, 4, 8)), GlobalOrder)
 
 
 def test_a_mixture_from_a_server(sets, tmp_path):

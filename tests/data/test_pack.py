@@ -16,11 +16,12 @@ import webdataset
 from launching import wait_until
 from PIL import Image
 
-from stylegan_dist.data.images import ImageOptions, convert
 from stylegan_dist.data.index import load_index, load_offsets
-from stylegan_dist.data.pack import PackOptions, pack, shard_size
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.kinds.pixels import convert
+from stylegan_dist.making.pack import PackOptions, pack, shard_size
+from stylegan_dist.making.verify import verify
 
 OPTIONS = PackOptions(ImageOptions(16), labels="folders", samples_per_shard=15, workers=2)
 
@@ -36,8 +37,8 @@ def start_pack(source, out, code_before="", resolution=16):
     code = f"""
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
-from stylegan_dist.data.images import ImageOptions
-from stylegan_dist.data.pack import PackOptions, pack
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
 from stylegan_dist.errors import InputError, Interrupted
 {code_before}
 try:
@@ -114,7 +115,7 @@ def test_kill_and_rerun_gives_the_same_bytes(make_photos, tmp_path, capsys):
     process.communicate()
     assert not (out / "index.json").exists()
     assert 2 <= finished_shards(out) < 8
-    options = replace(OPTIONS, form=ImageOptions(256))
+    options = replace(OPTIONS, packing=ImageOptions(256))
     pack(photos, out, options)
     assert "continuing" in capsys.readouterr().out
     pack(photos, tmp_path / "straight", options)
@@ -191,7 +192,7 @@ def test_without_labels(photos, tmp_path):
 @pytest.mark.parametrize("encoding", ["jpg", "webp"])
 def test_other_encodings(photos, tmp_path, encoding):
     image = ImageOptions(16, encoding=encoding, channels=1)
-    pack(photos, tmp_path / "out", replace(OPTIONS, form=image))
+    pack(photos, tmp_path / "out", replace(OPTIONS, packing=image))
     assert verify(tmp_path / "out", workers=1) == []
 
 
@@ -235,7 +236,7 @@ def test_nothing_but_unreadable_files(tmp_path):
 
 
 def test_enlarging_is_told(photos, tmp_path, capsys):
-    pack(photos, tmp_path / "out", replace(OPTIONS, form=ImageOptions(32)))
+    pack(photos, tmp_path / "out", replace(OPTIONS, packing=ImageOptions(32)))
     assert "60 images were smaller than 32 pixels" in capsys.readouterr().out
 
 
@@ -263,7 +264,8 @@ def test_out_that_cannot_be_used(photos, tmp_path):
 
 
 def test_two_packers_do_not_meet(photos, tmp_path):
-    slow = "import stylegan_dist.data.pack as p, time\np._finish = lambda *_: time.sleep(600)"
+    slow = "import stylegan_dist.making.pack as p, time\np._finish = lambda *_: time.sleep(60)"
+    slow = "import stylegan_dist.making.pack as p, time\np._finish = lambda *_: time.sleep(600)"
     process = start_pack(photos, tmp_path / "out", slow)
     wait_until(lambda: finished_shards(tmp_path / "out") == 4)
     try:

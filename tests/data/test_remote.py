@@ -16,7 +16,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from batches import joined, same
+from batches import joined, locate, same, stream_of
 from launching import wait_until
 from PIL import Image
 from servers import ALL_FAULTS, altered, error_500, http_server, s3_server, shortened, slow
@@ -25,14 +25,14 @@ from stylegan_dist.data import cache as cache_module
 from stylegan_dist.data import storage
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.demand import node_demand
-from stylegan_dist.data.images import ImageOptions
 from stylegan_dist.data.index import load_index, read_index
 from stylegan_dist.data.mixture import order_of
-from stylegan_dist.data.pack import PackOptions, pack
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import blobs
-from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError, LocalInputError
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
+from stylegan_dist.making.scan import index_shards
 
 ORDER = {"seed": 3, "lanes": 8, "block": 4, "batch": 16, "mirror": True}
 SAMPLES = 90
@@ -88,7 +88,7 @@ def remote(request):
 
 def take(index, cache, steps: int = STEPS, world: int = 1, workers: int = 0, start: int = 0):
     """The global batches, put together from all ranks, which run at the same time."""
-    streams = [BatchStream(index, **ORDER, rank=rank, world_size=world, workers=workers, start=start, cache=cache, prefetch=2)
+    streams = [stream_of(index, **ORDER, rank=rank, world_size=world, workers=workers, start=start, cache=cache, prefetch=2)
                for rank in range(world)]
     try:
         return [joined([next(stream) for stream in streams]) for _ in range(steps)]
@@ -181,10 +181,10 @@ def test_a_cache_of_just_the_demand(server, shards, tmp_path):
     """Files go and come again, and the limit holds all the time."""
     options = {**ORDER, "lanes": 4, "block": 4, "batch": 8, "workers": 1, "prefetch": 1, "world_size": 2}
     index, here = load_index(server.url), load_index(shards)
-    order = order_of(index, ORDER["seed"], 4, 4)
-    cache = NodeCache(tmp_path / "cache", max(node_demand(index, order, 8 * step, 8, 2, range(2), 2) for step in range(48)))
+    plans = [StreamPlan(ORDER["seed"], 4, 4, 8, world_size=2, start=8 * step) for step in range(48)]
+    cache = NodeCache(tmp_path / "cache", max(node_demand(index, plan, range(2), 2) for plan in plans))
     assert cache.limit < 0.9 * sum(blob.bytes for shard in index.shards for blob in blobs(shard))
-    ours, theirs = ([BatchStream(source, **options, rank=rank, cache=cache) for rank in range(2)] for source in (index, here))
+    ours, theirs = ([stream_of(source, **options, rank=rank, cache=cache) for rank in range(2)] for source in (index, here))
     for _ in range(48):
         assert same(joined([next(stream) for stream in ours]), joined([next(stream) for stream in theirs]))
         with cache._lock():  # nothing is removed and nothing is promised while the sizes are added up
@@ -197,14 +197,15 @@ def test_a_cache_of_just_the_demand(server, shards, tmp_path):
 def test_prefetch_precedes_need(server, tmp_path):
     """Before a batch is asked for, all its shards are there, through four ends of epochs; the reader fetches nothing itself."""
     index = load_index(server.url)
-    order = order_of(index, ORDER["seed"], 4, 4)
-    cache = NodeCache(tmp_path, max(node_demand(index, order, 8 * step, 8, 1, [0], 1) for step in range(48)))
+    plans = [StreamPlan(ORDER["seed"], 4, 4, 8, start=8 * step) for step in range(48)]
+    cache = NodeCache(tmp_path, max(node_demand(index, plan, [0], 1) for plan in plans))
     assert cache.limit < 0.9 * sum(blob.bytes for shard in index.shards for blob in blobs(shard))
-    stream = BatchStream(index, **{**ORDER, "lanes": 4, "block": 4, "batch": 8}, cache=cache)
+    stream = stream_of(index, **{**ORDER, "lanes": 4, "block": 4, "batch": 8}, cache=cache)
     next(stream)
     at_first = cache.seconds_fetching
+    order = order_of(index, plans[0])
     for step in range(1, 48):
-        needed = {blob.key for shard, _ in order.locate(8 * step, 8) for blob in blobs(index.shards[shard])}
+        needed = {blob.key for shard, _ in locate(order, 8 * step, 8) for blob in blobs(index.shards[shard])}
         wait_until(lambda needed=needed: all((tmp_path / key).exists() for key in needed), f"the shards of step {step}")
         next(stream)
         assert cache.seconds_fetching == at_first, f"the reader had to fetch for step {step}"
@@ -235,10 +236,11 @@ def test_several_runs_share_a_cache_and_survive_kill_9(remote, local, tmp_path, 
     server.fault = lambda name, number: slow  # so that the moment is often in the middle of a file
     folder = tmp_path / "cache"
     code = ("from stylegan_dist.data.index import load_index\nfrom stylegan_dist.data.stream import BatchStream\n"
-            "from stylegan_dist.data.cache import NodeCache\n"
+            "from stylegan_dist.data.cache import NodeCache\nfrom stylegan_dist.data.order import StreamPlan\n"
+            "from stylegan_dist.data.readers import ReaderOptions\n"
+            f"plans = [StreamPlan(rank=rank, world_size={world}, **{ORDER!r}) for rank in range({world})]\n"
             f"index, cache = load_index({url!r}), NodeCache({str(folder)!r}, 10**9)\n"
-            f"streams = [BatchStream(index, cache=cache, rank=rank, world_size={world}, workers={workers}, **{ORDER!r})\n"
-            f"           for rank in range({world})]\n"
+            f"streams = [BatchStream(index, plan, ReaderOptions({workers}), cache) for plan in plans]\n"
             "print('ready', flush=True)\n"
             "while True: [next(stream) for stream in streams]")
     rng = np.random.default_rng()  # any moment will do

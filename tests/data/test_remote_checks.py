@@ -16,9 +16,9 @@ from test_scan import write_foreign
 from stylegan_dist.cli import main
 from stylegan_dist.data import storage
 from stylegan_dist.data.index import load_offsets, read_index
-from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.making.scan import index_shards
+from stylegan_dist.making.verify import verify
 
 BAD = "part-001.tar"
 in_a_header = altered_at(lambda content: content.index(b"ustar", 1200) - 200)

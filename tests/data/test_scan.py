@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from batches import stream_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,11 +22,10 @@ from servers import http_server
 from stylegan_dist.cli import main
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.index import load_index, load_offsets
-from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.data.tar import TarError, members
-from stylegan_dist.data.verify import verify
 from stylegan_dist.errors import InputError
+from stylegan_dist.making.scan import index_shards
+from stylegan_dist.making.tar import TarError, members
+from stylegan_dist.making.verify import verify
 
 
 def png(number: int, size: int = 8, mode: str = "RGB") -> bytes:
@@ -68,10 +68,10 @@ def test_index_of_foreign_shards(tmp_path):
         assert [tuple(row[:2]) for row in load_offsets(shard).tolist()] == pictures
     assert verify(tmp_path / "set") == []
     assert [path.read_bytes() for path in paths] == before
-    stream = BatchStream(read, seed=0, lanes=4, block=4, batch=21)
+    stream = stream_of(read, seed=0, lanes=4, block=4, batch=21)
     batch = next(stream)
     stream.close()
-    seen = {(image.numpy().tobytes(), int(label)) for image, label in zip(batch.images, batch.labels, strict=True)}
+    seen = {(image.numpy().tobytes(), int(label)) for image, label in zip(batch["sample"], batch["label"], strict=True)}
     assert seen == {(np.asarray(Image.open(io.BytesIO(png(n)))).transpose(2, 0, 1).tobytes(), n % 3) for n in range(21)}
 
 
@@ -89,9 +89,9 @@ def test_an_index_elsewhere(tmp_path):
         assert [shard.bytes for shard in remote.shards] == [shard.bytes for shard in index.shards[:3]]
         assert all(shard.sha256 for shard in remote.shards)
         assert verify(tmp_path / "remote") == []
-        stream = BatchStream(load_index(tmp_path / "remote"), seed=0, lanes=2, block=4, batch=7,
+        stream = stream_of(load_index(tmp_path / "remote"), seed=0, lanes=2, block=4, batch=7,
                              cache=NodeCache(tmp_path / "cache", 10**9))
-        assert next(stream).images.shape == (7, 3, 8, 8)
+        assert next(stream)["sample"].shape == (7, 3, 8, 8)
         stream.close()
         with pytest.raises(InputError, match=r"say where the index of .* shall be"):
             index_shards(server.url)

@@ -9,9 +9,9 @@ import zipfile
 
 import pytest
 
-from stylegan_dist.data import containers, sources
-from stylegan_dist.data.sources import open_source
 from stylegan_dist.errors import InputError
+from stylegan_dist.making import containers, sources
+from stylegan_dist.making.sources import open_source
 
 
 def make(kind, tmp_path, files):

@@ -12,15 +12,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from batches import ORDER, SAMPLES, STEPS, joined, open_shards_of, open_stream, pack_random, same, take
+from batches import ORDER, SAMPLES, STEPS, joined, locate, open_shards_of, open_stream, pack_random, same, take
 from launching import alive, wait_until
 
 from stylegan_dist.data.batches import BatchDataset
-from stylegan_dist.data.images import decode
 from stylegan_dist.data.index import load_index
-from stylegan_dist.data.mixture import order_of
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.errors import STOP_SIGNALS
+from stylegan_dist.kinds.pixels import decode
 
 
 def test_what_a_batch_is(shards, reference):
@@ -29,17 +29,17 @@ def test_what_a_batch_is(shards, reference):
     batches = take(shards, STEPS)
     from stylegan_dist.data.order import GlobalOrder
 
-    places = GlobalOrder([s.samples for s in index.shards], **ORDER).locate(0, 8 * STEPS)
+    places = locate(GlobalOrder([s.samples for s in index.shards], **ORDER), 0, 8 * STEPS)
     reader = ShardReader(index)
     whole = joined(batches)
-    assert whole.images.shape == (8 * STEPS, 3, 8, 8)
-    assert (whole.images.dtype, whole.labels.dtype, whole.index.dtype) == (torch.uint8, torch.int64, torch.int64)
+    assert whole["sample"].shape == (8 * STEPS, 3, 8, 8)
+    assert (whole["sample"].dtype, whole["label"].dtype, whole.index.dtype) == (torch.uint8, torch.int64, torch.int64)
     assert whole.index.tolist() == list(range(8 * STEPS))
-    for image, label, place in zip(whole.images, whole.labels, places, strict=True):
+    for image, label, place in zip(whole["sample"], whole["label"], places, strict=True):
         data, expected = reader.read(*place)
         assert np.array_equal(image.numpy(), decode(data, 3, 8))
         assert int(label) == expected
-    epoch = whole.images[:SAMPLES].flatten(1)
+    epoch = whole["sample"][:SAMPLES].flatten(1)
     assert len({row.numpy().tobytes() for row in epoch}) == SAMPLES, "every image once"
     reader.close()
 
@@ -64,16 +64,16 @@ def test_resume_anywhere(shards, reference, workers, step):
 
 def test_batches_in_any_order(shards, reference):
     """Readers look some batches ahead, and the loader asks in order; what is asked for otherwise is the same, too."""
-    order = order_of(load_index(shards), **ORDER)
-    dataset = BatchDataset(ShardReader(load_index(shards)), order, batch=8, first=0, count=8, mirror=True)
+    dataset = BatchDataset(ShardReader(load_index(shards)), StreamPlan(**ORDER, batch=8, mirror=True))
     for step in (3, 3, 0, 12, 1, 2, 11):
-        assert same(dataset[8 * step].batch, reference[step])
+        memory = torch.empty(dataset.layout.bytes, dtype=torch.uint8)
+        assert same(dataset.load(8 * step, memory).batch, reference[step])
 
 
 def test_another_batch_size_goes_on_at_the_same_image(shards, reference):
     whole = joined(reference)
     part = take(shards, 3, mirror=True, start=40, batch=12)
-    assert torch.equal(joined(part).images, whole.images[40:76])
+    assert torch.equal(joined(part)["sample"], whole["sample"][40:76])
 
 
 def test_far_away(shards):
@@ -84,19 +84,19 @@ def test_far_away(shards):
 
 def test_mirror_is_a_function_of_the_image_number(shards, reference):
     plain, mirrored = joined(take(shards, STEPS)), joined(reference)
-    flipped = [not torch.equal(a, b) for a, b in zip(plain.images, mirrored.images, strict=True)]
+    flipped = [not torch.equal(a, b) for a, b in zip(plain["sample"], mirrored["sample"], strict=True)]
     assert 0.25 < np.mean(flipped) < 0.75
-    for a, b, flip in zip(plain.images, mirrored.images, flipped, strict=True):
+    for a, b, flip in zip(plain["sample"], mirrored["sample"], flipped, strict=True):
         assert torch.equal(b, a.flip(2) if flip else a)
     assert any(flipped[i] != flipped[i + SAMPLES] for i in range(SAMPLES)), "another draw in each epoch"
     other = joined(take(shards, 1, mirror=True, seed=6))
-    assert not torch.equal(other.images, mirrored.images[:8])
+    assert not torch.equal(other["sample"], mirrored["sample"][:8])
 
 
 def test_grey_images(tmp_path):
     folder = pack_random(tmp_path, channels=1)
     one, two = take(folder, 3), take(folder, 3, workers=2)
-    assert one[0].images.shape == (8, 1, 8, 8)
+    assert one[0]["sample"].shape == (8, 1, 8, 8)
     assert same(joined(one), joined(two))
 
 
@@ -109,14 +109,14 @@ def test_memory_is_used_again_but_never_what_somebody_holds(shards, reference):
     for expected in reference:
         batch = next(stream)
         assert same(batch, expected)
-        places.add(batch.images.data_ptr())
+        places.add(batch["sample"].data_ptr())
         del batch
     assert len(places) <= 2, "gone, so its memory serves the next ones"
     held, parts = [], []
     again = open_stream(shards, mirror=True)
     for step in range(STEPS):  # a batch, a part of one, or an array of one keeps all of it
         batch = next(again)
-        kind = (lambda b: b.images, lambda b: b.images[3:4, 1], lambda b: b.images.numpy()[5])[step % 3]
+        kind = (lambda b: b["sample"], lambda b: b["sample"][3:4, 1], lambda b: b["sample"].numpy()[5])[step % 3]
         held.append(kind(batch))
         parts.append(kind(reference[step]))
         del batch
@@ -170,8 +170,10 @@ def test_readers_end_when_the_trainer_is_killed(shards, before):
     code = f"""
 import multiprocessing, os, signal
 from stylegan_dist.data.index import load_index
+from stylegan_dist.data.order import StreamPlan
+from stylegan_dist.data.readers import ReaderOptions
 from stylegan_dist.data.stream import BatchStream
-stream = BatchStream(load_index({str(shards)!r}), seed=0, lanes=4, block=3, batch=8, workers=2)
+stream = BatchStream(load_index({str(shards)!r}), StreamPlan(0, 4, 3, 8), ReaderOptions(2))
 {before}
 print(*(reader.pid for reader in multiprocessing.active_children()), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -186,8 +188,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_program_that_forgets_to_close_its_stream_ends(shards):
     code = f"""
 from stylegan_dist.data.index import load_index
+from stylegan_dist.data.order import StreamPlan
+from stylegan_dist.data.readers import ReaderOptions
 from stylegan_dist.data.stream import BatchStream
-stream = BatchStream(load_index({str(shards)!r}), seed=0, lanes=4, block=3, batch=8, workers=2)
+stream = BatchStream(load_index({str(shards)!r}), StreamPlan(0, 4, 3, 8), ReaderOptions(2))
 next(stream)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=600)

@@ -12,13 +12,12 @@ import shutil
 import time
 
 import pytest
-from batches import ORDER, same, take
+from batches import ORDER, same, stream_of, take
 from launching import wait_until
 
 from stylegan_dist.data import storage
 from stylegan_dist.data import sums as sums_module
 from stylegan_dist.data.index import load_index, load_offsets
-from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.data.sums import Sums
 from stylegan_dist.errors import LocalInputError
 
@@ -114,20 +113,6 @@ def test_a_damaged_memory_costs_time_alone(shard, memory, damage):
     assert hashed(shard, memory=memory) == len(CONTENT)
 
 
-def test_the_memory_stays_small(shard, memory, monkeypatch):
-    monkeypatch.setattr(sums_module, "KEPT_FOLDERS", 5)
-    for _ in range(300):
-        os.utime(shard)
-        hashed(shard, memory=memory)
-    (log,) = memory.glob("*.sums")
-    assert log.stat().st_size < 30_000
-    assert hashed(shard, memory=memory) == 0
-    for number in range(10):
-        (shard.parent / str(number)).mkdir()
-        hashed(shutil.copy(shard, shard.parent / str(number)), memory=memory)
-    assert len(list(memory.glob("*.sums"))) <= 5
-
-
 def test_several_processes_read_a_file_once(shard, memory, monkeypatch):
     monkeypatch.setattr(Sums, "_digest", lambda self, file, digest=Sums._digest: time.sleep(0.3) or digest(self, file))
     context = multiprocessing.get_context("fork")
@@ -195,7 +180,7 @@ def test_it_does_not_change_the_batches(own_shards, reference):
 
 
 def test_what_comes_next_is_compared_ahead(own_shards):
-    stream = BatchStream(load_index(own_shards), **ORDER, batch=8, verify="once")
+    stream = stream_of(load_index(own_shards), **ORDER, batch=8, verify="once")
     reader = stream._reader
     next(stream)
     def all_compared() -> bool:
@@ -211,7 +196,7 @@ def test_a_pipe_in_place_of_a_shard(own_shards):
     path = own_shards / index.shards[0].name
     path.unlink()
     os.mkfifo(path)
-    stream = BatchStream(index, **ORDER, batch=8)
+    stream = stream_of(index, **ORDER, batch=8)
     with pytest.raises(LocalInputError, match="is a pipe or a device"):
         list(itertools.islice(stream, 13))
     stream.close()

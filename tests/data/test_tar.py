@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stylegan_dist.cli import main
-from stylegan_dist.data.containers import open_container
-from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.sources import open_source
-from stylegan_dist.data.tar import BLOCK, TarError, members
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.array import ArrayOptions
+from stylegan_dist.making.containers import open_container
+from stylegan_dist.making.scan import index_shards
+from stylegan_dist.making.sources import open_source
+from stylegan_dist.making.tar import BLOCK, TarError, members
 
 END = bytes(2 * BLOCK)
 
@@ -148,7 +149,7 @@ def test_the_beginning_decides(tmp_path):
     content = b"".join(header(f"{n}.npz", len(data)) + padded(data) for n in range(9)) + END
     (tmp_path / "a.tar").write_bytes(content)
     assert zipfile.is_zipfile(tmp_path / "a.tar"), "because of what its last member ends with"
-    assert len(open_source(tmp_path / "a.tar", endings=(".npz",), noun="arrays").items) == 9
+    assert len(open_source(tmp_path / "a.tar", packing=ArrayOptions).items) == 9
     (tmp_path / "b.zip").write_bytes(tar_of(["a.png"]) + data)
     assert zipfile.is_zipfile(tmp_path / "b.zip")
     with pytest.raises(InputError, match="follows the end mark"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stylegan_dist.data.index import load_index, load_offsets
-from stylegan_dist.data.verify import verify
+from stylegan_dist.making.verify import verify
 
 
 def change_byte(path, offset, value=None):

@@ -15,9 +15,10 @@ from batches import open_stream, same, take
 from launching import alive
 from tqdm import tqdm
 
-from stylegan_dist.data import pool, readers, stream, workers
+from stylegan_dist.data import readers, stream, workers
 from stylegan_dist.data.batches import Batch
 from stylegan_dist.errors import InputError, LocalInputError
+from stylegan_dist.making import pool
 
 SOON = 600  # seconds; only against hanging
 
@@ -123,7 +124,7 @@ def pinning(monkeypatch):
     """Page-locked memory as a machine without a GPU can have it: a copy."""
     monkeypatch.setattr(readers.torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(readers.torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(Batch, "pin_memory", lambda one: Batch(one.images.clone(), one.labels.clone(), one.index.clone()))
+    monkeypatch.setattr(Batch, "pin_memory", lambda one: Batch(one.index, {k: v.clone() for k, v in one.fields.items()}))
 
 
 def pinning_ends() -> bool:

@@ -59,7 +59,7 @@ def test_a_toy_in_one_folder_is_trained_continued_and_drawn_with(toy, small_shar
     assert not np.array_equal(drawn[0], drawn[3])
 
     capsys.readouterr()
-    assert train(small_shards, tmp_path / "whole", 0.16, "generator.family=stylegan2", "generator.channel_base=64") == 2
+    assert train(small_shards, tmp_path / "whole", 0.16, "generator.family=stylegan2", "run.batch_gpu=8") == 2
     assert "generator.family" in capsys.readouterr().err
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import fields
 
 import numpy as np
 import torch
 from PIL import Image
 
-from stylegan_dist.data.images import ImageOptions
+from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.index import load_index
-from stylegan_dist.data.pack import PackOptions, pack
+from stylegan_dist.data.order import StreamPlan
+from stylegan_dist.data.readers import ReaderOptions
 from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.kinds.image import ImageOptions
+from stylegan_dist.making.pack import PackOptions, pack
 
 ORDER = {"seed": 5, "lanes": 4, "block": 3}
 SAMPLES = 44
@@ -32,7 +35,14 @@ def pack_random(folder, channels: int = 3):
 
 
 def open_stream(folder, **options) -> BatchStream:
-    return BatchStream(load_index(folder), **{**ORDER, "batch": 8, **options})
+    return stream_of(load_index(folder), **{**ORDER, "batch": 8, **options})
+
+
+def stream_of(index, cache=None, **options) -> BatchStream:
+    """A stream from the fields of a plan and of options of readers."""
+    names = {field.name for field in fields(ReaderOptions)}
+    readers = ReaderOptions(**{name: options.pop(name) for name in names & options.keys()})
+    return BatchStream(index, StreamPlan(**options), readers, cache)
 
 
 def take(folder, count: int, **options) -> list:
@@ -52,11 +62,16 @@ def open_shards_of(folder) -> int:
     return sum(link.startswith(f"{folder}/") for link in links)
 
 
+def locate(order, first: int, count: int) -> list[tuple[int, int]]:
+    """Shard, and sample within the shard, of images first, ..., first + count - 1."""
+    return [(shard, sample) for shard, sample in order.places(np.arange(first, first + count)).tolist()]
+
+
 def same(a, b) -> bool:
-    return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.index, b.index)
+    return torch.equal(a["sample"], b["sample"]) and torch.equal(a["label"], b["label"]) and torch.equal(a.index, b.index)
 
 
 def joined(parts):
     """The parts of all ranks as one batch."""
-    first = parts[0]
-    return replace(first, **{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(first)})
+    return Batch(torch.cat([part.index for part in parts]),
+                 {name: torch.cat([part[name] for part in parts]) for name in parts[0].fields})

@@ -31,6 +31,7 @@ from tape import FORBIDDEN, ONLY_ON_CPUS, TapeRecorder
 from stylegan_dist import randomness
 from stylegan_dist.config import load_config
 from stylegan_dist.data.index import load_index
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.objective.phases import Phase
 from stylegan_dist.training import engine as engines
@@ -132,17 +133,15 @@ def train(case: dict, engine: engines.Engine, draws: Draws, phases: Phases) -> N
     if case["start"]:
         state.restore(Path(case["start"]))
     d, batch = config.data, config.run.batch
-    stream = BatchStream(
-        index, seed=config.run.seed, lanes=d.lanes, block=d.block, batch=batch, rank=engine.rank,
-        world_size=engine.world_size, start=state.nimg, mirror=d.mirror, workers=0, prefetch=1,
-    )
+    stream = BatchStream(index, StreamPlan(config.run.seed, d.lanes, d.block, batch, engine.rank, engine.world_size, state.nimg,
+                                           d.mirror))
     draws.taken(engine)
     samples, stop = [], torch.zeros(())
     for _ in range(case["steps"]):
         read = next(stream)
         samples += [f"{i} {hashlib.sha256(image.numpy().tobytes()).hexdigest()}"
-                    for i, image in zip(read.index.tolist(), read.images, strict=True)]
-        parts = micro_batches(read, config.run.batch_gpu, resolved.conditional, engine.device)
+                    for i, image in zip(read.index.tolist(), read["sample"], strict=True)]
+        parts = micro_batches(read, config.run.batch_gpu, resolved.conditional, engine.device, index.kind)
         for part in parts:
             part.images[part.index == case.get("poison", -1)] = torch.inf
         loop.train_networks(state, parts, stop, PhaseTimer(engine.device), no_notice)

@@ -15,8 +15,8 @@ from servers import http_server
 from servers import slow as slowly
 
 from stylegan_dist.cli import main
-from stylegan_dist.data import decoding
 from stylegan_dist.data.index import load_index, load_offsets
+from stylegan_dist.kinds import decoding
 
 
 @pytest.fixture

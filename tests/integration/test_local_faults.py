@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from batches import locate
 from launching import ROOT, finished, train_command
 
 from stylegan_dist.data.index import load_index
@@ -36,7 +37,7 @@ def test_a_shard_cut_short_ends_all_ranks(labelled_shards: Path, tmp_path: Path)
     shards = Path(shutil.copytree(labelled_shards, tmp_path / "shards"))
     index = load_index(shards)
     order = GlobalOrder([shard.samples for shard in index.shards], 0, lanes=4, block=8)
-    path = str(shards / index.shards[order.locate(12, 1)[0][0]].name)  # in the second step, on rank 1
+    path = str(shards / index.shards[locate(order, 12, 1)[0][0]].name)  # in the second step, on rank 1
     entry = tmp_path / "entry.py"
     entry.write_text(ENTRY.format(damage=f"os.truncate({path!r}, 700)", script=str(ROOT / "launch/train.py")))
     result = finished(train_command(shards, tmp_path / "run", "run.kimg=0.08", "data.workers=1", processes=2, entry=entry))

@@ -13,8 +13,8 @@ from launching import TINY
 from PIL import Image
 
 from stylegan_dist.cli import main
-from stylegan_dist.data.audio import write_wav
 from stylegan_dist.data.index import load_index
+from stylegan_dist.kinds.audio import write_wav
 from stylegan_dist.training.snapshot import load_generator
 
 SETTINGS = [setting for setting in TINY if not setting.startswith("data.mirror")]
@@ -57,16 +57,16 @@ def test_trains_continues_and_generates(shards, tmp_path, capsys):
     assert (run / "samples" / "nimg-00000032.png").is_file()
 
     index = load_index(shards)
-    _, nimg, array = load_generator(run, torch.device("cpu"))
+    _, nimg, kind = load_generator(run, torch.device("cpu"))
     assert nimg == 32
-    assert array == index.array
+    assert kind == index.kind
     assert main(["generate", str(run), "--seeds", "0-2", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["grid.png", *(f"seed000{i}-class{i}.{ending}" for i in range(3) for ending in ("npy", "png", "wav"))]
     values = np.load(tmp_path / "out" / "seed0001-class1.npy", allow_pickle=False)
     assert (values.shape, values.dtype) == ((1, 16, 16), np.float16)
     picture = np.asarray(Image.open(tmp_path / "out" / "seed0001-class1.png")).astype(float)
-    seen = (values[0, ::-1].astype(float) - index.array.offset[0]) / index.array.scale[0]
+    seen = (values[0, ::-1].astype(float) - index.kind.offset[0]) / index.kind.scale[0]
     assert np.abs(np.clip(seen * 127.5 + 127.5, 0, 255) - picture).max() < 1
     with wave.open(str(tmp_path / "out" / "seed0001-class1.wav")) as sound:
         assert (sound.getframerate(), sound.getnframes(), sound.getsampwidth()) == (8000, 2048, 2)

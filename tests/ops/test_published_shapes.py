@@ -69,7 +69,7 @@ OPERATORS = {  # name: arguments, function
     "down": ("x", ops.downsample2d),
     "d_filter": ("x bias", lambda x, bias: ops.discriminator_epilogue(x, bias, 1.0, CLAMP, None, True)),
     "d_residual": ("x bias residual", lambda x, bias, residual: ops.discriminator_epilogue(x, bias, 0.7, CLAMP, residual)),
-    "fromrgb": ("image kernel bias", lambda image, kernel, bias: ops.fromrgb(image, kernel, bias, 1.0, CLAMP)),
+    "fromrgb": ("image kernel bias", lambda image, kernel, bias: ops.fromrgb(image, kernel, bias, CLAMP)),
     "g_first": ("wide d bias style", epilogue(True, True, False)),
     "g_second": ("x d bias style weight", epilogue(False, True, True)),
     "g_last": ("x d bias weight", epilogue(False, False, True)),

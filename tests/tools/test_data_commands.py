@@ -11,9 +11,9 @@ from PIL import Image
 from servers import http_server
 
 from stylegan_dist.cli import main
-from stylegan_dist.data.images import decode
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.reader import ShardReader
+from stylegan_dist.kinds.pixels import decode
 from stylegan_dist.tools.bench_data import Speed, workers_for
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stylegan_dist.config import load_config
 from stylegan_dist.data.index import load_index
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.objective.phases import MicroBatch
 from stylegan_dist.training.compiled import compile_networks, why_not_compiled
@@ -52,8 +53,8 @@ def make_state(shards: Path, *overrides: str) -> tuple[TrainState, MicroBatch]:
             if name.endswith("noise_strength"):
                 parameter.fill_(0.3)
     d, run = resolved.config.data, resolved.config.run
-    stream = BatchStream(index, seed=run.seed, lanes=d.lanes, block=d.block, batch=run.batch, workers=0, prefetch=1)
-    (part,) = micro_batches(next(stream), run.batch, resolved.conditional, torch.device("cpu"))
+    stream = BatchStream(index, StreamPlan(run.seed, d.lanes, d.block, run.batch))
+    (part,) = micro_batches(next(stream), run.batch, resolved.conditional, torch.device("cpu"), index.kind)
     return state, part
 
 

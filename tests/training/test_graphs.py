@@ -17,6 +17,7 @@ from stylegan_dist.cli import main
 from stylegan_dist.config import load_config
 from stylegan_dist.constants import constant
 from stylegan_dist.data.index import load_index
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.ops import resample
 from stylegan_dist.training.engine import ALONE
@@ -46,8 +47,8 @@ class Run:
             for name, network in self.state.networks.items():
                 self.state.learners[name] = GraphLearner(network, self.state.optimizers[name], ALONE, recorder)
         d = self.config.data
-        self.stream = BatchStream(index, seed=self.config.run.seed, lanes=d.lanes, block=d.block,
-                                  batch=self.config.run.batch, mirror=d.mirror, workers=0, prefetch=1)
+        self.stream = BatchStream(index, StreamPlan(self.config.run.seed, d.lanes, d.block, self.config.run.batch,
+                                                    mirror=d.mirror))
         self.records: list[dict[str, float]] = []
         self.notices: list[str] = []
 
@@ -96,7 +97,7 @@ def test_replayed_phases_equal_ordinary_ones(case: str, labelled_shards: Path, m
     recorder = TapeRecorder([name for name in FORBIDDEN if not (conditional and name in ONLY_ON_CPUS)])
     plain, recorded = (Run(labelled_shards, r, *CASES[case]) for r in (None, recorder))
     for run in (plain, recorded):
-        monkeypatch.setattr(resample, "_low_pass", constant(resample._low_pass.__wrapped__))  # as in a new process
+        monkeypatch.setattr(resample, "low_pass", constant(resample.low_pass.__wrapped__))  # as in a new process
         run.train(10)
     assert recorder.records == len(plain.state.phases)
     assert recorder.replays == sum(-(-10 // phase.interval) - WARM_UP for phase in plain.state.phases)

@@ -46,7 +46,7 @@ def test_whole_steps(path: str, overrides: tuple[str, ...], small_shards: Path):
         engine = SimpleNamespace(device=META, read_later=lambda value: value)
         run: Any = SimpleNamespace(state=state, config=config, resolved=resolved, index=index, engine=engine, timer=timer,
                                    to_compile=(), monitor=NullMonitor())
-        batch = Batch(images, numbers % 3, numbers)
+        batch = Batch(numbers, {"sample": images, "label": numbers % 3})
         step(run, batch, False)  # filters and the state of optimizers are made once
         state.nimg = 0
         timer.take()

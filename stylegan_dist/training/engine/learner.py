@@ -78,10 +78,10 @@ class Sums:
 
     def result(self, nonfinite: Tensor, gradient_norm: Tensor) -> PhaseResult:
         """As the result of a phase."""
-        fields: dict[str, dict[str, Tensor]] = {"statistics": {}, "running_means": {}, "counts": {}}
-        for (field, name), value in self._values.items():
-            fields[field][name] = value
-        return PhaseResult(fields["statistics"], fields["running_means"], fields["counts"], nonfinite, gradient_norm)
+        def of(field: str) -> dict[str, Tensor]:
+            return {name: value for (its, name), value in self._values.items() if its == field}
+
+        return PhaseResult(of("statistics"), of("running_means"), of("counts"), nonfinite, gradient_norm)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -14,15 +15,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import webdataset
 
-from stylegan_dist.data import pool
-from stylegan_dist.data.account import printable
-from stylegan_dist.data.forms import Form, Values
 from stylegan_dist.data.index import NO_LABEL, Shard
-from stylegan_dist.data.sources import Item, Source
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import write_whole
+from stylegan_dist.kinds.base import Packing
+from stylegan_dist.kinds.values import Values, added
+from stylegan_dist.making import pool
+from stylegan_dist.making.account import printable
+from stylegan_dist.making.sources import Item, Source
 from stylegan_dist.records import Count
 
 WORK_FOLDER = ".pack"
@@ -43,7 +44,7 @@ class Job(NamedTuple):
 
     source: Source
     out: Path
-    form: Form
+    packing: Packing
     key_digits: int
 
 
@@ -56,21 +57,6 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class ValuesRecord:
-    """Of `Values`: a list has one number for each channel."""
-
-    count: Count
-    least: list[float]
-    greatest: list[float]
-    mean: list[float]
-    squares: list[float]
-
-    @property
-    def fits(self) -> bool:
-        return len(self.least) == len(self.greatest) == len(self.mean) == len(self.squares)
-
-
-@dataclass(frozen=True)
 class Written:
     """What came of a shard; kept in the work folder as its record."""
 
@@ -78,7 +64,7 @@ class Written:
     shard: Shard | None           # None: not one of its files could be read
     skipped: list[Skipped]
     enlarged: Count               # images that had fewer pixels
-    values: ValuesRecord | None   # of arrays
+    values: Values | None         # of arrays
     content: str = ""             # over the bytes of its files, see content_of
 
 
@@ -90,51 +76,48 @@ def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> Wri
     """
     work = job.out / WORK_FOLDER
     temporary = work / f"{task.name}.tar.tmp"
-    rows, keys, enlarged = [], [], 0
+    rows, members, enlarged = [], [], 0
     skipped: list[Skipped] = []
     content = hashlib.sha256()
-    values = Values()
-    ending = job.form.encoding
+    values: Values | None = None
     try:
-        # Fixed times and owners: equal images make equal tar files.
-        with open(temporary, "wb") as file, webdataset.TarWriter(
-            file, user="", group="", mode=0o644, mtime=0, encoder=False, compress=False
-        ) as writer:
-            writer.tarstream.format = tarfile.USTAR_FORMAT  # the default is PAX, which is slower to write
+        with open(temporary, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for position, item in enumerate(task.items, task.first):
                 if progress.stopped:
                     return Written(False, None, skipped, 0, None)
                 try:
-                    sample = job.form.sample(_read(job, item, content))
+                    sample = job.packing.sample(_read(job, item, content))
                 except ValueError as error:
                     skipped.append(Skipped(printable(item.name), printable(str(error))))
                     progress.failed[slot] += 1
                     progress.done[slot] += 1
                     continue
                 key = f"{position:0{job.key_digits}d}"
-                files = {"__key__": key, ending: sample.data}
                 if item.label is not None:
-                    files["cls"] = b"%d" % item.label
-                writer.write(files)
-                # Members are sorted, and "cls" comes before every other ending: the sample itself is the
-                # last one, and its padding ends where the tar stream now stands.
-                padded = -(-len(sample.data) // _TAR_BLOCK) * _TAR_BLOCK
-                label = NO_LABEL if item.label is None else item.label
-                rows.append((writer.tarstream.offset - padded, len(sample.data), label))
-                keys.append(key)
+                    _add(archive, f"{key}.cls", b"%d" % item.label)
+                members.append(f"{key}.{job.packing.encoding}")
+                offset = _add(archive, members[-1], sample.data)
+                rows.append((offset, len(sample.data), NO_LABEL if item.label is None else item.label))
                 enlarged += sample.enlarged
-                if sample.values is not None:
-                    values.add_array(sample.values)
+                values = added(values, sample.values)
                 progress.done[slot] += 1
-        shard = _publish(job.out, task.name, temporary, np.array(rows, np.int64), [f"{k}.{ending}" for k in keys])
-        result = Written(True, shard, skipped, enlarged, ValuesRecord(**values.record()) if values.count else None,
-                         content.hexdigest())
+        shard = _publish(job.out, task.name, temporary, np.array(rows, np.int64), members)
+        result = Written(True, shard, skipped, enlarged, values, content.hexdigest())
         write_whole(work / f"{task.name}.json", json.dumps(asdict(result)))
         return result
     except OSError as error:
         raise cannot_write(job.out, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Write a member without time and owner, so that equal samples make equal files. Returns where its bytes begin."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    begin = archive.offset + _TAR_BLOCK
+    archive.addfile(member, io.BytesIO(data))
+    return begin
 
 
 def content_of(job: Job, slot: int, task: Task, progress: pool.Progress) -> str:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
 
-from stylegan_dist.arguments import FLOAT32, MANY, SEEDS, WORKERS, path, real, whole, word
-from stylegan_dist.data.arrays import DTYPES, MAX_CHANNELS
-from stylegan_dist.data.arrays import ENCODINGS as ARRAY_ENCODINGS
-from stylegan_dist.data.audio import MAX_WINDOW
-from stylegan_dist.data.forms import NORMALISATIONS, ArrayOptions, Form, LogMelOptions, Normalisation
-from stylegan_dist.data.images import ENCODINGS, FILTERS, FITS, ImageOptions
-from stylegan_dist.data.index import RESOLUTIONS, read_index
-from stylegan_dist.data.pack import PackOptions, pack
-from stylegan_dist.data.scan import index_shards
-from stylegan_dist.data.sources import LABEL_MODES, Listing, kind_of, list_source
-from stylegan_dist.data.verify import verify
+from stylegan_dist.arguments import MANY, SEEDS, WORKERS, path, real, whole, word
+from stylegan_dist.data.index import read_index
 from stylegan_dist.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
+from stylegan_dist.kinds import PACKINGS, Packing
+from stylegan_dist.kinds.base import Options
+from stylegan_dist.making.labels import MODES as LABEL_MODES
+from stylegan_dist.making.pack import PackOptions, pack
+from stylegan_dist.making.scan import index_shards
+from stylegan_dist.making.sources import Listing, kind_of, list_source
+from stylegan_dist.making.survey import ForeignArrays
+from stylegan_dist.making.verify import verify
 from stylegan_dist.ranges import Range
 
 _SHOWN = 50
-_FORMS = {"images": ImageOptions, "arrays": ArrayOptions, "sounds": LogMelOptions}
-_FORM_OPTIONS = sorted({field.name for form in _FORMS.values() for field in fields(form)})
-
 _PACK_EXAMPLES = """\
 examples:
   # a folder of photos, cropped to squares of 256 pixels
@@ -90,46 +86,13 @@ def add_pack(subparsers) -> None:
     common = parser.add_argument_group("samples")
     kinds = common.add_mutually_exclusive_group()
     kinds.add_argument("--arrays", action="store_const", dest="kind", const="arrays",
-                       help="take the .npy and .npz files; found by itself where there is no image")
+                       help="take the .npy and .npz files, all [C, H, W] or [H, W] of one form, of which training sees "
+                            "(x - offset) / scale; found by itself where there is no image")
     kinds.add_argument("--log-mel", action="store_const", dest="kind", const="sounds",
-                       help="take the .wav files, and make a log-mel spectrogram of each")
-    # What is not given is not in the result: so it is known what was asked for, and the defaults stand in one place.
-    option = partial(_option, common)
-    option("--resolution", type=whole("--resolution", Range(1, 65536)), required=True, metavar="PIXELS",
-           help=f"side of the square images or arrays: {', '.join(map(str, RESOLUTIONS))}")
-    option("--channels", type=whole("--channels", Range(1, MAX_CHANNELS)), choices=range(1, MAX_CHANNELS + 1),
-           help="of images: 1 grey, 3 colour, 4 colour with transparency (default 3); of arrays: default those of the first")
-    option("--encoding", choices=[*ENCODINGS, *ARRAY_ENCODINGS],
-           help="of images: png: lossless; webp: lossless, smaller, slower to write; jpg: smallest, and the loss is learnt by "
-                "the network (default png); of arrays: npy, or npz: compressed (default npy)")
-
-    option = partial(_option, parser.add_argument_group("images"))
-    option("--fit", choices=FITS,
-           help="crop: the largest square from the centre; pad: the whole image with borders (default crop)")
-    option("--filter", choices=list(FILTERS),
-           help="how pixels are averaged: lanczos is sharper, box keeps hard edges free of ringing (default lanczos)")
-    option("--background", type=word("--background"), metavar="COLOUR",
-           help="a name or #rrggbb: below transparent pixels and in the borders of --fit pad; with 4 channels both stay "
-                "transparent (default white)")
-    option("--quality", type=whole("--quality", Range(1, 100)), metavar="1..100", help="of jpg (default 95)")
-
-    group = parser.add_argument_group("arrays", "[C, H, W] or [H, W], all alike; training sees (x - offset) / scale")
-    option = partial(_option, group)
-    option("--dtype", choices=DTYPES, help="to store (default: that of the first; float16 for --log-mel)")
-    _add_normalisation(group)
-
-    option = partial(_option, parser.add_argument_group(
-        "sounds", "with --log-mel: PCM WAV files of one sample rate become as many bands and frames as --resolution says; what "
-        "is longer than frames x hop is cut off, what is shorter is followed by silence"))
-    option("--hop", type=whole("--hop", Range(1, MAX_WINDOW)), metavar="SAMPLES",
-           help="from one frame to the next (default: the power of two nearest to 16 ms)")
-    option("--window", type=whole("--window", Range(2, MAX_WINDOW)), metavar="SAMPLES",
-           help="of each frame (default: 2, 4 or 8 hops, the shortest that tells the bands apart)")
-    option("--low-hz", type=real("--low-hz", Range(0, 1e9)), metavar="HZ", help="where the lowest band begins (default 0)")
-    option("--high-hz", type=real("--high-hz", Range(above=0, most=1e9)), metavar="HZ",
-           help="where the highest one ends (default: half the sample rate)")
-    option("--floor-db", type=real("--floor-db", Range(-1000, 0)), metavar="DB",
-           help="what is quieter, compared with a full-scale sine, becomes this (default -80)")
+                       help="take the .wav files, PCM of one sample rate, and make a log-mel spectrogram of each, with as many "
+                            "bands and frames as --resolution says: what is longer than frames x hop is cut off, what is "
+                            "shorter is followed by silence")
+    _add_options(parser, PACKINGS, common)
 
     content = parser.add_argument_group("labels and order")
     content.add_argument("--labels", default="auto", choices=LABEL_MODES,
@@ -173,7 +136,7 @@ def add_index(subparsers) -> None:
                              "it counts only once two readings agree on it, or the storage confirms the first (MD5 of S3)")
     parser.add_argument("--overwrite", action="store_true", help="replace an index that is already there")
     parser.add_argument("--workers", type=whole("--workers", WORKERS), metavar="N", help="processes (default: one a core)")
-    _add_normalisation(parser.add_argument_group("arrays", "[C, H, W] or [H, W]; training sees (x - offset) / scale"))
+    _add_options(parser, {"arrays": ForeignArrays})
 
 
 def add_verify(subparsers) -> None:
@@ -194,45 +157,65 @@ def add_verify(subparsers) -> None:
 def _run_pack(args: argparse.Namespace) -> int:
     listing = list_source(args.source)
     pack(args.source, args.out, PackOptions(
-        form=_form(args, listing), labels=args.labels, shuffle=args.shuffle, seed=args.seed,
+        packing=_packing(args, listing), labels=args.labels, shuffle=args.shuffle, seed=args.seed,
         samples_per_shard=args.samples_per_shard, max_skipped=args.max_skipped, workers=args.workers,
         overwrite=args.overwrite,
     ), listing)
     return EXIT_OK
 
 
-def _form(args: argparse.Namespace, listing: Listing) -> Form:
+def _packing(args: argparse.Namespace, listing: Listing) -> Packing:
     """The options of the kind of samples that was asked for, or that the source holds."""
     kind = args.kind or kind_of(listing)
     if kind == "sounds" and args.kind is None:
         raise InputError(f"{args.source} holds sound files: --log-mel makes spectrograms of them")
-    given = {name: getattr(args, name) for name in _FORM_OPTIONS if hasattr(args, name)}
-    if foreign := sorted(given.keys() - {field.name for field in fields(_FORMS[kind])}):
+    wanted = {field.name for field in fields(PACKINGS[kind])}
+    given = {field.name: getattr(args, field.name) for packing in PACKINGS.values() for field in fields(packing)
+             if hasattr(args, field.name)}
+    if foreign := sorted(given.keys() - wanted):
         raise InputError(f"--{foreign[0].replace('_', '-')} has no meaning for {kind}: leave it out")
-    return _FORMS[kind](**given)
+    return PACKINGS[kind](**given)
 
 
-def _option(group, flag: str, **settings) -> None:
-    """An option that leaves no trace where it is not given."""
-    group.add_argument(flag, default=argparse.SUPPRESS, **settings)
+def _add_options(parser: argparse.ArgumentParser, kinds: Mapping[str, type[Options]], common=None) -> None:
+    """The options of kinds of samples, each in the group of its kind, or in `common` if several kinds have it.
 
-
-def _add_normalisation(group) -> None:
-    _option(group, "--normalise", choices=NORMALISATIONS,
-            help="range: offset and scale so that each channel has its least value at -1 and its greatest at 1; std: so that "
-                 "it has mean 0 and standard deviation 1/2; none: 0 and 1 (default range)")
-    _option(group, "--offset", type=real("--offset", FLOAT32), nargs="+", metavar="X",
-            help="given instead: one, or one for each channel")
-    _option(group, "--scale", type=real("--scale", FLOAT32), nargs="+", metavar="X", help="as many")
-    _option(group, "--key", type=word("--key"), metavar="NAME", help="which array of npz files (default: the only one)")
+    One that is not given leaves no trace: so it is known what was asked for, and the defaults stand in one place.
+    """
+    found: dict[str, dict[str, Field]] = {}
+    for name, options in kinds.items():
+        for field in fields(options):
+            if field.metadata:
+                found.setdefault(field.name, {})[name] = field
+    groups = {name: parser.add_argument_group(name) for name in kinds}
+    for name, by_kind in found.items():
+        flag, first = f"--{name.replace('_', '-')}", next(iter(by_kind.values()))
+        texts = {name: field.metadata["text"] + (f" (default {field.default})" * (field.default not in (None, MISSING)))
+                 for name, field in by_kind.items()}
+        alike = len(set(texts.values())) == 1
+        choices = list(dict.fromkeys(choice for field in by_kind.values() for choice in field.metadata["choices"]))
+        number, span = first.metadata["number"], first.metadata["span"]
+        if number is None:
+            kind: Callable = word(flag)
+        elif number is int:
+            choices.sort()
+            kind = whole(flag, span or Range(choices[0], choices[-1]))
+        else:
+            kind = real(flag, span)
+        shown = first.metadata["metavar"] or "{" + ",".join(map(str, choices)) + "}"
+        group = common if common and len(by_kind) > 1 else groups[next(iter(by_kind))]
+        told = texts.popitem()[1] if alike else "; ".join(f"of {name}: {text}" for name, text in texts.items())
+        group.add_argument(flag, type=kind, choices=None if number else choices or None, metavar=shown,
+                           nargs=first.metadata["nargs"], required=first.default is MISSING, default=argparse.SUPPRESS,
+                           help=told)
 
 
 def _run_index(args: argparse.Namespace) -> int:
-    normalisation = Normalisation(**{f.name: getattr(args, f.name) for f in fields(Normalisation) if hasattr(args, f.name)})
+    arrays = ForeignArrays(**{one.name: getattr(args, one.name) for one in fields(ForeignArrays) if hasattr(args, one.name)})
     index = index_shards(args.shards, args.out, checksums=args.checksums, overwrite=args.overwrite, workers=args.workers,
-                         normalisation=normalisation, key=getattr(args, "key", None))
+                         arrays=arrays)
     classes = f", {index.num_classes} classes" if index.num_classes else ""
-    print(f"{index.num_samples} {index.noun} of {index.resolution} pixels{classes} in {len(index.shards)} shards")
+    print(f"{index.num_samples} {index.kind.noun} of {index.resolution} pixels{classes} in {len(index.shards)} shards")
     return EXIT_OK
 
 

@@ -10,28 +10,24 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from stylegan_dist.data import labels as labelling
 from stylegan_dist.data import storage
-from stylegan_dist.data.account import Account
-from stylegan_dist.data.containers import Files, Folder, Tape, open_container
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import PACKINGS, ArrayOptions, ImageOptions, Packing, SoundOptions
+from stylegan_dist.making import labels as labelling
+from stylegan_dist.making.account import Account
+from stylegan_dist.making.containers import Files, Folder, Tape, open_container
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
-                 ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".tga")
-ARRAY_ENDINGS = (".npy", ".npz")
-SOUND_ENDINGS = (".wav", ".wave")
-_KINDS = {"images": IMAGE_ENDINGS, "arrays": ARRAY_ENDINGS, "sounds": SOUND_ENDINGS}
-LABEL_MODES = labelling.MODES
 _TAR_ENDING = ".tar"
 _OFFSETS_ENDING = ".offsets.npy"  # of what an index has beside its tars
 # Files with these are no images, so that it is not worth while to look into them. Any other may be one.
 _OTHER_ENDINGS = frozenset((
-    *ARRAY_ENDINGS, *SOUND_ENDINGS, _TAR_ENDING, labelling.CLASS_ENDING, ".json", ".jsonl", ".txt", ".caption", ".csv", ".tsv",
+    *ArrayOptions.endings, *SoundOptions.endings, _TAR_ENDING, labelling.CLASS_ENDING,
+    ".json", ".jsonl", ".txt", ".caption", ".csv", ".tsv",
     ".xml", ".html", ".htm", ".md", ".yaml", ".yml", ".toml", ".ini", ".log", ".py", ".sh", ".parquet", ".pkl", ".pt", ".pth",
     ".safetensors", ".zip", ".gz", ".mp4", ".mov", ".avi", ".mkv", ".mp3", ".flac", ".pdf", ".db", ".svg",
 ))
@@ -72,17 +68,16 @@ class Source(NamedTuple):
         return self.files.state(item.name for item in self.items)
 
 
-def open_source(path: str | os.PathLike, labels: str = "auto", endings: Sequence[str] = IMAGE_ENDINGS,
-                noun: str = "images", listing: Listing | None = None) -> Source:
+def open_source(path: str | os.PathLike, labels: str = "auto", packing: type[Packing] = ImageOptions,
+                listing: Listing | None = None) -> Source:
     """List the files of a folder, a zip or of tars that become samples.
 
     Args:
         path: a folder (searched with its sub-folders), a zip or a tar, a folder or a pattern of tars. Hidden files are
             left out.
         listing: of it, where it is known already.
-        endings: of the files that are taken, lower case. Where these are images, files whose ending says nothing are
-            taken, too, if they begin like an image.
-        noun: what these are, for messages.
+        packing: files with its endings are taken. Where these are images, files whose ending says nothing are taken, too,
+            if they begin like an image.
         labels: where the classes come from: "json" (`dataset.json` at the top of the source, or of the one folder that
             holds everything), "cls" (`KEY.cls` beside `KEY.jpg`, as in WebDataset), "folders" (the first-level
             sub-folder, classes numbered in the order of their names), "names" (what a file's name begins with, up to the
@@ -92,17 +87,15 @@ def open_source(path: str | os.PathLike, labels: str = "auto", endings: Sequence
     Raises:
         InputError: nothing there, no such file in it, or labels that are missing or of a wrong form.
     """
-    if labels not in LABEL_MODES:
-        raise InputError(f"labels must be one of {', '.join(LABEL_MODES)}, not {labels!r}")
     files, listed = listing or list_source(path)
     path = Path(path)
-    ends = tuple(endings)
+    ends, noun = packing.endings, packing.noun
     names = sorted(name for name in listed if name.lower().endswith(ends))
-    if endings is IMAGE_ENDINGS:
+    if packing is ImageOptions:
         others = (name for name in listed if not name.lower().endswith(ends) and _ending(name) not in _OTHER_ENDINGS)
         names = sorted([*names, *(name for name in others if _looks_like_image(files.head(name)))])
     if not names:
-        raise InputError(f"{path} holds no {noun} ({', '.join(endings)}): is it the right place?")
+        raise InputError(f"{path} holds no {noun} ({', '.join(ends)}): is it the right place?")
     found = labelling.read_labels(labels, files, listed, names, path)
     numbers = found.numbers
     items = [Item(name, None if numbers is None else numbers[name]) for name in names]
@@ -138,7 +131,7 @@ def kind_of(listing: Listing) -> str:
 
 def _kinds(names: Iterable[str]) -> list[str]:
     found = {_ending(name) for name in names}
-    return [kind for kind, endings in _KINDS.items() if found.intersection(endings)]
+    return [kind for kind, packing in PACKINGS.items() if found.intersection(packing.endings)]
 
 
 def _ending(name: str) -> str:

@@ -8,30 +8,32 @@ import mmap
 import os
 import re
 import tempfile
-from collections import Counter
-from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from stylegan_dist.data import pool, storage
-from stylegan_dist.data.account import Account
-from stylegan_dist.data.arrays import ENCODINGS as ARRAY_ENCODINGS
-from stylegan_dist.data.arrays import ArrayForm, array_names, decode_array, read_array
-from stylegan_dist.data.containers import HIDDEN, packed_kind
-from stylegan_dist.data.forms import MAX_ARRAY_BYTES, Normalisation, Values, merged
-from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, RESOLUTIONS, DatasetIndex, Shard
-from stylegan_dist.data.labels import CLASS_BYTES, class_number
-from stylegan_dist.data.survey import common_form, forms_of, no_square
-from stylegan_dist.data.tar import BLOCK, TarError, is_tar, key_and_ending, members
-from stylegan_dist.digest import file_digest
+from stylegan_dist.data import storage
+from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard
 from stylegan_dist.errors import InputError
-from stylegan_dist.files import open_regular, write_whole
-from stylegan_dist.machine import available_cores
+from stylegan_dist.files import file_digest, open_regular
+from stylegan_dist.kinds import Image, Kind
+from stylegan_dist.kinds.npy import ENCODINGS as ARRAY_ENCODINGS
+from stylegan_dist.making import pool
+from stylegan_dist.making.account import Account
+from stylegan_dist.making.containers import HIDDEN, packed_kind
+from stylegan_dist.making.labels import CLASS_BYTES, class_number
+from stylegan_dist.making.survey import (
+    ArraySurvey,
+    ForeignArrays,
+    ImageSurvey,
+    common_array,
+    common_form,
+    survey_arrays,
+    survey_images,
+)
+from stylegan_dist.making.tar import BLOCK, TarError, is_tar, key_and_ending, members
 
 _ENDINGS = ("png", "jpg", "jpeg", "webp", *ARRAY_ENCODINGS)
 _NOT_FILES = "links to elsewhere, devices, pipes or sparse files"
@@ -43,10 +45,7 @@ class _Found:
 
     table: np.ndarray                # int64 [samples, 3]: offset, bytes, class
     ending: str
-    images: Counter                  # how many have each width, height and mode; None for those that are no images
-    form: tuple                      # of arrays: width, height, channels, dtype and key of the first, which all must have
-    values: dict | None              # of arrays, the record of Values
-    misfits: int                     # arrays that training cannot read
+    survey: ImageSurvey | ArraySurvey
     bytes: int
     sha256: str                      # "" where it was not asked for
     without_image: int               # keys that have other members only
@@ -54,8 +53,7 @@ class _Found:
 
 
 def index_shards(source: str, out: str | None = None, *, checksums: bool = False, overwrite: bool = False,
-                 workers: int | None = None, normalisation: Normalisation | None = None,
-                 key: str | None = None) -> DatasetIndex:
+                 workers: int | None = None, arrays: ForeignArrays | None = None) -> DatasetIndex:
     """Write `index.json` and the offsets files of a set of tar shards; the shards stay where and as they are.
 
     Args:
@@ -65,16 +63,13 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
             and have theirs stored; with this, it is one that the storage confirms or that two readings agree on.
         overwrite: replace an index that is there.
         workers: processes; None: one a core.
-        normalisation: of arrays; None: their range becomes [-1, 1]. Arrays are read whole for their values.
-        key: of arrays in npz files; None: they hold only one.
+        arrays: how arrays are read, which is done wholly, for their values; None: their range becomes [-1, 1].
 
     Raises:
         InputError: nothing there, a damaged shard, or samples that are not of one form.
     """
-    if workers is not None and workers < 1:
-        raise InputError(f"workers must be at least 1, not {workers}")
-    normalisation = normalisation or Normalisation()
-    normalisation.check()
+    arrays = arrays or ForeignArrays()
+    arrays.check()
     storage.check_location(source)
     if out is None and storage.is_remote(source):
         raise InputError(f"say where the index of {source} shall be: stylegan-dist index {source} FOLDER")
@@ -89,20 +84,17 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
         raise InputError(f"{folder} holds an index already: choose another folder, or replace it with --overwrite")
 
     names = [location[len(base):].lstrip("/") for location in locations]
-    results: dict[int, _Found] = {}
-    with tqdm(total=len(locations), desc="indexing", unit="shard", mininterval=pool.bar_interval()) as bar:
-        runs = pool.run(partial(_scan, checksums, key), locations, workers or available_cores(), bar)
-        with closing(runs):
-            results.update(runs)
-    found = [results[slot] for slot in range(len(locations))]
+    bar = pool.progress_bar(len(locations), "indexing", "shards")
+    found: list[_Found] = pool.results(partial(_scan, checksums, arrays.key), locations, workers, bar)
     account = Account()
     for shard in found:
         account.add(shard.account)
     account.check()
-    index = _index_of(found, names, locations, normalisation)
+    index = _index_of(found, names, locations, arrays)
     elsewhere = storage.is_remote(base) or folder.resolve() != Path(base)
-    index = replace(index, packed_with={**index.packed_with, "account": account.record()})
-    index = _write(folder, index, found, base if elsewhere else None)
+    index = replace(index, packed_with={**index.packed_with, "account": account.record()},
+                    shards_at=base if elsewhere else None)
+    _write(folder, index, found)
     print("\n".join(account.lines()))
     return index
 
@@ -247,20 +239,14 @@ def _scan_content(content: mmap.mmap, location: str, checksums: bool, array_key:
         raise InputError(f"{location}: the sample {missing[0]!r} has no class (.cls) while others have one")
     account.leave_out("classes without an image", [name for key, (_, name) in labels.items() if key not in images])
     account.samples, account.labels = len(images), sum(key in images for key in labels)
-    ending, values, misfits = endings.pop(), None, 0
-    form: tuple = ()
-    forms: Counter = Counter()
+    ending = endings.pop()
+    survey: ImageSurvey | ArraySurvey
     if ending in ARRAY_ENCODINGS:
-        offset, size = next(iter(images.values()))
-        try:
-            form = _measure_array(content[offset:offset + size], array_key)
-        except ValueError as error:
-            raise TarError(str(error), offset) from None
-        values, misfits = _values(content, images.values(), form)
+        survey = survey_arrays(content, images.values(), array_key)
     else:
-        forms = forms_of(content, images.values())
+        survey = survey_images(content, images.values())
     table = np.array([(*place, labels[key][0] if labels else NO_LABEL) for key, place in images.items()], dtype=np.int64)
-    return _Found(table, ending, forms, form, values, misfits, len(content),
+    return _Found(table, ending, survey, len(content),
                   hashlib.sha256(content).hexdigest() if checksums else "", len(keys) - len(images), account)
 
 
@@ -270,26 +256,6 @@ def _twice(location: str, what: str, key: str, name: str) -> InputError:
                       "instead (stylegan-dist pack), which takes every image, and of equal names the last")
 
 
-def _measure_array(data: bytes, key: str | None) -> tuple[int, int, int, str, str | None]:
-    """Width, height, channels, dtype and key of an array."""
-    values = read_array(data, key, MAX_ARRAY_BYTES)
-    channels, height, width = values.shape
-    return width, height, channels, str(values.dtype), key or next(iter(array_names(data)), None)
-
-
-def _values(content: mmap.mmap, places: Iterable[tuple[int, int]], form: tuple) -> tuple[dict, int]:
-    """The record of the values of all arrays that training can read, and the number of the others, which verify names."""
-    width, height, channels, dtype, key = form
-    array, values, misfits = np.empty((height, width, channels), dtype), Values(), 0
-    for offset, size in places:
-        try:
-            decode_array(ArrayForm(dtype, (), (), key), content[offset:offset + size], array)
-            values.add_array(array.transpose(2, 0, 1))
-        except ValueError:
-            misfits += 1
-    return values.record(), misfits
-
-
 def _class(text: bytes, offset: int, name: str) -> int:
     try:
         return class_number(text)
@@ -297,30 +263,26 @@ def _class(text: bytes, offset: int, name: str) -> int:
         raise TarError(str(error), offset, name) from None
 
 
-def _index_of(found: list[_Found], names: list[str], locations: list[str], normalisation: Normalisation) -> DatasetIndex:
+def _index_of(found: list[_Found], names: list[str], locations: list[str], arrays: ForeignArrays) -> DatasetIndex:
     """The index, after a look whether the shards fit together."""
+    def facts(shard: _Found) -> tuple:
+        form = shard.survey.form if isinstance(shard.survey, ArraySurvey) else None
+        return shard.ending, form, (shard.table[:, 2] >= 0).all()
+
     first = found[0]
-    labelled = (first.table[:, 2] >= 0).all()
     for shard, location in zip(found, locations, strict=True):
-        for what, a, b in (("kinds", first.ending, shard.ending), ("sizes and channels", first.form, shard.form),
-                           ("classes", labelled, (shard.table[:, 2] >= 0).all())):
+        for what, a, b in zip(("kinds", "sizes and channels", "classes"), facts(first), facts(shard), strict=True):
             if a != b:
                 raise InputError(f"{locations[0]} and {location} do not fit together: their {what} are {a} and {b}; "
                                  "pack the samples instead (stylegan-dist pack)")
-    array: ArrayForm | None = None
+    kind: Kind = Image()
     surveyed: dict = {}
-    if first.form:
-        width, height, channels, *declared = first.form
-        if width != height or width not in RESOLUTIONS:
-            raise no_square(width, height, channels, "bring them into this form")
-        array = normalisation.form(merged(shard.values for shard in found) or Values(), channels, *declared)
-        if misfits := sum(shard.misfits for shard in found):
-            print(f"{misfits} arrays have another form or values that are not finite: training takes others in their place, "
-                  "and stylegan-dist verify names them")
+    if array_surveys := [shard.survey for shard in found if isinstance(shard.survey, ArraySurvey)]:
+        resolution, channels, kind = common_array(array_surveys, arrays)
     else:
-        width, channels, surveyed = common_form(shard.images for shard in found)
+        resolution, channels, surveyed = common_form(shard.survey for shard in found if isinstance(shard.survey, ImageSurvey))
     classes, counts = None, None
-    if labelled:
+    if first.table[0, 2] >= 0:
         labels = np.concatenate([shard.table[:, 2] for shard in found])
         counts = np.bincount(labels).tolist()
         classes = [str(number) for number in range(len(counts))]
@@ -331,8 +293,8 @@ def _index_of(found: list[_Found], names: list[str], locations: list[str], norma
     ]
     if len({shard.offsets for shard in shards}) < len(shards):
         raise InputError("two shards would have the same offsets file: index them into two folders")
-    return DatasetIndex(resolution=width, channels=channels, encoding=first.ending, classes=classes, class_counts=counts,
-                        shards=shards, array=array, packed_with=surveyed)
+    return DatasetIndex(resolution=resolution, channels=channels, encoding=first.ending, classes=classes, class_counts=counts,
+                        shards=shards, kind=kind, packed_with=surveyed)
 
 
 def _offsets_name(name: str) -> str:
@@ -345,16 +307,14 @@ def _npy(table: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _write(folder: Path, index: DatasetIndex, found: list[_Found], shards_at: str | None) -> DatasetIndex:
+def _write(folder: Path, index: DatasetIndex, found: list[_Found]) -> None:
     """The offsets, and last the index: a folder with an index is complete."""
-    index = replace(index, shards_at=shards_at)
     if lost := sum(shard.without_image for shard in found):
         print(f"{lost} samples have no image and are not part of the set")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for shard, content in zip(index.shards, found, strict=True):
             (folder / shard.offsets).write_bytes(_npy(content.table))
-        write_whole(folder / INDEX_NAME, index.content())
+        index.save(folder)
     except OSError as error:
         raise InputError(f"cannot write the index to {folder}: {error.strerror}") from None
-    return index

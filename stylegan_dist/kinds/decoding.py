@@ -13,15 +13,13 @@ import importlib
 import logging
 import struct
 import threading
-from collections.abc import Callable
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from types import ModuleType
 
 import numpy as np
 import simplejpeg
 
-from stylegan_dist.data.arrays import ArrayForm, decode_array
-from stylegan_dist.data.images import decode, exif_turns
+from stylegan_dist.kinds.pixels import decode, exif_turns
 
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_KINDS = {1: ("Gray", "GRAY"), 3: ("YCbCr", "RGB")}  # channels: colour space of the file, and wanted
@@ -29,11 +27,6 @@ _EXIF, _XMP, _XMP_ORIENTATION = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/", b"
 _PNG_COLOURS = {1: 0, 3: 2, 4: 6}           # channels: colour type
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _WEBP_STARTS = (b"WEBPVP8 ", b"WEBPVP8L")   # of one still image, without metadata
-
-
-def decoder(array: ArrayForm | None, strict: bool = False) -> Callable[[bytes, np.ndarray], None]:
-    """What decodes the samples of a set: `decode_into` for images, `decode_array` for arrays, which is always strict."""
-    return partial(decode_into, strict=strict) if array is None else partial(decode_array, array)
 
 
 def decode_into(data: bytes, out: np.ndarray, strict: bool = False) -> None:

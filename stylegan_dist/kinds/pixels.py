@@ -1,16 +1,17 @@
-"""One image: from any file to the square 8-bit form of a shard set, and back from a shard to an array."""
+"""Pixels with Pillow: from any image file to the square 8-bit form of a shard set, and from a shard to an array."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import PIL
 
 # Pillow registers these plugins here; otherwise the first file would make it load all its plugins.
 from PIL import (
@@ -25,11 +26,6 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
     features,
 )
-
-from stylegan_dist.data.forms import Sample, Values, choose
-from stylegan_dist.data.index import RESOLUTIONS
-from stylegan_dist.data.sources import IMAGE_ENDINGS, Source
-from stylegan_dist.errors import InputError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 FITS = ("crop", "pad")
@@ -54,53 +50,14 @@ _EXIF_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 
 @dataclass(frozen=True)
-class ImageOptions:
-    """The form that every image of a shard set is brought into."""
+class Form:
+    """What an image becomes."""
 
-    resolution: int               # pixels of a side: a power of two, 8 to 1024
+    resolution: int               # pixels of a side
     channels: int = 3             # 1 grey, 3 RGB, 4 RGBA
     fit: str = "crop"             # "crop": the largest centred square; "pad": the whole image, with borders
     filter: str = "lanczos"       # "lanczos" or "box"; both average over the right area when shrinking
     background: str = "white"     # below transparent pixels, and the borders of "pad"; unused with 4 channels
-    encoding: str = "png"         # "png", "jpg" or "webp" (lossless)
-    quality: int = 95             # of "jpg": 1 to 100
-    noun = "images"
-    endings = IMAGE_ENDINGS
-
-    @property
-    def raw_bytes(self) -> int:
-        return self.channels * self.resolution**2
-
-    def check(self) -> None:
-        """Raise InputError naming the first option with a wrong value."""
-        choose("resolution", self.resolution, RESOLUTIONS)
-        choose("channels", self.channels, MODES)
-        choose("fit", self.fit, FITS)
-        choose("filter", self.filter, FILTERS)
-        choose("encoding", self.encoding, ENCODINGS)
-        if self.encoding == "jpg" and self.channels == 4:
-            raise InputError("encoding jpg cannot hold 4 channels: choose png or webp, or 3 channels")
-        if not 1 <= self.quality <= 100:
-            raise InputError(f"quality must be from 1 to 100, not {self.quality}")
-        try:
-            ImageColor.getrgb(self.background)
-        except ValueError:
-            message = f"background must be a colour such as white or #80a0ff, not {self.background!r}"
-            raise InputError(message) from None
-
-    def completed(self, source: Source) -> ImageOptions:
-        return self
-
-    def sample(self, data: bytes) -> Sample:
-        """Convert and encode an image file. Raises ValueError with the reason when it cannot be converted."""
-        converted = convert(data, self)
-        return Sample(encode(converted.image, self), converted.enlarged)
-
-    def array(self, values: Values | None) -> None:
-        return None
-
-    def library(self) -> dict[str, str]:
-        return {"pillow": PIL.__version__}
 
 
 class Converted(NamedTuple):
@@ -110,8 +67,8 @@ class Converted(NamedTuple):
     enlarged: bool        # the file had fewer pixels than that
 
 
-def convert(data: bytes, options: ImageOptions) -> Converted:
-    """Bring an image file into the form of the shard set.
+def convert(data: bytes, form: Form) -> Converted:
+    """Bring an image file into a form.
 
     The image is turned upright (EXIF), converted to sRGB (embedded ICC profile; one that is damaged or
     does not fit the pixels is ignored), and reduced to 8 bits. Of an animation the first frame is taken.
@@ -120,26 +77,20 @@ def convert(data: bytes, options: ImageOptions) -> Converted:
     Raises:
         ValueError: with the reason, when the bytes are not an image that can be converted.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _open has the stricter limit
-            return _convert(_open(data), options)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's plugins raise nearly every kind on damaged bytes
-        raise ValueError(_reason(error)) from None
+    with _reasons():
+        return _convert(_open(data), form)
 
 
-def encode(image: Image.Image, options: ImageOptions) -> bytes:
+def encode(image: Image.Image, encoding: str, quality: int) -> bytes:
     """The bytes of an image file. The same image gives the same bytes with the same version of Pillow."""
-    if options.encoding == "png":
+    if encoding == "png":
         parameters = {"compress_type": PNG_STRATEGY}
-    elif options.encoding == "jpg":
-        parameters = {"quality": options.quality, "subsampling": 0}
+    elif encoding == "jpg":
+        parameters = {"quality": quality, "subsampling": 0}
     else:
         parameters = {"lossless": True, "exact": True}
     file = io.BytesIO()
-    image.save(file, ENCODINGS[options.encoding], **parameters)
+    image.save(file, ENCODINGS[encoding], **parameters)
     return file.getvalue()
 
 
@@ -155,24 +106,18 @@ def decode(data: bytes, channels: int, resolution: int, strict: bool = False) ->
     Raises:
         ValueError: with the reason, when the bytes are not an image, or (strict) not of these channels and this resolution.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = _open(data)
-            mode = MODES[channels]
-            # WebP has no grey, and leaves out an alpha channel that is opaque everywhere.
-            plain = image.mode == mode or (image.format == "WEBP" and image.mode == "RGB")
-            if strict and image.size != (resolution, resolution):
-                raise ValueError(f"{image.width} x {image.height} pixels instead of {resolution} x {resolution}")
-            if strict and not plain:
-                raise ValueError(f"pixels of mode {image.mode} instead of {mode}")
-            if not strict and (image.size != (resolution, resolution) or not plain or _is_turned(image)):
-                image = _convert(image, ImageOptions(resolution, channels)).image
-            pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    except MemoryError:
-        raise
-    except Exception as error:  # as in convert
-        raise ValueError(_reason(error)) from None
+    with _reasons():
+        image = _open(data)
+        mode = MODES[channels]
+        # WebP has no grey, and leaves out an alpha channel that is opaque everywhere.
+        plain = image.mode == mode or (image.format == "WEBP" and image.mode == "RGB")
+        if strict and image.size != (resolution, resolution):
+            raise ValueError(f"{image.width} x {image.height} pixels instead of {resolution} x {resolution}")
+        if strict and not plain:
+            raise ValueError(f"pixels of mode {image.mode} instead of {mode}")
+        if not strict and (image.size != (resolution, resolution) or not plain or _is_turned(image)):
+            image = _convert(image, Form(resolution, channels)).image
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -182,15 +127,9 @@ def measure(data: bytes) -> tuple[int, int, str]:
     Raises:
         ValueError: with the reason, when the bytes are not an image.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = _open(data)
-        return image.width, image.height, image.mode
-    except MemoryError:
-        raise
-    except Exception as error:  # as in convert
-        raise ValueError(_reason(error)) from None
+    with _reasons():
+        image = _open(data)
+    return image.width, image.height, image.mode
 
 
 def exif_turns(exif: bytes) -> bool:
@@ -203,10 +142,19 @@ def exif_turns(exif: bytes) -> bool:
         return False
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its own text holds a memory address
-        return f"not an image ({', '.join(FORMATS)})"
-    return f"{error}" or type(error).__name__
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Raises ValueError with the reason for what Pillow raises: its plugins have nearly every kind for damaged bytes."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _open has the stricter limit
+            yield
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:  # its own text holds a memory address
+        raise ValueError(f"not an image ({', '.join(FORMATS)})") from None
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def _open(data: bytes) -> Image.Image:
@@ -221,12 +169,12 @@ def _is_tga(data: bytes) -> bool:
     return len(data) > 18 and data[1] < 2 and data[2] in _TGA_TYPES[data[1]] and data[16] in (8, 15, 16, 24, 32)
 
 
-def _convert(image: Image.Image, options: ImageOptions) -> Converted:
-    resolution = options.resolution
+def _convert(image: Image.Image, form: Form) -> Converted:
+    resolution = form.resolution
     image.load()
     image = _upright(image)
     width, height = image.size
-    if options.fit == "crop":
+    if form.fit == "crop":
         side = min(width, height)
         if width != height:
             left, top = (width - side) // 2, (height - side) // 2
@@ -237,8 +185,8 @@ def _convert(image: Image.Image, options: ImageOptions) -> Converted:
         size = (max(1, round(width * resolution / side)), max(1, round(height * resolution / side)))
 
     colour, alpha = _to_srgb(image)
-    background = ImageColor.getrgb(options.background)[:3]
-    if options.channels == 4:
+    background = ImageColor.getrgb(form.background)[:3]
+    if form.channels == 4:
         image = colour.convert("RGB")
         image.putalpha(alpha or 255)
         if alpha is not None and image.size == size:
@@ -249,12 +197,12 @@ def _convert(image: Image.Image, options: ImageOptions) -> Converted:
             base = Image.new("RGB", colour.size, background)
             base.paste(colour, mask=alpha)
             colour = base
-        image = colour.convert(MODES[options.channels])
+        image = colour.convert(MODES[form.channels])
     if image.size != size:
-        image = image.resize(size, FILTERS[options.filter])  # Pillow multiplies colours by alpha for this
+        image = image.resize(size, FILTERS[form.filter])  # Pillow multiplies colours by alpha for this
     if image.size != (resolution, resolution):
-        empty = (0, 0, 0, 0) if options.channels == 4 else background
-        padded = Image.new("RGB" if options.channels == 1 else image.mode, (resolution, resolution), empty)
+        empty = (0, 0, 0, 0) if form.channels == 4 else background
+        padded = Image.new("RGB" if form.channels == 1 else image.mode, (resolution, resolution), empty)
         padded = padded.convert(image.mode)
         padded.paste(image, ((resolution - size[0]) // 2, (resolution - size[1]) // 2))
         image = padded
@@ -263,7 +211,7 @@ def _convert(image: Image.Image, options: ImageOptions) -> Converted:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    if image.format != "TIFF" and not any(key in image.info for key in _EXIF_KEYS):
+    if not _is_turned(image):
         return image
     try:
         return ImageOps.exif_transpose(image)

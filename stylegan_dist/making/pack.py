@@ -17,18 +17,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from stylegan_dist import __version__
-from stylegan_dist.data import pool, storage
-from stylegan_dist.data.changes import STATE_NAME, combined, contents_of, keep_state, kept_state
-from stylegan_dist.data.forms import Form, merged, present
+from stylegan_dist.data import storage
 from stylegan_dist.data.index import INDEX_NAME, DatasetIndex, load_index, load_offsets, read_index
-from stylegan_dist.data.shard_writer import (
+from stylegan_dist.errors import InputError, Interrupted
+from stylegan_dist.files import try_lock, write_whole
+from stylegan_dist.kinds import Array, Packing
+from stylegan_dist.kinds.values import added
+from stylegan_dist.machine import available_cores
+from stylegan_dist.making import pool
+from stylegan_dist.making.changes import STATE_NAME, combined, contents_of, keep_state, kept_state
+from stylegan_dist.making.shard_writer import (
     WORK_FOLDER,
     Job,
     Skipped,
@@ -37,11 +41,8 @@ from stylegan_dist.data.shard_writer import (
     cannot_write,
     write_shard,
 )
-from stylegan_dist.data.sources import LABEL_MODES, Listing, Source, open_source
-from stylegan_dist.errors import InputError, Interrupted
-from stylegan_dist.files import try_lock, write_whole
-from stylegan_dist.machine import available_cores
-from stylegan_dist.randomness import SEED_LIMIT, permutation
+from stylegan_dist.making.sources import Listing, Source, open_source
+from stylegan_dist.randomness import permutation
 from stylegan_dist.records import Digest, read_record
 
 _SHARD_BYTES = 64 << 20             # of raw pixels or values, by the automatic rule
@@ -56,8 +57,8 @@ _LISTED = 1000                      # and in the index
 class PackOptions:
     """What to make of the source. The options below the line do not change the result."""
 
-    form: Form                              # ImageOptions, ArrayOptions or LogMelOptions
-    labels: str = "auto"                    # one of LABEL_MODES, see open_source
+    packing: Packing                        # ImageOptions, ArrayOptions or SoundOptions
+    labels: str = "auto"                    # see open_source
     shuffle: bool = True                    # mix the samples; False: in the order of the names
     seed: int = 0                           # of the mixing
     samples_per_shard: int | None = None    # None: see shard_size
@@ -65,18 +66,6 @@ class PackOptions:
     max_skipped: int | None = None          # unreadable files that are accepted; None: 1 %, at least 1
     workers: int | None = None              # processes; None: one a core
     overwrite: bool = False                 # remove a shard set that is in the way
-
-    def check(self) -> None:
-        """Raise InputError naming the first option with a wrong value."""
-        self.form.check()
-        if self.labels not in LABEL_MODES:
-            raise InputError(f"labels must be one of {', '.join(LABEL_MODES)}, not {self.labels!r}")
-        if not 0 <= self.seed < SEED_LIMIT:
-            raise InputError(f"seed must be from 0 to 2^32 - 1, not {self.seed}")
-        for name, least in (("samples_per_shard", 1), ("max_skipped", 0), ("workers", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, not {value}")
 
 
 @dataclass(frozen=True)
@@ -100,15 +89,16 @@ def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions
         InputError: a wrong option, source or `out`; too many unreadable files; the disk is full.
         Interrupted: by Ctrl-C; the finished shards are kept, the same call continues.
     """
-    options.check()
+    options.packing.check()
     storage.check_is_local("OUT", out)
     out = Path(out)
     if os.path.realpath(source) == os.path.realpath(out):
         raise InputError(f"{out} is the source itself: choose another folder for the shards")
-    opened = open_source(source, options.labels, options.form.endings, options.form.noun, listing)
-    options = replace(options, form=options.form.completed(opened))
+    opened = open_source(source, options.labels, type(options.packing), listing)
+    files = ((item.name, partial(opened.read, item.name)) for item in opened.items)
+    options = replace(options, packing=options.packing.completed(files))
     tasks, record = _plan(opened, Path(source), options)
-    job = Job(opened, out, options.form, max(8, len(str(len(opened.items) - 1))))
+    job = Job(opened, out, options.packing, max(8, len(str(len(opened.items) - 1))))
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _lock(out, options.overwrite):
@@ -144,25 +134,25 @@ def _plan(source: Source, path: Path, options: PackOptions) -> tuple[list[Task],
         order = permutation(options.seed, "pack.order", 0, count)
     else:
         order = np.arange(count)
-    form = options.form
-    size = options.samples_per_shard or shard_size(count, form.raw_bytes)
+    packing = options.packing
+    size = options.samples_per_shard or shard_size(count, packing.raw_bytes)
     digits = max(5, len(str((count - 1) // size)))
     tasks = [
         Task(f"shard-{number:0{digits}d}", first, [source.items[i] for i in order[first : first + size]])
         for number, first in enumerate(range(0, count, size))
     ]
     decisive = {
-        **asdict(form), "labels": options.labels, "shuffle": options.shuffle, "seed": options.seed,
+        **asdict(packing), "labels": options.labels, "shuffle": options.shuffle, "seed": options.seed,
         "samples_per_shard": size,
     }
     identity = json.dumps([decisive, source.sha256], sort_keys=True)
     record = {
         "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
         "source": Path(os.path.realpath(path)).name,
-        f"source_{form.noun.replace(' ', '_')}": count,
+        f"source_{packing.noun.replace(' ', '_')}": count,
         "source_sha256": source.sha256,
         "options": decisive,
-        "versions": {"stylegan_dist": __version__, **form.library()},
+        "versions": {"stylegan_dist": __version__, **packing.libraries()},
     }
     return tasks, record
 
@@ -248,11 +238,11 @@ def _pack(job: Job, options: PackOptions, tasks: Sequence[Task], record: dict) -
     missing = [number for number in range(len(tasks)) if number not in results]
     packed = sum(len(tasks[number].items) for number in results)
     workers = options.workers or available_cores()
-    noun = options.form.noun
+    noun = options.packing.noun
     print(f"packing {count} {noun} into {len(tasks)} shards with {workers} worker{'s' * (workers > 1)}")
     if packed:
         print(f"continuing: {len(results)} shards are finished, {count - packed} {noun} are left")
-    with tqdm(total=count, initial=packed, desc="packing", unit=" " + noun, mininterval=pool.bar_interval()) as bar:
+    with pool.progress_bar(count, "packing", noun, packed) as bar:
         pending = pool.run(
             partial(write_shard, job), [tasks[number] for number in missing], workers, bar, allowed - len(skipped)
         )
@@ -316,23 +306,23 @@ def _resume(job: Job, options: PackOptions, tasks: Sequence[Task], fingerprint: 
 
 
 def _finish(job: Job, results: list[Written], record: dict, state: str) -> DatasetIndex:
-    out, source, form = job.out, job.source, job.form
+    out, source, packing = job.out, job.source, job.packing
     shards = [result.shard.placed(str(out), str(out)) for result in results if result.shard]
     skipped = sorted((entry for result in results for entry in result.skipped), key=lambda entry: entry.name)
     if not shards:
-        raise InputError(f"none of the {form.noun} can be read: {_name_some(skipped)}")
+        raise InputError(f"none of the {packing.noun} can be read: {_name_some(skipped)}")
     account = deepcopy(source.account)
     account.samples = sum(shard.samples for shard in shards)
     account.leave_out("cannot be read", [entry.name for entry in skipped])
     account.check()
-    values = merged(asdict(result.values) if result.values else None for result in results)
+    values = reduce(added, (result.values for result in results))
     counts = None
     if source.classes is not None:
         labels = np.concatenate([load_offsets(shard)[:, 2] for shard in shards])
         counts = np.bincount(labels, minlength=len(source.classes)).tolist()
     index = DatasetIndex(
-        resolution=form.resolution, channels=present(form.channels), encoding=form.encoding, classes=source.classes,
-        class_counts=counts, shards=shards, skipped=[asdict(entry) for entry in skipped[:_LISTED]], array=form.array(values),
+        resolution=packing.resolution, channels=packing.channels or 1, encoding=packing.encoding, classes=source.classes,
+        class_counts=counts, shards=shards, skipped=[asdict(entry) for entry in skipped[:_LISTED]], kind=packing.kind(values),
         packed_with={**record, "source_content": combined([result.content for result in results]), "account": account.record()},
     )
     index.save(out)
@@ -342,10 +332,10 @@ def _finish(job: Job, results: list[Written], record: dict, state: str) -> Datas
     print(f"{out}: {_summary(index)}")
     print("\n".join(account.lines()))
     if enlarged := sum(result.enlarged for result in results):
-        print(f"{enlarged} images were smaller than {form.resolution} pixels and have been enlarged")
-    if index.array and values:
-        print(f"values from {values.least.min():g} to {values.greatest.max():g}; training sees (x - offset) / scale with "
-              f"offset {_numbers(index.array.offset)}, scale {_numbers(index.array.scale)}")
+        print(f"{enlarged} images were smaller than {packing.resolution} pixels and have been enlarged")
+    if values and isinstance(index.kind, Array):
+        print(f"values from {min(values.least):g} to {max(values.greatest):g}; training sees (x - offset) / scale with "
+              f"offset {_numbers(index.kind.offset)}, scale {_numbers(index.kind.scale)}")
     if skipped:
         print(f"{len(skipped)} files could not be read and are left out ({_LISTED} at most are listed in {INDEX_NAME}):")
         for entry in skipped[:_SHOWN]:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stylegan_dist.data.account import unicode
-from stylegan_dist.data.containers import MAX_FILE_BYTES, Files
 from stylegan_dist.errors import InputError
+from stylegan_dist.making.account import unicode
+from stylegan_dist.making.containers import MAX_FILE_BYTES, Files
 from stylegan_dist.records import parse_json, shorten
 
 MODES = ("auto", "folders", "names", "json", "cls", "none")

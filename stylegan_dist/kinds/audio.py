@@ -157,11 +157,6 @@ def griffin_lim(magnitudes: np.ndarray, form: LogMel, iterations: int = ITERATIO
     return _inverse_stft(_with_magnitudes(estimate, magnitudes), form)
 
 
-def spectral_convergence(samples: np.ndarray, magnitudes: np.ndarray, form: LogMel) -> float:
-    """|| |stft(samples)| - magnitudes || / || magnitudes ||, Frobenius norms: 0 is perfect."""
-    return float(np.linalg.norm(np.abs(stft(samples, form)) - magnitudes) / np.linalg.norm(magnitudes))
-
-
 def stft(clip: np.ndarray, form: LogMel) -> np.ndarray:
     """Short-time Fourier transform, complex [window / 2 + 1, frames]; a full-scale sine in a bin's middle has 1 there.
 

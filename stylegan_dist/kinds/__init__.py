@@ -1,0 +1,22 @@
+"""Kinds of samples. What the rest of the package must know of a kind is in its room here, behind the interface in `base`.
+
+A kind has two sides. A `Kind` is what the samples of a set are: it decodes them, brings them to the network's range and
+back, and shows and saves them. A `Packing` is the options with which `pack` makes samples of that kind from files.
+"""
+
+from __future__ import annotations
+
+from stylegan_dist.kinds.array import Array, ArrayOptions
+from stylegan_dist.kinds.base import Kind, Packing
+from stylegan_dist.kinds.image import Image, ImageOptions
+from stylegan_dist.kinds.sound import Sound, SoundOptions
+
+# By the noun of the command line. `pack` takes the first kind that a source holds files of.
+PACKINGS: dict[str, type[Packing]] = {"images": ImageOptions, "arrays": ArrayOptions, "sounds": SoundOptions}
+
+
+def declared(array: Array | None) -> Kind:
+    """The kind of a set that declares `array` in its `index.json`, as sets of arrays and sounds do."""
+    if array is None:
+        return Image()
+    return Sound(**vars(array)) if array.log_mel else array
