@@ -14,7 +14,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +31,6 @@ Replay = Callable[[], None]
 WARM_UP = 3
 
 
-class Recorder(Protocol):
-    """Records work on a device."""
-
-    def aside(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, work takes place where it would be recorded; after it, everyone may use its results."""
-
-    def record(self, work: Callable[[], T]) -> tuple[Replay, T]:
-        """A function that does the work, reading and writing the same memory every time, and where the results will be."""
-
-
 class CudaRecorder:
     """CUDA graphs that share their memory, for work that never overlaps. All of a process should use one."""
 
@@ -50,6 +40,7 @@ class CudaRecorder:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
+        """Inside, work takes place where it would be recorded; after it, everyone may use its results."""
         here = torch.cuda.current_stream()
         self._stream.wait_stream(here)
         with torch.cuda.stream(self._stream):
@@ -57,6 +48,7 @@ class CudaRecorder:
         here.wait_stream(self._stream)
 
     def record(self, work: Callable[[], T]) -> tuple[Replay, T]:
+        """A function that does the work, reading and writing the same memory every time, and where the results will be."""
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads go on to allocate and to ask for events, as those of NCCL and of pinned memory do.
         # The stream is set around it, too, because torch.cuda.graph does not set it back if it fails at its end.
@@ -83,9 +75,9 @@ class GraphLearner(FlatLearner):
     a notice that says so.
     """
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, recorder: Recorder):
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, recorder: CudaRecorder):
         super().__init__(network, optimizer, ranks)
-        self._recorder: Recorder | None = recorder
+        self._recorder: CudaRecorder | None = recorder
         self._executions: Counter[tuple] = Counter()
         self._recordings: dict[tuple, _Recording] = {}
         self._notice = ""
@@ -114,12 +106,12 @@ class GraphLearner(FlatLearner):
                 self._recordings.clear()
                 return super()._accumulate(jobs, counts)
         recording = self._recordings[key]
-        for kept, new in zip(recording.inputs, inputs, strict=True):
-            kept.copy_(new)
+        for fixed, new in zip(recording.inputs, inputs, strict=True):
+            fixed.copy_(new)
         recording.replay()
         return recording.line, recording.sums
 
-    def _record(self, recorder: Recorder, jobs: Sequence[Job], counts: Mapping[str, Tensor]) -> _Recording:
+    def _record(self, recorder: CudaRecorder, jobs: Sequence[Job], counts: Mapping[str, Tensor]) -> _Recording:
         """Record a phase that reads copies of its inputs."""
         parts = {id(job.part): _copy(job.part) for job in jobs}
         jobs = [replace(job, part=parts[id(job.part)]) for job in jobs]
