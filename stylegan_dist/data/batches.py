@@ -95,9 +95,8 @@ class BatchDataset:
         loaded = Loaded(self.batch_in(memory, nimg))
         start, count = nimg + self.plan.first, self.plan.count
         flips = randomness.coins(self.plan.seed, "data.mirror", start, count) if self.plan.mirror else [False] * count
-        fields, unflipped = self.layout.fields(memory), torch.from_numpy(self._unflipped)
-        samples, labels = fields["sample"], fields["label"].numpy()
-        values = samples.numpy()
+        samples, labels = loaded.batch["sample"].permute(0, 2, 3, 1), loaded.batch["label"].numpy()
+        values, unflipped = samples.numpy(), torch.from_numpy(self._unflipped)
         for i, ((shard, sample), flip) in enumerate(zip(self._places(nimg), flips, strict=True)):
             labels[i] = self._sample(start + i, (shard, sample), self._unflipped if flip else values[i], loaded)
             if flip:

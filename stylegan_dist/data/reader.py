@@ -122,8 +122,9 @@ class ShardReader:
         try:
             self._open[shard] = self._open_both(info)
         except OSError as error:
-            place = error.filename or info.location
-            self._open[shard] = storage.retrying(partial(self._open_both, info), f"read {place}")
+            offsets = storage.local_path(info.offsets_location)
+            what = f"read {info.offsets_location}" if error.filename in (offsets, str(offsets)) else f"open {info.location}"
+            self._open[shard] = storage.retrying(partial(self._open_both, info), what)
         if len(self._open) > OPEN_SHARDS:
             _, (oldest, _) = self._open.popitem(last=False)
             os.close(oldest)

@@ -5,6 +5,7 @@ A listing counts every file that it meets: it is named, or left out with a reaso
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import mmap
@@ -99,21 +100,19 @@ class Folder(Files):
         with os.scandir(folder) as entries:
             for entry in entries:
                 name, hidden = prefix + entry.name, _is_hidden(entry.name)
-                try:
-                    status = entry.stat()
-                    folders = stat.S_ISDIR(status.st_mode)
-                except OSError:  # a dangling link: listed, so that reading it is reported
-                    status, folders = None, False
-                if folders and not hidden and (status.st_dev, status.st_ino) not in inner:
+                found: os.stat_result | None = None
+                with contextlib.suppress(OSError):
+                    found = entry.stat()
+                if found and stat.S_ISDIR(found.st_mode) and not hidden and (found.st_dev, found.st_ino) not in inner:
                     yield from self._walk(folder / entry.name, f"{name}/", inner)
                     continue
                 self.met += 1
                 if hidden:
                     self.left_out[name] = HIDDEN
-                elif status is None:
+                elif found is None:  # a dangling link: listed, so that reading it is reported
                     yield name, "missing"
-                elif stat.S_ISREG(status.st_mode):
-                    yield name, str(status.st_size)
+                elif stat.S_ISREG(found.st_mode):
+                    yield name, str(found.st_size)
                 else:  # or a link to a folder that holds it
                     self.left_out[name] = NOT_FILES
 

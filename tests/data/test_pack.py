@@ -16,6 +16,7 @@ import webdataset
 from launching import wait_until
 from PIL import Image
 
+from stylegan_dist.cli import main
 from stylegan_dist.data.index import load_index, load_offsets
 from stylegan_dist.errors import InputError
 from stylegan_dist.kinds.image import ImageOptions
@@ -64,7 +65,7 @@ def test_members_index_and_offsets(photos, shard_set):
     assert not (shard_set / ".pack").exists()
     assert str(photos.parent) not in (shard_set / "index.json").read_text()
     originals = {
-        convert(path.read_bytes(), OPTIONS.form).image.tobytes(): index.classes.index(path.parent.name)
+        convert(path.read_bytes(), OPTIONS.packing).image.tobytes(): index.classes.index(path.parent.name)
         for path in photos.rglob("*.png")
     }
     key = 0
@@ -156,7 +157,7 @@ def test_running_again_does_nothing(photos, shard_set, capsys):
     assert {path: path.stat().st_mtime_ns for path in shard_set.iterdir()} == before
 
 
-@pytest.mark.parametrize("change", [{"form": ImageOptions(8)}, {"seed": 1}, {"labels": "none"}, {"shuffle": False}])
+@pytest.mark.parametrize("change", [{"packing": ImageOptions(8)}, {"seed": 1}, {"labels": "none"}, {"shuffle": False}])
 def test_other_options_need_overwrite(photos, shard_set, change):
     other = replace(OPTIONS, **change)
     with pytest.raises(InputError, match="--overwrite"):
@@ -278,12 +279,15 @@ def test_two_packers_do_not_meet(photos, tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {"labels": "guess"}, {"seed": -1}, {"seed": 1 << 32}, {"samples_per_shard": 0}, {"max_skipped": -1},
-    {"workers": 0}, {"form": ImageOptions(17)},
+    ("--labels", "guess"), ("--seed", "-1"), ("--seed", f"{1 << 32}"), ("--samples-per-shard", "0"), ("--max-skipped", "-1"),
+    ("--workers", "0"), ("--resolution", "17"), ("--quality", "0"), ("--channels", "2"), ("--background", "nothing"),
 ])
 def test_wrong_options(photos, tmp_path, change):
-    with pytest.raises(InputError):
-        pack(photos, tmp_path / "out", replace(OPTIONS, **change))
+    try:
+        code = main(["pack", str(photos), str(tmp_path / "out"), "--resolution", "8", *change])
+    except SystemExit as stop:  # of argparse
+        code = stop.code
+    assert code == 2
     assert not (tmp_path / "out").exists()
 
 
