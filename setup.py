@@ -67,7 +67,6 @@ setup(
     ],
     extras_require={
         "deepspeed": ["deepspeed>=0.19.8,<0.20"],
-        "metrics": ["scipy>=1.11,<2"],
         "s3": ["s3fs>=2026.6"],
         "gs": ["gcsfs>=2026.6"],
         "http": ["aiohttp>=3.9,<4"],

@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stylegan_dist.data.index import DatasetIndex, Shard
+from stylegan_dist.objective.phases import MicroBatch
 from stylegan_dist.ops import native
 from stylegan_dist.training.memory import _CONVOLUTIONS, _layout_of, _with_layout, planning_state
-from stylegan_dist.training.phases import MicroBatch
 from stylegan_dist.training.rules import Resolved
 from stylegan_dist.training.step import run_phase
 

@@ -91,16 +91,16 @@ def measure(args: argparse.Namespace) -> None:
     from stylegan_dist.config import load_config
     from stylegan_dist.data.batches import Batch
     from stylegan_dist.data.index import DatasetIndex, Shard
-    from stylegan_dist.training.engine import Engine
-    from stylegan_dist.training.loop import set_arithmetic
+    from stylegan_dist.engine import Engine
     from stylegan_dist.training.rules import resolve
+    from stylegan_dist.training.setup import set_arithmetic
     from stylegan_dist.training.state import TrainState
     from stylegan_dist.training.step import micro_batches, run_phase
 
     overrides = [*args.overrides, f"run.reduction={'buckets' if args.child == 'ddp' else 'flat'}"]
     config = load_config(args.preset, overrides)
     run = config.run
-    engine = Engine(run.device, run.world_size, run.threads, reduction=run.reduction)
+    engine = Engine(run)
     index = DatasetIndex(args.resolution, 3, "png", None, None, [Shard("none.tar", 1, 0, "", "none.npy", "")])
     resolved = resolve(config, index, engine.world_size, engine.device.type, engine.supports_bf16, engine.spreads("g"))
     config = resolved.config

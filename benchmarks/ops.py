@@ -154,7 +154,6 @@ def operators() -> dict[str, tuple[Callable, Callable]]:
         "dense": (lambda x, b: ops.bias_act(x, b, "lrelu"), elementwise),
         "bias_act": (lambda x, b: ops.bias_act(x, b, "lrelu", clamp=256.0), elementwise),
         "bias_linear": (lambda x, b: ops.bias_act(x, b), elementwise),
-        "silu": (lambda x, b: ops.bias_act(x, b, "silu"), elementwise),
         "up2": (lambda x, b: ops.upsample2d(x), linear),
         "down2": (lambda x, b: ops.downsample2d(x), linear),
         "filter": (lambda x, b: ops.resample2d(x, padding=(2, 1), gain=4.0), linear),

@@ -39,11 +39,12 @@ from stylegan_dist.data.index import load_index
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError
-from stylegan_dist.networks.stylegan2 import Discriminator
+from stylegan_dist.families.stylegan2.networks import Discriminator
+from stylegan_dist.networks.generator import SampleShape
 from stylegan_dist.objective.penalties import approximate_gradient_penalty, gradient_penalty
+from stylegan_dist.objective.phases import MicroBatch
 from stylegan_dist.training.build import build_discriminator, build_generator
 from stylegan_dist.training.checkpoint import checkpoint_folder, newest_whole_checkpoint
-from stylegan_dist.training.phases import MicroBatch
 from stylegan_dist.training.run_folder import read_run_config
 from stylegan_dist.training.saved import load_network, load_state
 from stylegan_dist.training.step import micro_batches
@@ -142,7 +143,7 @@ def compare(name: str, part: MicroBatch, networks: dict[str, Discriminator], bat
 def load_discriminator(config: Config, folder: Path, dtype: str, device: torch.device) -> Discriminator:
     config, data = copy.deepcopy(config), load_state(folder).data
     config.precision.dtype = "bf16" if dtype == "bf16" else "fp32"
-    discriminator = build_discriminator(config, data.resolution, data.channels, data.num_classes, device)
+    discriminator = build_discriminator(config, SampleShape(data.resolution, data.channels, data.num_classes), device)
     load_network(discriminator, folder, "d")
     return discriminator
 
@@ -160,7 +161,7 @@ def generated_images(config: Config, folder: Path, real: MicroBatch) -> MicroBat
     """Images of the generator in training, in full precision, with the labels of the real ones."""
     config, data = copy.deepcopy(config), load_state(folder).data
     config.precision.dtype = "fp32"
-    g = build_generator(config, data.resolution, data.channels, data.num_classes, real.images.device)
+    g = build_generator(config, SampleShape(data.resolution, data.channels, data.num_classes), real.images.device)
     load_network(g, folder, "g")
     z = randomness.normal(config.run.seed, "benchmark.z", real.index, (g.z_dim,))
     noise = randomness.NoiseAddresses(g.synthesis.noise_shapes, real.images.device)

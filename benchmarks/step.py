@@ -27,7 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,14 @@ from stylegan_dist.config import load_config  # noqa: E402
 from stylegan_dist.config.schema import Config  # noqa: E402
 from stylegan_dist.data.batches import Batch  # noqa: E402
 from stylegan_dist.data.index import DatasetIndex  # noqa: E402
+from stylegan_dist.engine import Engine  # noqa: E402
+from stylegan_dist.engine.graphs import WARM_UP, CudaRecorder, GraphLearner  # noqa: E402
 from stylegan_dist.errors import InputError  # noqa: E402
 from stylegan_dist.machine import peak_memory  # noqa: E402
 from stylegan_dist.ops import native  # noqa: E402
 from stylegan_dist.training.compiled import compile_networks, networks_to_compile  # noqa: E402
-from stylegan_dist.training.engine import Engine  # noqa: E402
-from stylegan_dist.training.engine.graphs import WARM_UP, CudaRecorder, GraphLearner  # noqa: E402
-from stylegan_dist.training.loop import set_arithmetic  # noqa: E402
 from stylegan_dist.training.rules import Resolved, resolve  # noqa: E402
+from stylegan_dist.training.setup import set_arithmetic  # noqa: E402
 from stylegan_dist.training.state import TrainState  # noqa: E402
 from stylegan_dist.training.step import micro_batches, run_phase  # noqa: E402
 
@@ -104,7 +104,7 @@ def main() -> int:
 def measure(args: argparse.Namespace) -> None:
     config = load_config(args.preset, args.overrides)
     fit_groups(config)
-    engine = Engine(config.run.device, config.run.world_size, config.run.threads, reduction=config.run.reduction, graphs=False)
+    engine = Engine(replace(config.run, cuda_graphs=False))
     index = empty_index(args.resolution or resolution_of(args.preset), args.channels, args.classes)
     resolved = resolve(config, index, engine.world_size, engine.device.type, engine.supports_bf16)
     config = resolved.config

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from typing import TypeVar
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.paths import check_text, expand_home, user_path
@@ -15,43 +17,36 @@ SEEDS = Range(0, MOST_SEED)
 MANY = Range(1, 2**40)          # of samples
 FLOAT32 = Range(-3e38, 3e38)
 
+Number = TypeVar("Number", int, float)
+
 
 def whole(name: str, span: Range) -> Callable[[str], int]:
     """A type for `ArgumentParser.add_argument`: a whole number in a range. Raises InputError."""
-    return lambda text: int(_number(text, name, span, int, "a whole number"))
+    return lambda text: _number(text, name, span, int, "a whole number")
 
 
 def real(name: str, span: Range) -> Callable[[str], float]:
-    """A type for `ArgumentParser.add_argument`: a number in a range. Raises InputError."""
+    """As `whole`, for any number."""
     return lambda text: _number(text, name, span, float, "a number")
 
 
 def path(name: str, url: bool = False) -> Callable[[str], str]:
-    """A type for `ArgumentParser.add_argument`: a path, or with `url` also a URL, with `~` expanded. Raises InputError."""
+    """As `whole`, for a path, or with `url` also a URL, with `~` expanded."""
     return lambda text: user_path(text, name, url)
 
 
 def places(name: str) -> Callable[[str], str]:
-    """As `path`, for what may name several places, with blanks between. Raises InputError."""
-    def check(text: str) -> str:
-        check_text(text, name)
-        return expand_home(text, words=True)
-    return check
+    """As `path`, for what may name several places, with blanks between."""
+    return lambda text: expand_home(check_text(text, name), words=True)
 
 
 def word(name: str) -> Callable[[str], str]:
-    """A type for `ArgumentParser.add_argument`: plain text. Raises InputError."""
-    def check(text: str) -> str:
-        check_text(text, name)
-        return text
-    return check
+    """As `whole`, for plain text."""
+    return lambda text: check_text(text, name)
 
 
-def _number(text: str, name: str, span: Range, kind: Callable[[str], float], noun: str) -> float:
-    try:
-        number = kind(text)
-    except ValueError:
-        raise InputError(f"{name} must be {noun} {span}, not {shorten(text)}") from None
-    if number not in span:
-        raise InputError(f"{name} must be {noun} {span}, not {shorten(text)}")
-    return number
+def _number(text: str, name: str, span: Range, kind: Callable[[str], Number], noun: str) -> Number:
+    with contextlib.suppress(ValueError):
+        if (number := kind(text)) in span:
+            return number
+    raise InputError(f"{name} must be {noun} {span}, not {shorten(text)}")

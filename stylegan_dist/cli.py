@@ -130,7 +130,7 @@ def _train(args: argparse.Namespace) -> int:
     config = load_config(args.preset and user_path(args.preset, "the preset", url=False), args.overrides)
     name_the_user()  # after all `~` of paths are expanded
     if args.dry_run:
-        from stylegan_dist.training.engine.launch_check import check_numbers, number_of
+        from stylegan_dist.engine.launch_check import check_numbers, number_of
         from stylegan_dist.training.plan import describe_plan
 
         check_numbers(os.environ)

@@ -15,8 +15,8 @@ P = ParamSpec("P")
 def constant(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """`functools.cache` for a function whose result is a tensor on a device that is one of its arguments.
 
-    What is made while networks are traced, exported or planned stands for a tensor, and would spoil everything after; such
-    a one is never kept. One that is made in inference mode can be differentiated through like any other.
+    While networks are traced, exported or planned, tensors are fake ones; these are not cached, because real tensors cannot
+    be combined with them later. A tensor that is made in inference mode can be differentiated through like any other.
     """
     made: dict[tuple, Tensor] = {}
 

@@ -1,13 +1,14 @@
-"""Small files that are there whole or not at all, opening those of others, and locks."""
+"""Files: small ones that are there whole or not at all, digests, opening those of others, and locks."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -49,6 +50,19 @@ def write_whole(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
+    """In hexadecimal, read in blocks. (Python 3.10, which is supported, has no hashlib.file_digest.)
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Open a file for reading. Unlike a raw one, `read(n)` gives fewer bytes only where the file ends.
 
@@ -64,11 +78,26 @@ def regular_descriptor(path: str | os.PathLike) -> int:
     Raises:
         OSError: it cannot be opened; ESPIPE: it is a pipe, a socket or a device.
     """
-    _check_regular(os.stat(path), path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # does not block where it has just become a pipe
+    def check(status: os.stat_result) -> None:
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.ESPIPE, "it is a pipe or a device, not a plain file", os.fspath(path))
+
+    check(os.stat(path))
+    return checked_descriptor(path, os.O_RDONLY, check)
+
+
+def checked_descriptor(path: str | os.PathLike, flags: int, check: Callable[[os.stat_result], None]) -> int:
+    """A descriptor of what `check` accepts, opened without waiting for the other end of a pipe. A new file is its user's own.
+
+    Raises:
+        OSError: it cannot be opened; and what `check` raises.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     try:
-        _check_regular(os.fstat(descriptor), path)
-    except OSError:
+        check(os.fstat(descriptor))
+    except BaseException:
         os.close(descriptor)
         raise
     return descriptor
@@ -95,10 +124,3 @@ def unlock_and_close(file: int) -> None:
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_UN)
     os.close(file)
-
-
-def _check_regular(status: os.stat_result, path: str | os.PathLike) -> None:
-    if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.ESPIPE, "it is a pipe or a device, not a plain file", os.fspath(path))

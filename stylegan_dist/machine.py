@@ -9,6 +9,7 @@ import resource
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -51,16 +52,7 @@ def available_memory(device: torch.device, processes: int = 1) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(min(_system_memory(), _memory_of_control_group()) // processes, _memory_below_limits())
-
-
-def _system_memory() -> int:
-    """What the whole machine has left, in bytes."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(min(psutil.virtual_memory().available, _memory_of_control_group()) // processes, _memory_below_limits())
 
 
 def _memory_below_limits() -> int:

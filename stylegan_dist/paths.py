@@ -21,8 +21,8 @@ def is_plain(text: str) -> bool:
     return not _CONTROL.search(text)
 
 
-def check_text(text: str, name: str) -> None:
-    """Refuse text that no file system, terminal or log can take.
+def check_text(text: str, name: str) -> str:
+    """The text, unless no file system, terminal or log can take it.
 
     Args:
         name: what it is, for the message.
@@ -34,6 +34,7 @@ def check_text(text: str, name: str) -> None:
         raise InputError(f"{name} must be plain text, but {shorten(text)} holds {kind}")
     if len(text) > MOST_CHARACTERS:
         raise InputError(f"{name} has {len(text)} characters, more than the {MOST_CHARACTERS} that it may have")
+    return text
 
 
 def expand_home(text: str, words: bool = False) -> str:

@@ -12,6 +12,8 @@ import stat
 import tempfile
 from pathlib import Path
 
+from stylegan_dist.files import checked_descriptor
+
 
 class NotPrivate(Exception):
     """Others may have written it. The message says how, as in "it belongs to mallory"."""
@@ -37,11 +39,7 @@ def private_folder(folder: str | os.PathLike) -> Path:
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             raise NotPrivate(f"anybody may replace it, because {parent} is writable for all and has no sticky bit")
     path.mkdir(mode=0o700, exist_ok=True)
-    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        _check(os.fstat(opened))
-    finally:
-        os.close(opened)
+    os.close(checked_descriptor(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, _check))
     return path
 
 
@@ -52,21 +50,17 @@ def open_private(path: str | os.PathLike, flags: int = os.O_RDONLY) -> int:
         NotPrivate: it is a link, a pipe, or of somebody else.
         OSError: it cannot be opened.
     """
+    def check(status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise NotPrivate("it is not a file")
+        _check(status)
+
     try:
-        file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        return checked_descriptor(path, flags | os.O_NOFOLLOW, check)
     except OSError:
         if os.path.islink(path) or (os.path.lexists(path) and not os.path.isfile(path)):
             raise NotPrivate("it is a link or no file") from None
         raise
-    try:
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise NotPrivate("it is not a file")
-        _check(status)
-    except BaseException:
-        os.close(file)
-        raise
-    return file
 
 
 def user_folder(name: str) -> Path | None:

@@ -59,12 +59,12 @@ def read_record(kind: type[_Record], text: bytes | str, most: int = MAX_BYTES) -
         raise ValueError(f"{where + ': ' if where else ''}{first['msg']}{value}") from None
 
 
-def shorten(value: object, most: int = SHOWN) -> str:
+def shorten(value: object) -> str:
     """A value for a message, on one line and never long."""
     if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to write out very long ones
         return f"a number of {value.bit_length()} bits"
     text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def _check_size(text: bytes | str, most: int) -> None:

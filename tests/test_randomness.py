@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import stylegan2_discriminator, stylegan2_generator
 
 import stylegan_dist
 from stylegan_dist import randomness
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.randomness import (
     NoiseAddresses,
     coins,
@@ -279,7 +279,7 @@ def init_purposes() -> set[str]:
     """The purposes of all initial values of the largest networks."""
     names = set()
     with torch.device("meta"):
-        networks = {"init.g": Generator(1024, 3, 10, mapping_layers=8), "init.d": Discriminator(1024, 3, 10)}
+        networks = {"init.g": stylegan2_generator(1024, 3, 10), "init.d": stylegan2_discriminator(1024, 3, 10)}
     for purpose, network in networks.items():
         names |= {f"{purpose}.{name}" for name, _ in itertools.chain(network.named_parameters(), network.named_buffers())}
     return names

@@ -1,6 +1,7 @@
-"""The configuration: every knob once (schema), read strictly (loading)."""
+"""The configuration: every knob once (schema, and those of each family), read strictly (loading)."""
 
-from stylegan_dist.config.loading import describe, dump_config, load_config, to_dict
-from stylegan_dist.config.schema import Config
+from stylegan_dist.config.knobs import Change
+from stylegan_dist.config.loading import changes_of, describe, dotted, dump_config, load_config, to_dict
+from stylegan_dist.config.schema import Config, config_of
 
-__all__ = ["Config", "describe", "dump_config", "load_config", "to_dict"]
+__all__ = ["Change", "Config", "changes_of", "config_of", "describe", "dotted", "dump_config", "load_config", "to_dict"]

@@ -6,19 +6,31 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from stylegan_dist.config.schema import Config
+from stylegan_dist.config.knobs import Change
+from stylegan_dist.config.schema import Config, config_of
 from stylegan_dist.config.text import MAX_BYTES, read_yaml
 from stylegan_dist.errors import InputError
 from stylegan_dist.paths import check_no_url, check_text, expand_home
 from stylegan_dist.ranges import Range
 from stylegan_dist.records import shorten
+
+FAMILY_KEY = "generator.family"
+
+
+class Setting(NamedTuple):
+    """A value for a knob."""
+
+    key: str
+    value: Any
+    origin: str              # where it was found, for messages
+    text: str | None = None  # as it was typed
 
 
 def load_config(preset: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -27,9 +39,9 @@ def load_config(preset: str | Path | None, overrides: Sequence[str] = ()) -> Con
     Raises:
         InputError: unreadable file, unknown key (names the nearest one), value of the wrong type or outside its range.
     """
-    config = Config()
+    settings: list[Setting] = []
     if preset is not None:
-        _apply_file(config, Path(preset))
+        settings += _read_file(Path(preset))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -38,13 +50,33 @@ def load_config(preset: str | Path | None, overrides: Sequence[str] = ()) -> Con
             value = read_yaml(text) if text else ""
         except ValueError:
             value = text
-        _set(config, key.strip(), value, origin="on the command line", text=text)
+        settings.append(Setting(key.strip(), value, "on the command line", text))
+    config = Config()
+    for setting in settings:  # it decides which knobs there are
+        if setting.key == FAMILY_KEY:
+            _set(config, setting)
+    config = config_of(config.generator.family)
+    for setting in settings:
+        _set(config, setting)
     return config
 
 
 def to_dict(config: Config) -> dict[str, dict]:
     """Nested plain values, sections first."""
     return asdict(config)
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by names such as "optim.g.lr"."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
+
+
+def changes_of(config: Config) -> dict[str, Change]:
+    """What may change, by the dotted key of every knob."""
+    return {key: knob.metadata["change"] for key, _, knob in _knobs(config, "")}
 
 
 def dump_config(config: Config) -> str:
@@ -74,58 +106,52 @@ def _knobs(node: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
             yield f"{prefix}{item.name}", node, item
 
 
-def _apply_file(config: Config, path: Path) -> None:
+def _read_file(path: Path) -> Iterator[Setting]:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
-    if len(content) > MAX_BYTES:
-        raise InputError(f"cannot read the configuration {path}: it has more than {MAX_BYTES} bytes; is it the right file?")
-    try:
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES} bytes")
         text = content.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"cannot read the configuration {path}: byte {error.start} is not UTF-8; is it the right "
-                         "file?") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{error}; is it the right file?"
+        raise InputError(f"cannot read the configuration {path}: {reason}") from None
     try:
         values = read_yaml(text)
     except ValueError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
-    for key, value in _flatten(values or {}, "", path):
-        _set(config, key, value, origin=f"in {path}")
+    yield from _flatten(values or {}, "", path)
 
 
-def _flatten(node: Any, prefix: str, path: Path) -> Iterator[tuple[str, Any]]:
+def _flatten(node: Any, prefix: str, path: Path) -> Iterator[Setting]:
     if not isinstance(node, dict):
         raise InputError(f"{path}: expected `key: value` lines {'below ' + prefix if prefix else 'at the top'}")
-    sections = _sections()
     for key, value in node.items():
         word = key if isinstance(key, str) else shorten(key)
         dotted = f"{prefix}.{word}" if prefix else word
-        if dotted in sections:
+        if _keys_of(dotted):
             yield from _flatten(value if value is not None else {}, dotted, path)
         else:
-            yield dotted, value
+            yield Setting(dotted, value, f"in {path}")
 
 
-def _sections() -> set[str]:
-    keys = [key for key, _, _ in _knobs(Config(), "")]
-    return {".".join(parts[:n]) for key in keys for parts in [key.split(".")] for n in range(1, len(parts))}
+def _keys_of(section: str) -> list[str]:
+    return [key for key, _, _ in _knobs(Config(), "") if key.startswith(f"{section}.")]
 
 
-def _set(config: Config, dotted: str, value: Any, origin: str, text: str | None = None) -> None:
-    """Set one knob; one that holds text takes `text` as it was typed, so that run.dir=007 is not octal."""
+def _set(config: Config, setting: Setting) -> None:
+    """Set one knob; one that holds text takes it as it was typed, so that run.dir=007 is not octal."""
+    dotted, value, origin = setting.key, setting.value, setting.origin
     known = {key: (owner, knob) for key, owner, knob in _knobs(config, "")}
     if dotted not in known:
-        if dotted in _sections():
-            raise InputError(f"{dotted} {origin} is a section; set one of its keys, for example "
-                             f"{next(key for key in known if key.startswith(dotted + '.'))}")
+        if inside := [key for key in known if key.startswith(f"{dotted}.")]:
+            raise InputError(f"{dotted} {origin} is a section; set one of its keys, for example {inside[0]}")
         raise InputError(f"unknown configuration key {shorten(dotted)} {origin}; the nearest is {_nearest(dotted, known)!r} "
                          "(stylegan-dist train --help-config lists all)")
     owner, knob = known[dotted]
     wanted = typing.get_type_hints(type(owner))[knob.name]
-    if wanted is str and text is not None:
-        value = text
+    if wanted is str and setting.text is not None:
+        value = setting.text
     try:
         value = _convert(value, wanted)
     except (TypeError, ValueError, OverflowError):
@@ -165,30 +191,23 @@ def _nearest(dotted: str, known: Sequence[str] | dict) -> str:
 
 def _convert(value: Any, wanted: Any) -> Any:
     """`value` as the wanted type; raises TypeError or ValueError rather than guess."""
-    origin = typing.get_origin(wanted)
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is Literal:
-        if value in typing.get_args(wanted):
-            return value
-        raise ValueError
+        if value not in arguments:
+            raise ValueError
+        return value
     if origin in (types.UnionType, typing.Union):
-        for option in typing.get_args(wanted):
-            try:
-                return _convert(value, option)
-            except (TypeError, ValueError):
-                continue
-        raise ValueError
+        wanted, literal = arguments  # such as int | Literal["auto"]
+        return value if value in typing.get_args(literal) else _convert(value, wanted)
     if origin is list:
         if not isinstance(value, list):
             raise TypeError
-        return [_convert(item, typing.get_args(wanted)[0]) for item in value]
-    if wanted is bool or isinstance(value, bool):
-        if wanted is bool and isinstance(value, bool):
-            return value
+        return [_convert(item, arguments[0]) for item in value]
+    if isinstance(value, bool) != (wanted is bool):
         raise TypeError
-    if wanted is float:
-        # YAML 1.1 reads 1e-8 as a string.
-        number = float(value) if isinstance(value, (int, float, str)) else None
-        if number is None or not math.isfinite(number):
+    if wanted is float and isinstance(value, (int, float, str)):  # YAML 1.1 reads 1e-8 as a string
+        number = float(value)
+        if not math.isfinite(number):
             raise ValueError
         return number
     if wanted is int and isinstance(value, float) and value.is_integer():

@@ -26,9 +26,8 @@ import fsspec
 from braceexpand import braceexpand
 from fsspec.callbacks import Callback
 
-from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
-from stylegan_dist.files import open_regular
+from stylegan_dist.files import file_digest, open_regular
 from stylegan_dist.records import MAX_BYTES, shorten
 from stylegan_dist.redact import carries_secret, mask_location, mask_urls
 

@@ -16,9 +16,8 @@ import numpy as np
 
 from stylegan_dist.data import storage
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard
-from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
-from stylegan_dist.files import open_regular
+from stylegan_dist.files import file_digest, open_regular
 from stylegan_dist.kinds import Image, Kind
 from stylegan_dist.kinds.npy import ENCODINGS as ARRAY_ENCODINGS
 from stylegan_dist.making import pool

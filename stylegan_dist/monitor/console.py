@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sys
 import threading
 import time
-from typing import BinaryIO, TextIO
+from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -33,36 +33,37 @@ NONFINITE_PREFIX = "grad_nonfinite/"
 
 
 class Console:
-    """Prints to the terminal and appends to `log_path`. Neither can stop training.
+    """Prints to the terminal (stdout) and appends to `log_path`. Neither can stop training.
 
     If the log cannot be written there is one warning on the terminal, and every later line is tried again (a full
     disk may get room). If the terminal goes away (a closed pipe, a lost ssh session), the log goes on alone.
     All methods may be called from any thread.
 
     Args:
-        log_path: file to append to; its folder must exist
-        quiet:    keep everything but warnings off the terminal; the log has it all
-        stream:   the terminal; a progress bar is drawn only if it is one
+        log_path:   file to append to; its folder must exist
+        total_nimg: images to see in the whole run
     """
 
-    def __init__(self, log_path: str | os.PathLike, quiet: bool = False, stream: TextIO | None = None):
+    def __init__(self, log_path: Path, total_nimg: int):
         self._log_path = log_path
-        self._quiet = quiet
-        self._stream = stream or sys.stdout
+        self._total_nimg = total_nimg
+        self._stream = sys.stdout
         self._lock = threading.RLock()
         self._log: BinaryIO | None = None
         self._log_warned = False
         self._stream_lost = False
-        self._bar_wanted = not quiet and self._stream.isatty()
+        self._bar_wanted = self._stream.isatty()
         self._bar: tqdm | None = None
 
     def line(self, text: str) -> None:
         """Print text; each of its lines gets a time stamp in the log."""
-        self._put(text, show=not self._quiet)
+        with self._lock:
+            self._print(text)
+            self._append(text)
 
     def warn(self, text: str) -> None:
-        """Print a warning, also when quiet."""
-        self._put(f"WARNING: {text}", show=True)
+        """Print a warning."""
+        self.line(f"WARNING: {text}")
 
     def note(self, text: str) -> None:
         """Write text to the log alone, if that is still there."""
@@ -71,25 +72,12 @@ class Console:
                 self._append(text)
 
     def header(self, facts: list[tuple[str, str]]) -> None:
-        """Print (name, value) pairs in two aligned columns; further lines of a value are indented to its column."""
-        width = max((len(name) for name, _ in facts), default=0)
+        """Print (name, value) pairs in two aligned columns."""
+        width = max(len(name) for name, _ in facts)
         for name, value in facts:
-            first, *rest = value.splitlines() or [""]
-            self.line(f"  {name:<{width}}   {first}".rstrip())
-            for more in rest:
-                self.line(f"  {'':<{width}}   {more}")
+            self.line(f"  {name:<{width}}   {value}".rstrip())
 
-    def status(self, nimg: int, total_nimg: int, metrics: dict[str, float]) -> None:
-        """Print one status line and move the progress bar. Metrics that are missing are left out.
-
-        Args:
-            nimg, total_nimg: images seen, and images to see in the whole run
-            metrics:          flat, by the names in `STATUS_FIELDS`; `grad_nonfinite/*` are counts
-        """
-        self.line(status_line(nimg, total_nimg, metrics))
-        self.progress(nimg, total_nimg)
-
-    def progress(self, nimg: int, total_nimg: int) -> None:
+    def progress(self, nimg: int) -> None:
         """Move the progress bar; free of cost without a terminal, so the loop may call it every step."""
         if not self._bar_wanted:
             return
@@ -98,7 +86,7 @@ class Console:
                 if self._bar is None:
                     # Opened at the first call: after a resume the rate must not count what an earlier process did.
                     self._bar = tqdm(
-                        initial=nimg, total=total_nimg, file=self._stream,
+                        initial=nimg, total=self._total_nimg, file=self._stream,
                         unit="img", unit_scale=True, dynamic_ncols=True, leave=False,
                     )
                 self._bar.update(nimg - self._bar.n)
@@ -112,15 +100,12 @@ class Console:
                 with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
                     self._bar.close()
             self._bar, self._bar_wanted = None, False
-            if self._log is not None:
-                self._log.close()
-                self._log = None
+            self._close_log()
 
-    def _put(self, text: str, show: bool) -> None:
-        with self._lock:
-            if show:
-                self._print(text)
-            self._append(text)
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def _print(self, text: str) -> None:
         if self._stream_lost or not takes_output(self._stream):  # the log has it; training does not wait for a reader
@@ -138,10 +123,8 @@ class Console:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         lines = "".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""])
         try:
-            if self._log is not None and not is_at(self._log, self._log_path):
-                self._log.close()  # deleted or replaced: lines would go to nowhere
-                self._log = None
-            if self._log is None:
+            if self._log is None or not is_at(self._log, self._log_path):  # deleted or replaced: lines would go to nowhere
+                self._close_log()
                 self._log = open(self._log_path, "ab", buffering=0)  # noqa: SIM115 (stays open)
             self._log.write(lines.encode("utf-8", "replace"))
         except OSError as error:
@@ -151,16 +134,21 @@ class Console:
 
 
 def status_line(nimg: int, total_nimg: int, metrics: dict[str, float]) -> str:
-    """The status line of `Console.status`: fields of fixed width, so that the lines of a run stand in columns."""
-    parts = [f"kimg {nimg / 1000:<9.1f}", f"{nimg / total_nimg:<6.1%}" if total_nimg else ""]
+    """A line of fields of fixed width, so that the lines of a run stand in columns.
+
+    Args:
+        nimg, total_nimg: images seen, and images to see in the whole run
+        metrics: flat, by the names in `STATUS_FIELDS`, of which some may be missing; `grad_nonfinite/*` are counts
+    """
+    parts = [f"kimg {nimg / 1000:<9.1f}", f"{nimg / total_nimg:<6.1%}"]
     parts += [form.format(metrics[name]) for name, form in STATUS_FIELDS if name in metrics]
-    if total_nimg and "time/sec_per_kimg" in metrics:
+    if "time/sec_per_kimg" in metrics:
         remaining = max(total_nimg - nimg, 0) / 1000 * metrics["time/sec_per_kimg"]
         parts.append(f"ETA {format_duration(remaining)}")
     for name in sorted(metrics):
         if name.startswith(NONFINITE_PREFIX) and metrics[name]:
             parts.append(f"!! NON-FINITE GRADIENTS {name.removeprefix(NONFINITE_PREFIX)}: {metrics[name]:.0f} !!")
-    return "  ".join(part for part in parts if part).rstrip()
+    return "  ".join(parts).rstrip()
 
 
 def format_duration(seconds: float) -> str:

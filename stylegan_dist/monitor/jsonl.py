@@ -2,7 +2,7 @@
 
 Every record has `nimg` (int, images seen), `kimg` (float, nimg / 1000), `segment` (int, restarts before this
 record) and `time` (float, unix seconds); the rest are metrics by name. JSON has no NaN and no infinity, so they
-are written as the strings "NaN", "Infinity" and "-Infinity", which `float()` understands, and read back as floats.
+are written as the strings "NaN", "Infinity" and "-Infinity", which `float()` understands.
 """
 
 from __future__ import annotations
@@ -12,101 +12,91 @@ import io
 import json
 import math
 import os
+import time
 from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import is_at, replacing
 from stylegan_dist.records import parse_json
 
-REQUIRED = ("nimg", "kimg", "segment", "time")
 MAX_LINE = 1 << 20      # bytes of a record
 MAX_PENDING = 10_000    # records that wait for room on the disk, some 15 MB
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
-class Dropped(NamedTuple):
-    """What a file lost when its run was continued."""
-
-    beyond: int   # records beyond the checkpoint, which come again
-    damaged: int  # lines that are no records, kept in the side file
 
 
 class MetricsFile:
     """Append-only writer of one `metrics.jsonl`; only one process may have it open.
 
-    Bytes that are no record, such as a torn last line that a lost machine leaves behind, are moved to
-    `metrics.jsonl.damaged`: the last line when the file is opened, others by `truncate_after`.
+    Opening it drops the records with more than `nimg` images: what lies beyond the checkpoint will be trained, and
+    recorded, again. Lines that are no records, such as a torn last line that a lost machine leaves behind, are moved to
+    `metrics.jsonl.damaged`.
 
     Records that cannot be written wait in memory for the next one; of more than `MAX_PENDING` the oldest are given up.
+    A file that somebody else has deleted or replaced is opened anew.
 
-    Attributes:
-        pending: records that wait.
-        lost: records that were given up.
-        renewed: how often the file was deleted or replaced by somebody else, and opened anew.
-
+    Args:
+        segment: restarts of the run so far.
+        nimg: images seen at the checkpoint.
+        say, warn: take a line of information, or of warning.
     Raises:
-        OSError: the file cannot be opened or written. A failed `append` leaves the file as it was.
+        OSError: the file cannot be opened, or cut back to the checkpoint.
         InputError: something else than a file has its name.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        if self.path.exists() and not self.path.is_file():  # opening a pipe would wait for a reader
-            raise InputError(f"{self.path} is no plain file: move it away, and run the same command again")
-        self.lost = 0
-        self.renewed = 0
-        self._lines: deque[bytes] = deque()
-        self._torn = 0
-        self._open()
+    def __init__(self, path: Path, segment: int, nimg: int, say: Callable[[str], None], warn: Callable[[str], None]):
+        self.path = path
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a reader
+            raise InputError(f"{path} is no plain file: move it away, and run the same command again")
+        self._segment, self._say, self._warn = segment, say, warn
+        self._waiting: deque[bytes] = deque()
+        self._lost = 0  # records given up
+        self._open(nimg)
 
-    @property
-    def pending(self) -> int:
-        return len(self._lines)
-
-    def _open(self) -> None:
-        # Unbuffered: a record is one write, so it is with the kernel, safe from kill -9, when `append` returns.
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (it stays open for the life of the object)
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if torn := content[whole:]:
-            if _parse(torn) is not None:  # only the end of the line is missing
-                self._file.write(b"\n")
-            else:
-                self._keep_damaged([torn + b"\n"])
-                self._torn += 1
-                self._file.truncate(whole)
-
-    def _keep_damaged(self, lines: list[bytes]) -> None:
-        with open(damaged_path(self.path), "ab") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def append(self, record: dict) -> None:
-        """Write one record: flat, numbers (also 0-d tensors), strings, booleans or None, with all of `REQUIRED`."""
-        missing = [key for key in REQUIRED if key not in record]
-        assert not missing, f"a metrics record needs {missing}"
-        assert isinstance(record["nimg"], int), f"nimg must be an int, got {record['nimg']!r}"
+    def append(self, nimg: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics at `nimg` images."""
+        record = {"nimg": nimg, "kimg": nimg / 1000, "segment": self._segment, "time": time.time(), **metrics}
         line = json.dumps({key: _to_json(value) for key, value in record.items()}, allow_nan=False)
-        self._lines.append(line.encode() + b"\n")
-        if len(self._lines) > MAX_PENDING:
-            self._lines.popleft()
-            self.lost += 1
-        self.flush()
+        told = len(self._waiting)
+        self._waiting.append(line.encode() + b"\n")
+        if told == MAX_PENDING:
+            self._waiting.popleft()
+            self._lost += 1
+            if self._lost == 1:
+                self._warn(f"{self.path.name}: the first records that wait in memory are given up, {MAX_PENDING} are kept")
+        self._flush(told)
 
-    def flush(self) -> None:
-        """Write what waits, in order."""
-        while self._lines:
-            self._write(self._lines[0])
-            self._lines.popleft()
+    def close(self) -> None:
+        """Try once more to write what waits."""
+        if self._waiting:
+            self._flush(len(self._waiting))
+        if self._waiting:
+            self._warn(f"{self.path.name} still cannot be written: {len(self._waiting) + self._lost} records are lost")
+        self._file.close()
+
+    def _flush(self, told: int) -> None:
+        """Write what waits, in order. So many records have waited before, as a warning has told."""
+        try:
+            while self._waiting:
+                self._write(self._waiting[0])
+                self._waiting.popleft()
+        except OSError as error:
+            if not told:
+                self._warn(f"{self.path.name} cannot be written ({error.strerror or error}); training goes on, and up to "
+                           f"{MAX_PENDING} records wait in memory until it can")
+        else:
+            if told:
+                self._say(f"{self.path.name} can be written again: {told} records that waited are there now"
+                          + (f", {self._lost} are lost" if self._lost else ""))
 
     def _write(self, line: bytes) -> None:
+        """Write one line, or nothing of it."""
         if self._file.closed or not is_at(self._file, self.path):
-            self.renewed += not self._file.closed  # closed: could not be opened the last time, which was counted
+            if not self._file.closed:  # else it could not be opened the last time, which was told
+                self._warn(f"{self.path.name} was deleted or replaced while the run was going on; it begins anew, without "
+                           "what it had")
             self._file.close()
-            self._open()
+            self._open(None)
         start = os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(line) != len(line):
@@ -116,79 +106,62 @@ class MetricsFile:
             self._file.truncate(start)
             raise
 
-    def truncate_after(self, nimg: int) -> Dropped:
-        """Drop the records with more than `nimg` images, atomically, and move damaged lines to the side file.
+    def _open(self, nimg: int | None) -> None:
+        """Open the file, without damaged lines and, unless `nimg` is None, without the records beyond."""
+        if self.path.exists():
+            self._clean(nimg)
+        # Unbuffered: a record is one write, so it is with the kernel, safe from kill -9, when `append` returns.
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (it stays open for the life of the object)
 
-        Called on resume, when the state is restored: what lies beyond the checkpoint will be trained, and recorded, again.
-        """
+    def _clean(self, nimg: int | None) -> None:
         kept, damaged, beyond = [], [], 0
-        for line in _lines_of(self.path.read_bytes()):
-            record = _parse(line)
-            if record is None:
-                damaged.append(line)
-            elif record["nimg"] > nimg:
+        content = self.path.read_bytes()
+        for line in io.BytesIO(content):  # not splitlines, which also ends a line at a carriage return
+            whole = line if line.endswith(b"\n") else line + b"\n"
+            seen = _images_seen(line)
+            if seen is None:
+                damaged.append(whole)
+            elif nimg is not None and seen > nimg:
                 beyond += 1
             else:
-                kept.append(line)
-        if beyond or damaged:
-            if damaged:
-                self._keep_damaged(damaged)
+                kept.append(whole)
+        if damaged:
+            with open(damaged_path(self.path), "ab") as file:
+                _write_safely(file, damaged)
+        if content != b"".join(kept):
             with replacing(self.path) as temporary, open(temporary, "wb") as file:
-                file.writelines(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            self._file.close()
-            self._open()
-        return Dropped(beyond, len(damaged) + self._torn)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def read(path: str | os.PathLike) -> list[dict]:
-    """All records in the order of writing; a torn last line is left out. Safe while the run is writing.
-
-    Raises:
-        InputError: a line before the last is not a record.
-        OSError: the file cannot be read.
-    """
-    lines = _lines_of(Path(path).read_bytes())
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        record = _parse(line)
-        if record is None:
-            raise InputError(f"{path} line {number} is damaged; delete that line (continuing the run moves it to "
-                             f"{damaged_path(path)})")
-        records.append(record)
-    return records
+                _write_safely(file, kept)
+        if beyond:
+            self._say(f"{self.path.name}: dropped {beyond} lines beyond "
+                      + (f"the checkpoint at {nimg / 1000:g} kimg" if nimg else "the beginning: no checkpoint")
+                      + "; they will be recorded again")
+        if damaged:
+            self._warn(f"{self.path.name}: {len(damaged)} damaged lines, which are no records, are moved to "
+                       f"{damaged_path(self.path).name}; their ticks are missing")
 
 
-def damaged_path(path: str | os.PathLike) -> Path:
+def damaged_path(path: Path) -> Path:
     """The side file of a metrics file."""
-    return Path(f"{os.fspath(path)}.damaged")
+    return path.with_name(path.name + ".damaged")
 
 
-def _lines_of(content: bytes) -> list[bytes]:
-    return io.BytesIO(content).readlines()  # not splitlines, which also ends a line at a carriage return
+def _write_safely(file: io.BufferedWriter, lines: list[bytes]) -> None:
+    file.writelines(lines)
+    file.flush()
+    os.fsync(file.fileno())
 
 
-def _parse(line: bytes) -> dict | None:
-    """The record on a line, or None if the line does not hold one."""
+def _images_seen(line: bytes) -> int | None:
+    """`nimg` of the record on a line, or None if the line does not hold one."""
     try:
         record = parse_json(line, MAX_LINE)
     except ValueError:
         return None
-    if not isinstance(record, dict) or type(record.get("nimg")) is not int:  # a bool is an int, too
-        return None
-    return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in record.items()}
+    nimg = record.get("nimg") if isinstance(record, dict) else None
+    return nimg if type(nimg) is int else None  # a bool is an int, too
 
 
-def _to_json(value):
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    value = float(value)
+def _to_json(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

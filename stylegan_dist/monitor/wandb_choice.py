@@ -12,9 +12,9 @@ import importlib
 import os
 from typing import Any
 
+from stylegan_dist.config.schema import MonitorConfig
 from stylegan_dist.redact import redact
 
-MODES = ("auto", "online", "offline", "disabled")
 _PRIVACY = ("online", "offline", "disabled")      # each more private than the one before
 _PRIVATE = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}  # W&B's other modes are kinds of online
 _YES = ("1", "on", "true", "yes")
@@ -29,7 +29,7 @@ def choose_mode(configured: str) -> tuple[str, str]:
     stored. A run that nobody wants more private is online if there are credentials for the server, else offline.
 
     Args:
-        configured: one of `MODES`; "auto" asks for nothing
+        configured: `monitor.wandb`; "auto" asks for nothing
 
     Returns:
         ("online", "offline" or "disabled"; what decided that, in a few words without secrets). Where that cannot be
@@ -80,14 +80,15 @@ def user_settings() -> Any:
     return settings
 
 
-def description(settings: Any, run_dir_name: str, **configured: str | None) -> dict[str, Any]:
+def description(settings: Any, run_dir_name: str, config: MonitorConfig) -> dict[str, Any]:
     """Names, tags and notes of the run, as fields of `wandb.Settings`; secrets in them are masked.
 
     Args:
         settings:     those of the user
         run_dir_name: the name of a run that nobody has named
-        configured:   project, entity, run_name: go before those of the user
+        config:       goes before what the user has told W&B
     """
+    configured = {"project": config.wandb_project, "entity": config.wandb_entity, "run_name": config.wandb_name}
     defaults = {"project": "stylegan_dist", "run_name": run_dir_name}
     values = {name: configured.get(name) or getattr(settings, name) or defaults.get(name) for name in _DESCRIPTION}
     return {name: redact(value) for name, value in values.items() if value}

@@ -21,9 +21,10 @@ from typing import Any
 
 import psutil
 
+from stylegan_dist.config.schema import MonitorConfig
 from stylegan_dist.errors import EXIT_INTERRUPTED, EXIT_OK
 from stylegan_dist.files import write_whole
-from stylegan_dist.monitor.wandb_choice import MODES, choose_mode, description, names_a_secret, user_settings
+from stylegan_dist.monitor.wandb_choice import choose_mode, description, names_a_secret, user_settings
 from stylegan_dist.redact import redact
 
 ID_NAME = "wandb_id"
@@ -42,56 +43,33 @@ class WandbTracker:
     it has, so after a roll-back its curves continue where the new segment overtakes the old one.
 
     Args:
-        run_dir:  folder of the training run; must exist
-        mode:     one of `MODES`. "auto": online if W&B finds a login for its server, else offline; "online" without one, or
-                  with a server that does not answer, becomes offline. What the user has told W&B may make it more
-                  private, see `choose_mode`
-        project, entity, name: where the run is listed; None: as the user has told W&B, else "stylegan_dist", the account's
-                  default and the name of the folder. Secrets in them are masked, as in tags and notes
-        config:   nested dict of plain values, shown with the run; secrets in it are masked
-        segment:  restarts of the run so far, logged as `run/segment`
-        say:      receives one line of information; may be called from another thread
-        warn:     receives one line of warning; may be called from another thread
-        init_timeout, finish_timeout: seconds to wait for the server at the start (in the background) and at the end
-        early_timeout: seconds to wait at the end of a run that was interrupted or has failed
-
-    Raises:
-        ValueError: an unknown mode.
+        run_dir: folder of the training run; must exist
+        segment: restarts of the run so far, logged as `run/segment`
+        config:  how to use W&B. "auto" is online if W&B finds a login for its server, else offline; "online" without one, or
+                 with a server that does not answer, becomes offline. What the user has told W&B may make it more
+                 private, see `choose_mode`. Secrets in the names of the run are masked, as in its tags and notes
+        shown:   nested dict of plain values, shown with the run; secrets in it are masked
+        say:     receives one line of information; may be called from another thread
+        warn:    receives one line of warning; may be called from another thread
     """
 
-    def __init__(
-        self,
-        run_dir: str | os.PathLike,
-        mode: str,
-        project: str | None,
-        entity: str | None,
-        name: str | None,
-        config: dict,
-        segment: int,
-        *,
-        say: Callable[[str], None],
-        warn: Callable[[str], None],
-        init_timeout: float = 30.0,
-        finish_timeout: float = 30.0,
-        early_timeout: float = 10.0,
-    ):
-        if mode not in MODES:
-            raise ValueError(f"W&B mode must be one of {', '.join(MODES)}, got {mode!r}")
-        self._run_dir = Path(run_dir)
-        self._configured = mode
-        self._names = {"project": project, "entity": entity, "run_name": name}
-        self._config = redact(config)
-        self._segment = segment
+    # Seconds to wait for the server
+    init_timeout = 30.0    # at the start, in the background
+    finish_timeout = 30.0  # at the end
+    early_timeout = 10.0   # at the end of a run that was interrupted or has failed
+
+    def __init__(self, run_dir: Path, segment: int, config: MonitorConfig, shown: dict[str, Any],
+                 say: Callable[[str], None], warn: Callable[[str], None]):
+        self._run_dir, self._segment, self._config, self._shown = run_dir, segment, config, shown
         self._say, self._warn = say, warn
-        self._init_timeout, self._finish_timeout, self._early_timeout = init_timeout, finish_timeout, early_timeout
-        self._start_deadline = time.monotonic() + init_timeout
+        self._start_deadline = time.monotonic() + self.init_timeout
         self._run: Any = None     # the W&B run, once it has started
         self._failures = 0        # in a row
         self._warned = False
         self._jobs: queue.Queue = queue.Queue(QUEUE_LENGTH)
-        self._on = mode != "disabled"
+        self._on = config.wandb != "disabled"
         self._thread: threading.Thread | None = None
-        self.mode = mode          # of W&B, "auto" until that is decided
+        self._mode: str = config.wandb  # of W&B, "auto" until that is decided
         if not self._on:
             return
         self._others = _service_processes()       # not ours
@@ -105,13 +83,12 @@ class WandbTracker:
         row = {**metrics, "nimg": nimg, "run/segment": self._segment}
         self._submit(lambda: self._run.log(row, step=nimg))
 
-    def log_images(self, paths: dict[str, str | os.PathLike], nimg: int) -> None:
-        """Record pictures: name -> PNG file, which must stay until it has been read in the background."""
+    def log_image(self, name: str, path: str | os.PathLike, nimg: int) -> None:
+        """Record a PNG file, which must stay until it has been read in the background."""
         def call():
             import wandb
 
-            row = {name: wandb.Image(str(path)) for name, path in paths.items()}
-            self._run.log({**row, "nimg": nimg, "run/segment": self._segment}, step=nimg)
+            self._run.log({name: wandb.Image(str(path)), "nimg": nimg, "run/segment": self._segment}, step=nimg)
 
         self._submit(call)
 
@@ -134,9 +111,9 @@ class WandbTracker:
                 self._run.mark_preempting()
             self._run.finish(exit_code=exit_code)
 
-        deadline = time.monotonic() + self._early_timeout
+        deadline = time.monotonic() + self.early_timeout
         if exit_code == EXIT_OK:
-            deadline = max(time.monotonic(), self._start_deadline) + self._finish_timeout
+            deadline = max(time.monotonic(), self._start_deadline) + self.finish_timeout
         thread, self._thread = self._thread, None
         self._find_processes()  # while the service is there to say which children it has
         try:
@@ -155,7 +132,7 @@ class WandbTracker:
     @property
     def _sync_command(self) -> str:
         folder = self._run_dir / "wandb"
-        return f"wandb sync {'--include-online ' if self.mode == 'online' else ''}{folder}/*run-*"
+        return f"wandb sync {'--include-online ' if self._mode == 'online' else ''}{folder}/*run-*"
 
     def _submit(self, call: Callable[[], None]) -> None:
         if not self._on:
@@ -186,12 +163,12 @@ class WandbTracker:
         _teardown()
 
     def _start(self) -> None:
-        self.mode, reason = choose_mode(self._configured)
-        if self.mode == "disabled":
+        self._mode, reason = choose_mode(self._config.wandb)
+        if self._mode == "disabled":
             self._on = False
             self._say(f"W&B: off ({reason})")
             return
-        if self.mode == "offline":
+        if self._mode == "offline":
             self._say(f"W&B: recording offline ({reason}), upload with: {self._sync_command}")
         run_id = self._run_id()
         # W&B would quietly move to a temporary folder if this one were not writable.
@@ -204,9 +181,9 @@ class WandbTracker:
         try:
             self._run = self._init(run_id)
         except Exception as error:
-            if self.mode != "online" or not self._on:
+            if self._mode != "online" or not self._on:
                 raise
-            self.mode = "offline"
+            self._mode = "offline"
             self._warn_once(f"W&B is out of reach ({_brief(error)}): offline, upload with: {self._sync_command}")
             self._kill_processes()  # the service still holds the id of the run that failed to start
             _teardown()
@@ -214,25 +191,30 @@ class WandbTracker:
         self._run.define_metric("nimg")
         self._run.define_metric("*", step_metric="nimg")
         self._find_processes()
-        if self.mode == "online":
+        if self._mode == "online":
             self._say(f"W&B: {self._run.url} ({reason})")
 
     def _run_id(self) -> str:
+        """The id in RUN_DIR/wandb_id, written once; if there is none, the one that the user has told W&B, or a new one."""
         wanted = user_settings().run_id
         wanted = wanted if redact(wanted) == wanted else None
-        run_id = stable_run_id(self._run_dir, wanted)
-        if wanted and wanted != run_id:
-            self._say(f"W&B: the run keeps its id {run_id} ({ID_NAME}); WANDB_RUN_ID is for its first start")
-        return run_id
+        path = self._run_dir / ID_NAME
+        stored = path.read_text().strip() if path.exists() else ""
+        if not stored:
+            stored = wanted or secrets.token_hex(4)
+            write_whole(path, stored + "\n")
+        elif wanted and wanted != stored:
+            self._say(f"W&B: the run keeps its id {stored} ({ID_NAME}); WANDB_RUN_ID is for its first start")
+        return stored
 
     def _init(self, run_id: str):
         import wandb  # here, so that a run without W&B neither needs nor loads it
 
         settings = {
-            **description(user_settings(), self._run_dir.resolve().name, **self._names),
-            "init_timeout": self._init_timeout,
+            **description(user_settings(), self._run_dir.resolve().name, self._config),
+            "init_timeout": self.init_timeout,
             "x_service_wait": SERVICE_SECONDS,
-            "finish_timeout": self._finish_timeout * 0.75,  # before we give up on the whole of it
+            "finish_timeout": self.finish_timeout * 0.75,  # before we give up on the whole of it
             "finish_timeout_raises": True,
             "x_transaction_log_flush_interval": 2.0,        # seconds that a kill may cost; W&B's own: 15
             "console": "off",   # it would wrap stdout, against the progress bar; log.txt has the lines
@@ -242,12 +224,12 @@ class WandbTracker:
         }
         return wandb.init(
             dir=self._run_dir,
-            mode=self.mode,  # type: ignore[arg-type]
+            mode=self._mode,  # type: ignore[arg-type]
             id=run_id,
             resume="allow",
             reinit="create_new",       # never a run that someone else began in this process
             allow_val_change=True,     # a restart may have changed the config
-            config=self._config,
+            config=redact(self._shown),
             # Not every version has all of them.
             settings=wandb.Settings(**{name: value for name, value in settings.items() if name in wandb.Settings.model_fields}),
         )
@@ -273,20 +255,6 @@ class WandbTracker:
         if self._on:  # else the run has ended without us
             self._warn(text)
         self._on = False
-
-
-def stable_run_id(run_dir: Path, wanted: str | None = None) -> str:
-    """The id in RUN_DIR/wandb_id, written once; if there is none, `wanted` or a new one.
-
-    Raises:
-        OSError: the file cannot be read or written.
-    """
-    path = run_dir / ID_NAME
-    if path.exists() and (stored := path.read_text().strip()):
-        return stored
-    run_id = wanted or secrets.token_hex(4)
-    write_whole(path, run_id + "\n")
-    return run_id
 
 
 def _brief(error: Exception) -> str:

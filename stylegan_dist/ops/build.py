@@ -26,6 +26,7 @@ OLDEST_TORCH = (2, 11)          # of the stable ABI that is used; the same as in
 TORCH_TARGET = "0x020b000000000000"
 RETRY_AFTER = 600               # seconds that a failed compilation is remembered: other ranks need not repeat it
 LIMIT = 900                     # seconds for one compiler
+EMULATE = os.environ.get("STYLEGAN_DIST_EMULATE") == "1"  # tests: the CUDA sources become loops on the CPU
 
 # Floating-point errors and traps are not looked at; without this the compiler vectorises less.
 CXX_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
@@ -104,28 +105,27 @@ def library_name(part: str) -> str:
     return f"native-{digest.hexdigest()[:16]}-{part}.so"
 
 
-def gpu_part(torch: Torch) -> str | None:
-    return f"cuda{torch.cuda.split('.')[0]}" if torch.cuda else None
+def gpu_part(torch: Torch) -> str:
+    """That of the best library for this PyTorch."""
+    return f"cuda{torch.cuda.split('.')[0]}" if torch.cuda else "cpu"
 
 
-def to_build(torch: Torch, emulate: bool = False) -> str:
+def to_build(torch: Torch) -> str:
     """The name of the best library that this machine can compile for this PyTorch."""
-    part = "cpu" if why_no_cuda(torch) else gpu_part(torch)
-    return library_name("emulated" if emulate else part or "cpu")
+    return library_name("emulated" if EMULATE else "cpu" if why_no_cuda(torch) else gpu_part(torch))
 
 
-def find(torch: Torch, folders: Sequence[Path], emulate: bool = False, compiles: bool = True) -> Path | None:
+def find(torch: Torch, folders: Sequence[Path], compiles: bool = True) -> Path | None:
     """The best library that is there: one with a GPU part may have been compiled where there is an nvcc, and serves a PyTorch
     without CUDA as well.
 
     Args:
         compiles: leave out one without a GPU part where a better one can be compiled.
     """
-    names = [library_name("emulated" if emulate else gpu_part(torch) or "cpu"), to_build(torch, emulate)]
-    if not compiles and not emulate:
-        names.append(library_name("cpu"))
-    if gpu_part(torch) is None and not emulate:
-        names.append(library_name("cuda*"))
+    names = [to_build(torch)]
+    if not EMULATE:
+        names.insert(0, library_name(gpu_part(torch)))
+        names += [library_name("cpu")] * (not compiles) + [library_name("cuda*")] * (torch.cuda is None)
     return next((library for name in names for folder in folders for library in sorted(folder.glob(name))), None)
 
 
@@ -133,22 +133,9 @@ def has_gpu_part(library: Path) -> bool:
     return "-cuda" in library.name
 
 
-def cache_folder() -> Path:
-    """Raises: CannotBuild: this user has no home. A folder that others can write to would be no place for what is executed."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if base.startswith("~"):
-        raise CannotBuild("there is no home folder to keep native operators in: set XDG_CACHE_HOME or HOME")
-    return Path(base) / "stylegan_dist"
-
-
-def build_once(torch: Torch, folder: Path, emulate: bool = False) -> Path:
-    """The library in `folder`, compiled by one process while all others of this machine wait.
-
-    Args:
-        emulate: run the CUDA sources as loops on the CPU (for tests).
-    Raises: CannotBuild.
-    """
-    library = folder / to_build(torch, emulate)
+def build_once(torch: Torch, folder: Path) -> Path:
+    """The library in `folder`, compiled by one process while all others of this machine wait. Raises: CannotBuild."""
+    library = folder / to_build(torch)
     if library.exists():
         return library
     if compiler() is None:
@@ -164,7 +151,7 @@ def build_once(torch: Torch, folder: Path, emulate: bool = False) -> Path:
                 raise CannotBuild(failure.read_text())
             print("compiling the native operators, once for this machine ...", file=sys.stderr, flush=True)
             try:
-                compile_library(torch, library, emulate)
+                compile_library(torch, library)
             except CannotBuild as error:
                 failure.write_text(str(error))
                 raise
@@ -173,24 +160,24 @@ def build_once(torch: Torch, folder: Path, emulate: bool = False) -> Path:
         raise CannotBuild(f"cannot write {folder} ({error.strerror})") from None
 
 
-def compile_library(torch: Torch, library: Path, emulate: bool = False) -> None:
+def compile_library(torch: Torch, library: Path) -> None:
     """Compile into a temporary folder, all sources at once, and move the library to its place.
 
     Raises: CannotBuild: with the compiler's first complaint.
     """
-    cxx, cuda = compiler(), not emulate and not why_no_cuda(torch)
+    cxx, cuda = compiler(), not EMULATE and not why_no_cuda(torch)
     if cxx is None:
         raise CannotBuild("no C++ compiler (install g++ or set CXX)")
     flags = [*CXX_FLAGS, *cpu_flags(), f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     # What is emulated need not be fast, and is compiled in half the time.
-    flags += ["-DSTYLEGAN_DIST_CUDA"] * cuda + ["-DSTYLEGAN_DIST_EMULATE", "-O1"] * emulate
+    flags += ["-DSTYLEGAN_DIST_CUDA"] * cuda + ["-DSTYLEGAN_DIST_EMULATE", "-O1"] * EMULATE
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as name:
         commands, objects = [], []
         for source in sorted(SOURCES.glob("*.c*")):
             target = str(Path(name, source.stem + ".o"))
-            if source.suffix == ".cpp" and not (emulate and source.stem.endswith("_cpu")):
+            if source.suffix == ".cpp" and not (EMULATE and source.stem.endswith("_cpu")):
                 commands.append([cxx, *flags, "-isystem", str(torch.root / "include"), "-c", str(source), "-o", target])
-            elif source.suffix == ".cu" and emulate:
+            elif source.suffix == ".cu" and EMULATE:
                 commands.append([cxx, *flags, "-Wno-unknown-pragmas", "-x", "c++", "-c", str(source), "-o", target])
             elif source.suffix == ".cu" and cuda:
                 commands.append(cuda_command(source, Path(target)))

@@ -1,14 +1,14 @@
 """Convolutions that are closed under differentiation.
 
-PyTorch differentiates a convolution's backward pass by a formula of its own, in which the gradient of the weights is a
-convolution whose *kernel is a whole feature map*: the slowest shape that there is for a GPU's libraries. A gradient
-penalty meets it in every layer. Here every derivative is one of three operations, each the everyday one of a layer,
+PyTorch differentiates a convolution's backward pass by a formula of its own. In it, the gradient of the weights is a
+convolution whose *kernel is a whole feature map*, the slowest shape for a GPU's libraries. A gradient penalty needs it in
+every layer. Here every derivative is one of three operations, which the first-order passes of layers use, too:
 
     C(x, w)    convolution
     T(y, w)    transposed convolution, the adjoint of C(., w)
     W(x, y)    gradient of the weights, the adjoint of C(x, .)
 
-for by <y, C(x, w)> = <x, T(y, w)> = <W(x, y), w> all derivatives of these trilinear forms are again C, T and W:
+Because <y, C(x, w)> = <x, T(y, w)> = <W(x, y), w>, all derivatives of these trilinear forms are again C, T and W:
 
     C(x, w):  x <- T(g, w),  w <- W(x, g)
     T(y, w):  y <- C(g, w),  w <- W(g, y)
@@ -45,42 +45,40 @@ def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, groups:
     Returns: [N, O, (H + 2 padding - k) // stride + 1, likewise W], dtype of x or of autocast, in the memory format that
         PyTorch chooses.
     """
-    if _is_slow(x):
-        with without_autocast(x):
-            return conv2d(x.float(), weight.float(), stride, padding, groups).to(x.dtype)
-    if not _closed(x, weight, stride, groups):
-        return F.conv2d(x, weight, stride=stride, padding=padding, groups=groups)
-    x, weight = _autocast(x, weight)
-    return _apply(x, weight, (stride, padding, groups), False, (0, 0))
+    return _convolve(x, weight, (stride, padding, groups), False)
 
 
-def conv_transpose2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, output_padding: int = 0,
-                     groups: int = 1) -> Tensor:
+def conv_transpose2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, groups: int = 1) -> Tensor:
     """F.conv_transpose2d in the same way.
 
     Args:
         x: [N, I, H, W], any floating dtype.
         weight: [I, O / groups, k, k], in the dtype of x.
-        output_padding: smaller than the stride.
-    Returns: [N, O, (H - 1) stride - 2 padding + k + output_padding, likewise W].
+    Returns: [N, O, (H - 1) stride - 2 padding + k, likewise W].
     """
+    return _convolve(x, weight, (stride, padding, groups), True)
+
+
+def _convolve(x: Tensor, weight: Tensor, form: Form, transposed: bool) -> Tensor:
     if _is_slow(x):
         with without_autocast(x):
-            return conv_transpose2d(x.float(), weight.float(), stride, padding, output_padding, groups).to(x.dtype)
+            return _convolve(x.float(), weight.float(), form, transposed).to(x.dtype)
+    stride, padding, groups = form
     if not _closed(x, weight, stride, groups):
-        return F.conv_transpose2d(x, weight, stride=stride, padding=padding, output_padding=output_padding, groups=groups)
+        convolution = F.conv_transpose2d if transposed else F.conv2d
+        return convolution(x, weight, stride=stride, padding=padding, groups=groups)
     x, weight = _autocast(x, weight)
-    return _apply(x, weight, (stride, padding, groups), True, (output_padding, output_padding))
+    return _apply(x, weight, form, transposed, (0, 0))
 
 
 def _is_slow(x: Tensor) -> bool:
-    """Whether x is better convolved in float32, in which 16 bits are summed everywhere, and rounded to its dtype afterwards."""
+    """Whether x is convolved faster in float32, and rounded to its dtype afterwards. Sums are in float32 either way."""
     return not CPU_HAS_16_BITS and x.dtype in (torch.bfloat16, torch.float16) and x.device.type == "cpu"
 
 
 def _closed(x: Tensor, weight: Tensor, stride: int, groups: int) -> bool:
-    # Dynamo loses second derivatives of a Function. What is compiled has PyTorch's, of the same values; training compiles
-    # only what is differentiated once, where the kernels are the same, too.
+    # Dynamo loses second derivatives of a Function, so that compiled code takes PyTorch's convolutions, of the same values.
+    # Training compiles only what is differentiated once, where the kernels are the same, too.
     if torch.compiler.is_compiling():
         return False
     selected = native.selected()
@@ -89,23 +87,21 @@ def _closed(x: Tensor, weight: Tensor, stride: int, groups: int) -> bool:
     return selected in ("closed", "everywhere") or native.device_type(x) in AUTO or winograd.serves(x, weight, stride, groups)
 
 
-def _has_autocast(kind: str) -> bool:
-    return kind != "meta" and torch.is_autocast_enabled(kind)
+def _has_autocast(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     """Inside, operators on the device of x compute in the dtypes of their inputs."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if _has_autocast(kind) else contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if _has_autocast(x) else contextlib.nullcontext()
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """What PyTorch does to the inputs of a convolution under autocast."""
-    kind = tensors[0].device.type
-    if not _has_autocast(kind):
-        return tensors
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+    if not _has_autocast(x) or x.dtype == torch.float64:
+        return x, weight
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype), weight.to(dtype)
 
 
 def _convolution(x: Tensor, weight: Tensor, form: Form, transposed: bool, extra: Pair) -> Tensor:
@@ -122,9 +118,9 @@ def _apply(x: Tensor, weight: Tensor, form: Form, transposed: bool, extra: Pair)
     """C or T, differentiable."""
     if not (weight.requires_grad and torch.is_grad_enabled()):
         return _Convolution.apply(x, weight, None, None, form, transposed, extra)
-    left: list[Tensor] = []
-    token = _OfWeight.apply(weight, (x,), left, form, transposed)
-    return _Convolution.apply(x, (weight,), token, left, form, transposed, extra)
+    output_gradient: list[Tensor] = []
+    token = _OfWeight.apply(weight, (x,), output_gradient, form, transposed)
+    return _Convolution.apply(x, (weight,), token, output_gradient, form, transposed, extra)
 
 
 class _Convolution(torch.autograd.Function):
@@ -135,23 +131,23 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | tuple[Tensor], token: Tensor | None,
-                left: list[Tensor] | None, form: Form, transposed: bool, extra: Pair) -> Tensor:
+                output_gradient: list[Tensor] | None, form: Form, transposed: bool, extra: Pair) -> Tensor:
         if isinstance(weight, tuple):
             weight = weight[0]
         ctx.save_for_backward(x, weight)
-        ctx.constants = left, form, transposed
+        ctx.constants = output_gradient, form, transposed
         return _convolution(x, weight, form, transposed, extra)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
-        left, form, transposed = ctx.constants
+        output_gradient, form, transposed = ctx.constants
         x, weight = ctx.saved_tensors
         gx = gw = token = None
         if ctx.needs_input_grad[0]:
             extra = (0, 0) if transposed else _left_out(x, g, weight, form)
             gx = _apply(g, weight, form, not transposed, extra)
-        if left is not None:
-            left[:] = [g]
+        if output_gradient is not None:
+            output_gradient[:] = [g]
             token = g.new_empty(0)
         elif ctx.needs_input_grad[1]:
             gw = _WeightGradient.apply(*((g, x) if transposed else (x, g)), weight, form)
@@ -161,23 +157,24 @@ class _Convolution(torch.autograd.Function):
 class _OfWeight(torch.autograd.Function):
     """The gradient of a convolution's weights, in a node of its own.
 
-    The engine does not tell a node in Python which gradients are wanted, but it leaves out nodes that lead to none. The
-    inner gradients of R1 and of path lengths are of images and styles: that of the weights would be half of the work.
-    The value of this node is an empty token; the convolution's node, which comes before it on the way back, leaves the
-    gradient of the output in `left`.
+    The autograd engine does not tell a Python node which gradients are wanted, but it skips nodes that lead to none. The
+    inner gradients of R1 and of path lengths are of images and styles; the gradient of the weights would be half of the work.
+    The value of this node is an empty token. In the backward pass the convolution's node runs first, and stores the gradient
+    of the output in `output_gradient`.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, held: tuple[Tensor], left: list[Tensor], form: Form, transposed: bool) -> Tensor:
-        ctx.save_for_backward(*held, weight)  # x is not an input: nothing flows to it from here
-        ctx.constants = left, form, transposed
+    def forward(ctx: Any, weight: Tensor, x: tuple[Tensor], output_gradient: list[Tensor], form: Form,
+                transposed: bool) -> Tensor:
+        ctx.save_for_backward(*x, weight)  # x is hidden in a tuple, so that it is no input: no gradient flows to it from here
+        ctx.constants = output_gradient, form, transposed
         return weight.new_empty(0)
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> tuple:
-        left, form, transposed = ctx.constants
+        output_gradient, form, transposed = ctx.constants
         x, weight = ctx.saved_tensors
-        g = left.pop()
+        g = output_gradient.pop()
         return _WeightGradient.apply(*((g, x) if transposed else (x, g)), weight, form), None, None, None, None
 
 

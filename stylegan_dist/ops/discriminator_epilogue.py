@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from stylegan_dist.ops import fused, native
-from stylegan_dist.ops.bias_act import ACTIVATIONS, LRELU_SLOPE, bias_act, bias_act_reference
-from stylegan_dist.ops.resample import TAPS, resample2d_reference
+from stylegan_dist.ops.bias_act import LRELU_GAIN, LRELU_SLOPE, bias_act, bias_act_reference
+from stylegan_dist.ops.resample import TAPS, correlated, resample2d_reference
 
 PADDING = (2, 2)  # before the filter: that of a 3x3 convolution that halves the size, which comes next
 
@@ -37,14 +36,11 @@ def discriminator_epilogue(
     assert not (filtered and residual is not None)
     if not filtered and residual is None:
         return bias_act(x, bias, "lrelu", gain, clamp)
-    if native.serves(x, faster_on_cpu=True) and gain > 0 and (clamp is None or clamp >= 0):
-        line = fused.correlated(TAPS) if filtered else ()
-        before, after = PADDING if filtered else (0, 0)
-        if bias is not None:
-            bias = bias.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        return fused.call(
-            "discriminator_epilogue", x, bias, residual, line, before, after, LRELU_SLOPE, ACTIVATIONS["lrelu"][1] * gain,
-            -1.0 if clamp is None else clamp * gain)
+    if native.serves(x):
+        line = correlated(TAPS) if filtered else ()
+        wide = None if bias is None else bias.to(fused.wide(x))
+        return fused.call("discriminator_epilogue", x, wide, residual, line, *(PADDING if filtered else (0, 0)), LRELU_SLOPE,
+                          LRELU_GAIN * gain, fused.bound(clamp, gain))
     return discriminator_epilogue_reference(x, bias, gain, clamp, residual, filtered)
 
 
@@ -68,69 +64,41 @@ def discriminator_epilogue_reference(
 # is defined, so that no order of derivatives needs anything else.
 
 
-def _shape(u: Tensor, line: list[float], before: int, after: int) -> tuple[int, ...]:
+def _filtered(u: Tensor, line: list[float], before: int, after: int) -> Tensor:
     room = before + after + 1 - len(line) if line else 0
-    return (*u.shape[:2], *(size + room for size in u.shape[2:]))
+    return fused.empty_like(u, (*u.shape[:2], *(size + room for size in u.shape[2:])))
 
 
-def _fake(
-    u: Tensor, bias: Tensor | None, residual: Tensor | None, line: list[float], before: int, after: int, *_: Any
-) -> Tensor:
-    return fused.empty_like(u, _shape(u, line, before, after))
-
-
-def _backward_fake(
-    g: Tensor, u: Tensor, bias: Tensor | None, line: list[float], before: int, after: int, slope: float, gain: float,
-    clamp: float, reduce: bool,
-) -> tuple[Tensor, Tensor]:
-    return fused.empty_like(u), fused.empty_sum(u, reduce)
-
-
-def _tangent_fake(
-    h: Tensor, h_bias: Tensor | None, u: Tensor, bias: Tensor | None, line: list[float], before: int, after: int, *_: Any
-) -> Tensor:
-    return fused.empty_like(u, _shape(u, line, before, after))
-
-
-def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    u, bias, _, *ctx.constants = inputs
-    ctx.save_for_backward(u, bias)
+def _fake(u: Tensor, bias: Tensor | None, residual: Tensor | None, *constants: Any) -> Tensor:
+    return _filtered(u, *constants[:3])
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple:
-    u, bias = ctx.saved_tensors
-    needs = ctx.needs_input_grad
+    wants_u, wants_bias, *_ = ctx.needs_input_grad
     gu = gb = None
-    if needs[0] or needs[1]:
-        gu, gb = fused.call("discriminator_epilogue_backward", g, u, bias, *ctx.constants, needs[1])
-    return gu, gb if needs[1] else None, g if needs[2] else None, None, None, None, None, None, None
+    if wants_u or wants_bias:
+        gu, gb = fused.call("discriminator_epilogue_backward", g, *ctx.saved_tensors, *ctx.constants, wants_bias)
+    return gu, gb, g
 
 
-def _backward_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    _, u, bias, *ctx.constants, ctx.reduce = inputs
-    ctx.save_for_backward(u, bias)
+def _backward_fake(g: Tensor, u: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return fused.empty_like(u), fused.empty_sum(u, rest[-1])
 
 
 def _backward_backward(ctx: Any, h: Tensor, h_bias: Tensor) -> tuple:
-    u, bias = ctx.saved_tensors
-    dg = fused.call("discriminator_epilogue_tangent", h, h_bias if ctx.reduce else None, u, bias, *ctx.constants)
-    return dg, None, None, None, None, None, None, None, None, None
+    *constants, reduce = ctx.constants
+    return fused.call("discriminator_epilogue_tangent", h, h_bias if reduce else None, *ctx.saved_tensors, *constants),
 
 
-def _tangent_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    _, _, u, bias, *ctx.constants = inputs
-    ctx.save_for_backward(u, bias)
+def _tangent_fake(h: Tensor, h_bias: Tensor | None, u: Tensor, bias: Tensor | None, *constants: Any) -> Tensor:
+    return _filtered(u, *constants[:3])
 
 
 def _tangent_backward(ctx: Any, g: Tensor) -> tuple:
-    u, bias = ctx.saved_tensors
-    reduce = ctx.needs_input_grad[1]
-    dh, dh_bias = fused.call("discriminator_epilogue_backward", g, u, bias, *ctx.constants, reduce)
-    return dh, dh_bias if reduce else None, None, None, None, None, None, None, None, None
+    wants_bias = ctx.needs_input_grad[1]
+    return fused.call("discriminator_epilogue_backward", g, *ctx.saved_tensors, *ctx.constants, wants_bias)
 
 
-def register() -> None:
-    """Tell PyTorch what the loaded library does not."""
-    fused.define("discriminator_epilogue", _fake, _backward, _setup)
-    fused.define("discriminator_epilogue_backward", _backward_fake, _backward_backward, _backward_setup)
-    fused.define("discriminator_epilogue_tangent", _tangent_fake, _tangent_backward, _tangent_setup)
+fused.define("discriminator_epilogue", _fake, _backward, slice(0, 2))
+fused.define("discriminator_epilogue_backward", _backward_fake, _backward_backward, slice(1, 3))
+fused.define("discriminator_epilogue_tangent", _tangent_fake, _tangent_backward, slice(2, 4))

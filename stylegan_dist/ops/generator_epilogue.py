@@ -9,8 +9,8 @@ from torch import Tensor
 
 from stylegan_dist import randomness
 from stylegan_dist.ops import fused, native
-from stylegan_dist.ops.bias_act import ACTIVATIONS, LRELU_SLOPE, bias_act_reference
-from stylegan_dist.ops.resample import TAPS, resample2d_reference
+from stylegan_dist.ops.bias_act import LRELU_GAIN, LRELU_SLOPE, bias_act_reference
+from stylegan_dist.ops.resample import TAPS, correlated, resample2d_reference
 
 PADDING = (1, 1)  # before the filter: of a transposed 3x3 convolution that doubles the size, which comes before
 FILTER_GAIN = 4.0  # the zeros that were put between the pixels
@@ -26,7 +26,7 @@ class LayerNoise(NamedTuple):
 
 def draws_noise(x: Tensor) -> bool:
     """Whether layers on the device of x draw their noise natively, so that addresses are the better noise to give them."""
-    return native.serves(x, faster_on_cpu=True)
+    return native.serves(x)
 
 
 def generator_epilogue(
@@ -58,18 +58,16 @@ def generator_epilogue(
         clamp: bound of y, None for none.
     Returns: z [N, C, H, W] in the dtype of x, None without a style; rgb [N, K, H, W] in full precision, None without a weight.
     """
-    served = native.serves(x, faster_on_cpu=True) and (clamp is None or clamp >= 0)
-    colours = 0 if rgb_weight is None else rgb_weight.shape[1]
     # The native operator has no gradient for maps that want one.
-    if served and colours <= MAX_COLOURS and not (noise is not None and noise.values.requires_grad):
+    if native.serves(x) and not (noise is not None and noise.values.requires_grad) and (
+            rgb_weight is None or rgb_weight.shape[1] <= MAX_COLOURS):
         table = _table(x, demodulation, bias, strength, style, rgb_weight)
-        line = [tap * FILTER_GAIN**0.5 for tap in fused.correlated(TAPS)] if filtered else []
+        line = [tap * FILTER_GAIN**0.5 for tap in correlated(TAPS)] if filtered else []
         maps, layer = (None, 0) if noise is None else noise
         if maps is not None and maps.is_floating_point():
             maps = maps.to(table.dtype)
-        z, rgb = fused.call(
-            "generator_epilogue", x, table, maps, layer, line, LRELU_SLOPE, ACTIVATIONS["lrelu"][1],
-            -1.0 if clamp is None else clamp, style is not None)
+        z, rgb = fused.call("generator_epilogue", x, table, maps, layer, line, LRELU_SLOPE, LRELU_GAIN, fused.bound(clamp),
+                            style is not None)
         return None if style is None else z, None if rgb_weight is None else rgb.to(rgb_weight.dtype)
     return generator_epilogue_reference(x, demodulation, bias, noise, strength, style, rgb_weight, filtered, clamp)
 
@@ -103,14 +101,14 @@ def generator_epilogue_reference(
 #     generator_epilogue_backward         (gradient of x, of the table) from (gz, grgb)
 #     generator_epilogue_double_backward  from cotangents of these two: the gradients of gz, grgb, x and the table
 #
-# That the bias and the strength are the same for all images, and the strength for all channels, is the business of the table,
-# whose gradient PyTorch adds up. phi' comes from x, which the convolution has made and nobody else keeps; noise is drawn again.
+# The table broadcasts the bias over images, and the strength over images and channels; autograd sums their gradients. phi' is
+# computed from x, which the convolution has made and nobody else keeps. Noise is drawn again.
 
 
 def _table(
     x: Tensor, demodulation: Tensor, bias: Tensor, strength: Tensor | None, style: Tensor | None, rgb_weight: Tensor | None
 ) -> Tensor:
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = fused.wide(x)
     shape = (x.shape[0], 1, x.shape[1])
     zeros = demodulation.new_zeros((), dtype=wide).expand(shape)
     rows = [demodulation.to(wide)[:, None], bias.to(wide).expand(shape),
@@ -125,65 +123,45 @@ def _outputs(t: Tensor, table: Tensor, line: list[float], makes_z: bool) -> tupl
     return z, table.new_empty(t.shape[0], table.shape[1] - 4, height, width)
 
 
-def _fake(
-    t: Tensor, table: Tensor, noise: Tensor | None, layer: int, line: list[float], slope: float, gain: float, clamp: float,
-    makes_z: bool,
-) -> tuple[Tensor, Tensor]:
-    return _outputs(t, table, line, makes_z)
+def _fake(t: Tensor, table: Tensor, noise: Tensor | None, layer: int, line: list[float], *rest: Any) -> tuple[Tensor, Tensor]:
+    return _outputs(t, table, line, makes_z=rest[-1])
+
+
+def _backward(ctx: Any, gz: Tensor | None, g: Tensor | None) -> tuple:
+    *constants, makes_z = ctx.constants
+    gz = gz if makes_z else None  # what stands in for z has a gradient where someone adds it up
+    if gz is None and g is None:
+        return ()
+    return fused.call("generator_epilogue_backward", gz, g, *ctx.saved_tensors, *constants)
 
 
 def _backward_fake(gz: Tensor | None, g: Tensor | None, t: Tensor, table: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return fused.empty_like(t), table.new_empty(table.shape)
 
 
+def _backward_backward(ctx: Any, h: Tensor | None, h_table: Tensor | None) -> tuple:
+    if h is None and h_table is None:
+        return ()
+    return fused.call("generator_epilogue_double_backward", h, h_table, *ctx.saved_tensors, *ctx.constants)
+
+
 def _double_backward_fake(
     h: Tensor | None, h_table: Tensor | None, gz: Tensor | None, g: Tensor | None, t: Tensor, table: Tensor,
     noise: Tensor | None, layer: int, line: list[float], *_: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     return *_outputs(t, table, line, gz is not None), fused.empty_like(t), table.new_empty(table.shape)
 
 
-def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    t, table, noise, *ctx.constants, ctx.makes_z = inputs
-    ctx.set_materialize_grads(False)  # often only one of the two is looked at
-    ctx.save_for_backward(t, table, noise)
-
-
-def _backward(ctx: Any, gz: Tensor | None, g: Tensor | None) -> tuple:
-    gt = gtable = None
-    gz = gz if ctx.makes_z else None  # what stands in for z has a gradient where someone adds it up
-    if gz is not None or g is not None:
-        gt, gtable = fused.call("generator_epilogue_backward", gz, g, *ctx.saved_tensors, *ctx.constants)
-    return gt, gtable, None, None, None, None, None, None, None
-
-
-def _backward_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    gz, g, t, table, noise, *ctx.constants = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(gz, g, t, table, noise)
-
-
-def _backward_backward(ctx: Any, h: Tensor | None, h_table: Tensor | None) -> tuple:
-    nothing = (None,) * (5 + len(ctx.constants))
-    if h is None and h_table is None:
-        return nothing
-    gz, g, *_ = ctx.saved_tensors
-    to_gz, to_g, to_t, to_table = fused.call(
-        "generator_epilogue_double_backward", h, h_table, *ctx.saved_tensors, *ctx.constants)
-    return None if gz is None else to_gz, None if g is None else to_g, to_t, to_table, *nothing[4:]
-
-
-def _double_backward_backward(ctx: Any, *_: Tensor) -> tuple:
+def _double_backward_backward(*_: Any) -> tuple:
     raise NotImplementedError("third derivatives of the generator's epilogue: use the reference path (ops.using)")
-
-
-def register() -> None:
-    """Tell PyTorch what the loaded library does not."""
-    torch.library.register_fake(f"{fused.NAMESPACE}::layer_noise", _layer_noise_fake)
-    fused.define("generator_epilogue", _fake, _backward, _setup)
-    fused.define("generator_epilogue_backward", _backward_fake, _backward_backward, _backward_setup)
-    fused.define("generator_epilogue_double_backward", _double_backward_fake, _double_backward_backward)
 
 
 def _layer_noise_fake(address: Tensor, layer: int, height: int, width: int) -> Tensor:
     return address.new_empty(address.shape[0], 1, height, width, dtype=torch.float32)
+
+
+# Often only one of the two results is used.
+fused.define("generator_epilogue", _fake, _backward, slice(0, 3), materialize=False)
+fused.define("generator_epilogue_backward", _backward_fake, _backward_backward, slice(0, 5), materialize=False)
+fused.define("generator_epilogue_double_backward", _double_backward_fake, _double_backward_backward)
+fused.define("layer_noise", _layer_noise_fake)

@@ -1,15 +1,14 @@
 """Which path the operators take, and why: the native library ("fused"), plain PyTorch ("reference"), or that with the
 convolutions of `convolution.py` ("closed"), which are PyTorch's too, but ordered as GPUs like it.
 
-The library is looked for in this folder (put there by `pip install`), then in the cache folder, where the first
-use compiles it; who selects a path of PyTorch does not look for it. `STYLEGAN_DIST_BUILD` says whether: `auto` (the
-default) goes on without it if it cannot be had, `require` stops, `never` uses only what is already there.
+The library is searched in this folder, where `pip install` puts it, then in the cache folder, where the first use compiles
+it. The paths of PyTorch do not search for it. `STYLEGAN_DIST_BUILD=auto` (the default) goes on without a library, `require`
+stops, `never` compiles nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from pathlib import Path
 import torch
 
 from stylegan_dist.errors import InputError
-from stylegan_dist.ops import build
+from stylegan_dist.ops import build, fused
+from stylegan_dist.private import user_folder
 
 DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -88,27 +88,28 @@ def prepare() -> None:
 
 def _search() -> Native:
     mode = os.environ.get("STYLEGAN_DIST_BUILD", "auto")
-    emulate = os.environ.get("STYLEGAN_DIST_EMULATE") == "1"  # tests of the CUDA sources on a CPU
     if mode not in ("auto", "require", "never"):
         raise InputError(f"STYLEGAN_DIST_BUILD={mode}: use auto, require or never")
     try:
         found = build.Torch.at(Path(torch.__file__).parent)
-        library = build.find(found, (Path(__file__).parent, build.cache_folder()), emulate, compiles=mode != "never")
+        cache = user_folder("operators")
+        if cache is None:
+            raise build.CannotBuild("there is no private folder to keep native operators in: set XDG_CACHE_HOME or HOME")
+        library = build.find(found, (Path(__file__).parent, cache), compiles=mode != "never")
         if library is None:
             if mode == "never":
                 raise build.CannotBuild("not built, and STYLEGAN_DIST_BUILD=never")
             if not _compiles and build.compiler():
-                devices = ("cpu", "cuda") if build.has_gpu_part(Path(build.to_build(found, emulate))) else ("cpu",)
+                devices = ("cpu", "cuda") if build.has_gpu_part(Path(build.to_build(found))) else ("cpu",)
                 return Native((), "not compiled yet: a run does that at its start", build.why_no_cuda(found), devices)
-            library = build.build_once(found, build.cache_folder(), emulate)
+            library = build.build_once(found, cache)
         torch.ops.load_library(library)
     except (build.CannotBuild, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         if mode == "require":
             raise InputError(f"STYLEGAN_DIST_BUILD=require, but there are no native operators: {reason}") from None
         return Native((), reason)
-    for module in ("fused", "discriminator_epilogue", "fromrgb", "generator_epilogue", "winograd"):
-        importlib.import_module(f"stylegan_dist.ops.{module}").register()
+    fused.register()
     if build.has_gpu_part(library):
         return Native(("cpu", "cuda"), str(library))
     return Native(("cpu",), str(library), build.why_no_cuda(found))
@@ -143,7 +144,7 @@ def device_type(x: torch.Tensor) -> str:
     return _planned if x.is_meta else x.device.type
 
 
-def serves(x: torch.Tensor, faster_on_cpu: bool) -> bool:
+def serves(x: torch.Tensor, faster_on_cpu: bool = True) -> bool:
     """Whether a native operator takes this tensor.
 
     Args:

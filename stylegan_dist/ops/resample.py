@@ -8,8 +8,11 @@ keep every second pixel.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from stylegan_dist.constants import constant
 from stylegan_dist.ops import convolution, fused, native
@@ -18,13 +21,13 @@ TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
 def resample2d(
-    x: torch.Tensor,
+    x: Tensor,
     up: int = 1,
     down: int = 1,
     padding: tuple[int, int] = (0, 0),
     gain: float = 1.0,
     taps: tuple[float, ...] = TAPS,
-) -> torch.Tensor:
+) -> Tensor:
     """Insert `up - 1` zeros behind each pixel, pad, convolve with the filter, keep every `down`-th pixel.
 
     Args:
@@ -40,14 +43,15 @@ def resample2d(
     if min(x.shape[2:]) * up + sum(padding) < len(taps):
         raise ValueError(f"resample2d: {x.shape[2]}x{x.shape[3]} pixels with up {up} and padding {padding} are fewer than the "
                          f"{len(taps)} taps of the filter")
-    if native.serves(x, faster_on_cpu=True) and fused.can_resample2d(up, down, taps):
-        return fused.resample2d(x, up, down, padding, gain, taps)
+    if native.serves(x):
+        height, width = ((size * up + sum(padding) - len(taps)) // down + 1 for size in x.shape[2:])
+        return fused.call("resample2d", x, correlated(taps), up, down, padding[0], height, width, gain)
     return resample2d_reference(x, up, down, padding, gain, taps)
 
 
 def resample2d_reference(
-    x: torch.Tensor, up: int, down: int, padding: tuple[int, int], gain: float, taps: tuple[float, ...]
-) -> torch.Tensor:
+    x: Tensor, up: int, down: int, padding: tuple[int, int], gain: float, taps: tuple[float, ...]
+) -> Tensor:
     """The same in plain PyTorch."""
     channels, length = x.shape[1], len(taps)
     kernel = low_pass(taps, gain, x.dtype, x.device).expand(channels, 1, length, length)
@@ -61,7 +65,7 @@ def resample2d_reference(
     return padded(x, before - (length - 1), after - (length - up))[:, :, ::down, ::down]
 
 
-def padded(x: torch.Tensor, before: int, after: int) -> torch.Tensor:
+def padded(x: Tensor, before: int, after: int) -> Tensor:
     """Zeros in both directions, or where negative a crop, which may take away zeros of the other side."""
     if min(before, after) >= 0 or max(before, after) <= 0:
         return F.pad(x, (before, after, before, after))
@@ -70,29 +74,25 @@ def padded(x: torch.Tensor, before: int, after: int) -> torch.Tensor:
     return F.pad(x, (before - before_zeros, after - after_zeros, before - before_zeros, after - after_zeros))
 
 
-def low_pass(taps: tuple[float, ...], gain: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The two-dimensional filter."""
-    return _low_pass(taps, gain, dtype, device)
-
-
 @constant
-def _low_pass(taps: tuple[float, ...], gain: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def low_pass(taps: tuple[float, ...], gain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The two-dimensional filter."""
     line = torch.tensor(taps, dtype=dtype, device=device)
     line = line / line.sum()
     return line[:, None] * line[None, :] * gain
 
 
-def upsample2d(x: torch.Tensor) -> torch.Tensor:
+def upsample2d(x: Tensor) -> Tensor:
     """Twice the size, centred: [N, C, H, W] -> [N, C, 2H, 2W]."""
     return resample2d(x, up=2, padding=(2, 1), gain=4.0)
 
 
-def downsample2d(x: torch.Tensor) -> torch.Tensor:
+def downsample2d(x: Tensor) -> Tensor:
     """Half the size, centred: [N, C, H, W] -> [N, C, H/2, W/2]."""
     return resample2d(x, down=2, padding=(1, 1))
 
 
-def conv2d_resample(x: torch.Tensor, weight: torch.Tensor, down: int = 1) -> torch.Tensor:
+def conv2d_resample(x: Tensor, weight: Tensor, down: int = 1) -> Tensor:
     """A "same" convolution, or one before down-sampling by two in fewer FLOPs.
 
     Args:
@@ -110,7 +110,7 @@ def conv2d_resample(x: torch.Tensor, weight: torch.Tensor, down: int = 1) -> tor
     return convolution.conv2d(x, weight, padding=pad)
 
 
-def conv2d_up(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def conv2d_up(x: Tensor, weight: Tensor) -> Tensor:
     """A convolution after up-sampling by two, in fewer FLOPs: without the filter of `generator_epilogue`, which comes next.
 
     The kernel is mirrored, as in any transposed convolution; elsewhere it is not (F.conv2d). Which way round learned kernels
@@ -124,7 +124,7 @@ def conv2d_up(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return convolution.conv_transpose2d(x, in_format_of(x, weight.transpose(0, 1)), stride=2)
 
 
-def in_format_of(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def in_format_of(x: Tensor, weight: Tensor) -> Tensor:
     """The weight in the memory format of x.
 
     Here and once: else each pass, forward and backward, brings it into that format for itself.
@@ -132,3 +132,30 @@ def in_format_of(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return weight.contiguous(memory_format=torch.channels_last)
     return weight
+
+
+def correlated(taps: tuple[float, ...]) -> tuple[float, ...]:
+    """The normalised filter in the order in which it meets the pixels."""
+    total = sum(taps)
+    return tuple(tap / total for tap in reversed(taps))
+
+
+# Natively, the adjoint is resample2d itself with up and down, and the ends of the filter, exchanged.
+
+
+def _fake(
+    x: Tensor, line: list[float], up: int, down: int, before: int, height: int, width: int, gain: float
+) -> Tensor:
+    return fused.empty_like(x, (*x.shape[:2], height, width))
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.size = inputs[0].shape[2:]
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple:
+    line, up, down, before, _, _, gain = ctx.constants
+    return fused.call("resample2d", g, list(line)[::-1], down, up, len(line) - 1 - before, *ctx.size, gain),
+
+
+fused.define("resample2d", _fake, _backward, _save)

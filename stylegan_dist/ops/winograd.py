@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylegan_dist.ops import native
-from stylegan_dist.ops.fused import NAMESPACE
+from stylegan_dist.ops import fused, native
 
 MIN_CHANNELS = 128   # with fewer, or smaller images, the maps cost more than the multiplications that they save
 MIN_SIZE = 16
@@ -86,8 +85,8 @@ def _parts(x: Tensor, numbers: int) -> tuple[Tensor, ...]:
     return x.split(max(1, CHUNK // (16 * numbers)))
 
 
-# Temporary tensors, one for each of the maps, are kept: fresh memory of this size costs more than what is computed in it.
-_kept = threading.local()
+# One temporary tensor for each of the maps is reused: to allocate this much costs more than what is computed in it.
+_workspace = threading.local()
 
 
 def _tiles(function: Callable, image: Tensor, rows: int, columns: int, *options: int) -> Tensor:
@@ -97,12 +96,12 @@ def _tiles(function: Callable, image: Tensor, rows: int, columns: int, *options:
     """
     count, channels = len(image) * rows * columns, image.shape[1]
     real = type(image) is Tensor  # memory of a fake one is none
-    memory = getattr(_kept, function.__name__, None) if real else None
+    memory = getattr(_workspace, function.__name__, None) if real else None
     if memory is None or len(memory) < 16 * count * channels:
-        with torch.inference_mode(False):  # kept memory serves all later calls, too
+        with torch.inference_mode(False):  # later calls reuse it, also those outside of inference mode
             memory = image.new_empty(16 * count * channels)
         if real:
-            setattr(_kept, function.__name__, memory)
+            setattr(_workspace, function.__name__, memory)
     tiles = memory[:16 * count * channels].view(16, count, channels)
     function(image, rows, columns, *options, tiles)
     return tiles.view(16, -1, rows, columns, channels).permute(0, 1, 4, 2, 3)
@@ -126,8 +125,7 @@ def _output_fake(products: list[Tensor], height: int, width: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=products[0].device, memory_format=torch.channels_last)
 
 
-def register() -> None:
-    """Tell PyTorch what the loaded library does not. There are no derivatives: `convolution.py` has them."""
-    torch.library.register_fake(f"{NAMESPACE}::winograd_input", _tiles_fake)
-    torch.library.register_fake(f"{NAMESPACE}::winograd_gradient", _tiles_fake)
-    torch.library.register_fake(f"{NAMESPACE}::winograd_output", _output_fake)
+# There are no derivatives: `convolution.py` has them.
+fused.define("winograd_input", _tiles_fake)
+fused.define("winograd_gradient", _tiles_fake)
+fused.define("winograd_output", _output_fake)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from stylegan_dist.arguments import CELLS, SEEDS, WORKERS, path, places, real, whole
-from stylegan_dist.config.schema import MOST_IMAGES
+from stylegan_dist.config.knobs import MOST_IMAGES
 from stylegan_dist.errors import EXIT_OK, InputError
 from stylegan_dist.machine import available_cores
 from stylegan_dist.ranges import Range

@@ -9,12 +9,21 @@ from collections.abc import Iterator
 import torch
 
 from stylegan_dist import __version__
+from stylegan_dist.config import load_config
+from stylegan_dist.families import family_named
 from stylegan_dist.machine import available_cores, available_memory, supports_bf16
-from stylegan_dist.networks.layers import Arithmetic, Precision, initialize
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
+from stylegan_dist.networks.generator import SampleShape
+from stylegan_dist.networks.layers import Arithmetic
+from stylegan_dist.objective.phases import MicroBatch
 from stylegan_dist.ops import build, native
+from stylegan_dist.training.build import build_discriminator, build_generator
+from stylegan_dist.training.rules import DTYPES
 
 LIBRARIES = ("accelerate", "deepspeed", "wandb", "pillow", "numpy", "safetensors")
+# Of the networks that the operators are tried with, and everything that a rule would choose.
+SMALL = ("run.batch=4", "generator.z_dim=32", "generator.w_dim=32", "generator.mapping_layers=2", "generator.channel_base=1024",
+         "generator.channel_max=32", "discriminator.channel_base=1024", "discriminator.channel_max=32",
+         "discriminator.mbstd_group=2", "loss.r1_gamma=1", "precision.clamp=0", "precision.channels_last=true")
 # Largest difference of gradients, relative to the largest gradient of a network.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
@@ -50,42 +59,32 @@ def device_types() -> list[str]:
 
 
 def check_operators(device: str) -> Iterator[tuple[str, float, float]]:
-    """Train-like gradients of small networks, with native operators and with those of PyTorch.
+    """Gradients of each phase of training small networks, with native operators and with those of PyTorch.
 
     Yields: what was compared, the relative difference, and how large it may be.
     """
     for dtype in (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,):
-        precision = Precision(low=dtype, channels_last=True)
-        g = Generator(32, 3, z_dim=32, w_dim=32, channel_base=1024, channel_max=32, precision=precision)
-        d = Discriminator(32, 3, channel_base=1024, channel_max=32, mbstd_group=2, precision=precision)
-        for network, name in ((g, "doctor.g"), (d, "doctor.d")):
-            initialize(network, 0, name)
-            network.to(device)
-        for what, network in (("generator", g), ("path length", g), ("discriminator", d), ("R1", d)):
-            wanted = _gradients(what, g, d, network, "reference")
-            found = _gradients(what, g, d, network, "everywhere")
-            yield f"{device} {str(dtype).removeprefix('torch.')} {what}", _difference(found, wanted), TOLERANCE[dtype]
+        wanted = _gradients(device, dtype, "reference")
+        for phase, found in _gradients(device, dtype, "everywhere").items():
+            yield f"{device} {str(dtype).removeprefix('torch.')} {phase}", _difference(found, wanted[phase]), TOLERANCE[dtype]
 
 
-def _gradients(what: str, g: Generator, d: Discriminator, network: torch.nn.Module, path: str) -> list[torch.Tensor]:
-    device = g.w_avg.device
-    z = torch.linspace(-2, 2, 4 * 32, device=device).view(4, 32)
+def _gradients(device: str, dtype: torch.dtype, path: str) -> dict[str, list[torch.Tensor]]:
+    """Of the parameters, by phase, for four images of 32 pixels."""
+    name = next(name for name, other in DTYPES.items() if other == dtype)
+    config = load_config(None, [*SMALL, f"precision.dtype={name}"])
+    shape, place = SampleShape(32, 3), torch.device(device)
+    networks = {"g": build_generator(config, shape, place), "d": build_discriminator(config, shape, place)}
+    objective = family_named(config.generator.family).objective(config, networks["g"], networks["d"], None)
+    pixels = torch.linspace(-1, 1, 4 * 3 * 32 * 32, device=device).view(4, 3, 32, 32).sin()
+    part = MicroBatch(pixels, None, torch.arange(4, device=device))
+    found = {}
     with native.using(path), Arithmetic(tf32=False):  # whose rounding is larger than what the check allows
-        if what in ("generator", "path length"):
-            ws = g.mapping(z, None)[:, None].expand(-1, g.num_ws, -1)
-            images = g.synthesis(ws, g.synthesis.constant_noise())
-            loss = images.square().mean()
-            if what == "path length":
-                (slope,) = torch.autograd.grad(images.sum(), ws, create_graph=True)
-                loss = slope.square().sum()
-        else:
-            images = torch.linspace(-1, 1, 4 * 3 * 32 * 32, device=device).view(4, 3, 32, 32).sin().requires_grad_()
-            loss = d(images).sum()
-            if what == "R1":
-                (slope,) = torch.autograd.grad(loss, images, create_graph=True)
-                loss = slope.square().sum()
-        found = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
-    return [torch.zeros(()) if gradient is None else gradient.float().cpu() for gradient in found]
+        for phase in objective.phases():
+            share = torch.stack([loss(part).share for loss in phase.losses]).sum()
+            gradients = torch.autograd.grad(share, list(networks[phase.network].parameters()), allow_unused=True)
+            found[phase.name] = [torch.zeros(()) if gradient is None else gradient.float().cpu() for gradient in gradients]
+    return found
 
 
 def _difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:

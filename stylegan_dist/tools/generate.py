@@ -22,8 +22,7 @@ from stylegan_dist import randomness
 from stylegan_dist.errors import InputError
 from stylegan_dist.kinds.base import to_uint8
 from stylegan_dist.monitor.images import save_grid
-from stylegan_dist.networks.sampling import sample_images
-from stylegan_dist.networks.stylegan2 import Generator
+from stylegan_dist.networks.generator import Generator, Sampling, draw_samples
 from stylegan_dist.ops import native
 from stylegan_dist.records import shorten
 from stylegan_dist.training.snapshot import load_generator
@@ -105,9 +104,9 @@ def parse_seeds(text: str) -> list[int]:
 
 def _draw(generator: Generator, seed: int, label: int | None, options: GenerateOptions, device: torch.device) -> torch.Tensor:
     """One picture, float [C, R, R]. Alone, because in a batch its last bits depend on the others."""
-    z = randomness.normal(seed, "generate.z", torch.zeros(1, dtype=torch.int64, device=device), (generator.z_dim,))
+    index = torch.zeros(1, dtype=torch.int64, device=device)
     labels = None if label is None else torch.tensor([label], device=device)
-    return sample_images(generator, z, labels, options.truncation, noise=options.noise)[0]
+    return draw_samples(generator, seed, "generate", index, labels, Sampling(options.truncation, options.noise))[0]
 
 
 def _device(name: str) -> torch.device:

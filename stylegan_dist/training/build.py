@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 from torch import nn
 
 from stylegan_dist.config import Config
 from stylegan_dist.config.schema import OptimizerConfig
+from stylegan_dist.families import family_named
+from stylegan_dist.networks.generator import Generator, SampleShape
 from stylegan_dist.networks.layers import Precision, initialize
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.training.rules import DTYPES, optimizer_arguments
-
-N = TypeVar("N", bound=nn.Module)
 
 
 def precision_policy(config: Config) -> Precision:
@@ -22,36 +19,25 @@ def precision_policy(config: Config) -> Precision:
     return Precision(DTYPES[p.dtype], p.top_resolutions, p.clamp or None, bool(p.channels_last))
 
 
-def build_generator(config: Config, resolution: int, channels: int, num_classes: int, device: torch.device,
-                    precision: Precision | None = None) -> Generator:
+def build_generator(config: Config, shape: SampleShape, device: torch.device, precision: Precision | None = None) -> Generator:
     """The generator, with parameters that are a function of the seed; on the meta device without values."""
-    g = config.generator
     with device:
-        network = Generator(
-            resolution, channels, num_classes, z_dim=g.z_dim, w_dim=g.w_dim, mapping_layers=g.mapping_layers,
-            channel_base=g.channel_base, channel_max=g.channel_max, precision=precision or precision_policy(config),
-            recompute=config.run.recompute,
-        )
-    return _with_values(network, config, "init.g")
+        network = family_named(config.generator.family).generator(config, shape, precision or precision_policy(config))
+    _set_values(network, config, "init.g")
+    return network
 
 
-def build_discriminator(config: Config, resolution: int, channels: int, num_classes: int,
-                        device: torch.device) -> Discriminator:
+def build_discriminator(config: Config, shape: SampleShape, device: torch.device) -> nn.Module:
     """The discriminator, with parameters that are a function of the seed; on the meta device without values."""
-    d = config.discriminator
     with device:
-        network = Discriminator(
-            resolution, channels, num_classes, architecture=d.architecture, channel_base=d.channel_base,
-            channel_max=d.channel_max, mapping_layers=d.mapping_layers, mbstd_group=d.mbstd_group,
-            precision=precision_policy(config), recompute=config.run.recompute,
-        )
-    return _with_values(network, config, "init.d")
+        network = family_named(config.generator.family).discriminator(config, shape, precision_policy(config))
+    _set_values(network, config, "init.d")
+    return network
 
 
-def _with_values(network: N, config: Config, purpose: str) -> N:
+def _set_values(network: nn.Module, config: Config, purpose: str) -> None:
     if next(network.parameters()).device.type != "meta":
         initialize(network, config.run.seed, purpose)
-    return network
 
 
 def build_optimizer(network: nn.Module, settings: OptimizerConfig, where: str,

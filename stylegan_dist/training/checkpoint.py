@@ -28,9 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stylegan_dist.digest import file_digest
 from stylegan_dist.errors import InputError
-from stylegan_dist.training.engine import ALONE, Ranks, Sharded
+from stylegan_dist.files import file_digest
+from stylegan_dist.ranks import ALONE, Ranks, Sharded
 from stylegan_dist.training.saved import MANIFEST, NAMES, STATE, SavedTensors, file_names, load_state, read_manifest, sound
 
 Tensors = Mapping[str, Mapping[str, Tensor | Sharded]]  # file name without ending -> tensors by name

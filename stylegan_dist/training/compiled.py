@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from stylegan_dist.config import Config
+from stylegan_dist.objective.phases import MicroBatch
 from stylegan_dist.ops import resample
-from stylegan_dist.training.engine import Ranks
-from stylegan_dist.training.phases import MicroBatch
+from stylegan_dist.ranks import Ranks
 from stylegan_dist.training.state import TrainState
 
 
@@ -55,31 +55,32 @@ def compile_networks(state: TrainState, ranks: Ranks, networks: Sequence[str], p
     Returns: a line that says how it went.
     """
     objective, began = state.objective, time.perf_counter()
-    plain = objective.synthesis, objective.logits
+    plain = dict(objective.forwards)
     failure = None
     try:
         torch.compiler.assume_constant_result(resample.low_pass)
         options: dict[str, Any] = {}
         if state.config.run.deterministic and hasattr(torch._inductor.config, "deterministic"):
             options["deterministic"] = True  # no kernels chosen by how fast they were
-        if "g" in networks:
-            objective.synthesis = torch.compile(objective.synthesis, fullgraph=True, dynamic=False, options=options)
-        if "d" in networks:
-            objective.logits = torch.compile(objective.logits, fullgraph=True, dynamic=False, options=options)
+        for name in networks:
+            objective.forwards[name] = torch.compile(plain[name], fullgraph=True, dynamic=False, options=options)
         _try(state, part)
     except Exception as error:  # of a compiler one must expect anything, and nothing depends on it
         failure = str(error).strip().partition("\n")[0][:200] or type(error).__name__
     failures = [text for text in ranks.gather(failure) if text]
     if failures:
-        objective.synthesis, objective.logits = plain
+        objective.forwards.update(plain)
         return f"compile is off, it has failed ({failures[0]}); training goes on without it"
     return f"compiled in {time.perf_counter() - began:.0f} s"
 
 
 def _try(state: TrainState, part: MicroBatch) -> None:
     """Forward and backward passes of the main phases."""
-    for name, loss in (("g", state.objective.g_main), ("d", state.objective.d_main)):
-        for other, network in state.networks.items():
-            network.requires_grad_(other == name)
-        # Not backward(): hooks of engines wait for gradients that arrive in parameters.
-        torch.autograd.grad(loss(part)[0], list(state.networks[name].parameters()), allow_unused=True)
+    for phase in state.phases:
+        if phase.regulariser:
+            continue
+        for name, network in state.networks.items():
+            network.requires_grad_(name == phase.network)
+        # Not backward(): hooks of engines wait for gradients that arrive in parameters. The first loss is the game's.
+        share = phase.losses[0](part).share
+        torch.autograd.grad(share, list(state.networks[phase.network].parameters()), allow_unused=True)

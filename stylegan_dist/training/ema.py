@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from stylegan_dist.networks.stylegan2 import Generator
-from stylegan_dist.training.engine import Learner, Sharded, assemble
+from stylegan_dist.engine import Learner
+from stylegan_dist.networks.generator import Generator
+from stylegan_dist.ranks import Sharded, assemble
 
 
 class AveragedGenerator:

@@ -9,13 +9,13 @@ import signal
 import sys
 from collections.abc import Mapping
 
-from stylegan_dist.errors import STOP_SIGNALS
+from stylegan_dist.errors import STOP_SIGNALS, RankLost
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class StopRequest:
-    """Remembers that this process was asked to stop. A second Ctrl-C ends it at once.
+    """Remembers that this process was asked to stop, until the end of a `with`. A second Ctrl-C ends it at once.
 
     A signal that this process was told to ignore when it started (nohup, a background job of a shell) stays ignored.
     """
@@ -29,16 +29,13 @@ class StopRequest:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def last_words(self) -> None:
-        """This process ends by itself, in seconds, and has something to say before a launcher may end it."""
-        for number in self._previous:
-            signal.signal(number, signal.SIG_IGN)
-        self._previous = {}
+    def __enter__(self) -> StopRequest:
+        return self
 
-    def close(self) -> None:
-        """Put the former handlers back."""
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # A rank that has lost the others ends by itself, and says why before a launcher may end it.
+            signal.signal(number, signal.SIG_IGN if isinstance(error, RankLost) else handler)
 
 
 def obeyed_signals(env: Mapping[str, str]) -> list[signal.Signals]:

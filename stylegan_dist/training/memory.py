@@ -21,10 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stylegan_dist.data.index import DatasetIndex
-from stylegan_dist.networks.stylegan2 import MIN_RESOLUTION
+from stylegan_dist.engine.choice import BUCKET, DATA_PARALLEL, NETWORKS, Choice, Zero
+from stylegan_dist.objective.phases import MicroBatch, Phase
 from stylegan_dist.ops import native
-from stylegan_dist.training.engine.choice import BUCKET, DATA_PARALLEL, NETWORKS, Choice, Zero
-from stylegan_dist.training.phases import MicroBatch, Phase
 from stylegan_dist.training.rules import Resolved, micro_batch_sizes
 from stylegan_dist.training.state import TrainState
 
@@ -32,6 +31,7 @@ from stylegan_dist.training.state import TrainState
 # tensors make it larger. The C library's heap leaves gaps of up to half of the tensors if these are below 32 MiB.
 _AROUND = {"cuda": (2**28, 1.1), "cpu": (150 * 2**20, 1.6)}
 _FLOAT = 4  # bytes
+RECOMPUTE_MOST = 8  # run.recompute of all blocks that can
 _LIVE = 1_000_000_000  # DeepSpeed's own stage3_max_live_parameters, in numbers
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
@@ -285,8 +285,7 @@ def _measure_phase(tracker: StorageTracker, state: TrainState, phase: Phase, par
                 parameter.grad = torch.empty_like(parameter)
         tracker.peak = tracker.alive
         for loss in phase.losses:
-            share, _ = loss(part)
-            share.backward()
+            loss(part).share.backward()
     for hook in hooks:
         hook.remove()
     network.zero_grad(set_to_none=True)
@@ -325,7 +324,7 @@ def propose_batch_gpu(resolved: Resolved, index: DatasetIndex, world_size: int, 
         return fixed + factor * estimate_memory(changed, index, world_size, device_type, choice).peak
 
     least = float("inf")
-    for recompute in (now.recompute,) if now.recompute else (0, 2 * MIN_RESOLUTION):
+    for recompute in (now.recompute,) if now.recompute else (0, RECOMPUTE_MOST):
         sizes = [size for size in micro_batch_sizes(resolved.config, world_size)
                  if size < now.batch_gpu or (size == now.batch_gpu and recompute != now.recompute)]
         if not sizes:
@@ -343,7 +342,7 @@ def propose_batch_gpu(resolved: Resolved, index: DatasetIndex, world_size: int, 
         remedies = f"train with ZeRO, for example launch/accelerate/zero2.yaml, or {remedies}"
     amount = f" (at least {_gib(least)})" if least < float("inf") else ""
     return (f"no smaller run.batch_gpu fits into the {_gib(free)} that were free, not even with "
-            f"run.recompute={2 * MIN_RESOLUTION}{amount}: {remedies}")
+            f"run.recompute={RECOMPUTE_MOST}{amount}: {remedies}")
 
 
 def _gib(size: float) -> str:

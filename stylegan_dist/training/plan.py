@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 
@@ -12,19 +14,29 @@ from stylegan_dist.data.demand import node_demand
 from stylegan_dist.data.index import DatasetIndex, load_index
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import blobs
+from stylegan_dist.engine.choice import choose_engine
+from stylegan_dist.engine.graphs import why_no_graphs
 from stylegan_dist.errors import InputError
+from stylegan_dist.families import family_named
 from stylegan_dist.machine import supports_bf16
 from stylegan_dist.ops import native
 from stylegan_dist.training.compiled import why_not_compiled
-from stylegan_dist.training.engine.choice import choose_engine
-from stylegan_dist.training.engine.graphs import why_no_graphs
 from stylegan_dist.training.memory import estimate_memory, planning_state
 from stylegan_dist.training.rules import Resolved, resolve, steps_in
 from stylegan_dist.training.state import TrainState
 
 
-def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, engine: str,
-                 network: str = "", no_compile: str = "", no_graphs: str = "") -> list[tuple[str, str]]:
+@dataclass(frozen=True)
+class Execution:
+    """How a run computes, in words."""
+
+    engine: str
+    network: str     # empty if there is one rank only
+    no_compile: str  # why networks are not compiled
+    no_graphs: str   # why no graphs are recorded
+
+
+def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, execution: Execution) -> list[tuple[str, str]]:
     """(name, value) pairs that a person should see at the start."""
     c = resolved.config
     run, p = c.run, c.precision
@@ -33,16 +45,16 @@ def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, eng
     precision = p.dtype if p.dtype == "fp32" else f"{p.dtype} in the top {p.top_resolutions} resolutions, fp32 below"
     facts = [
         ("run", f"{run.dir}, seed {run.seed}" + (f", continued at {state.nimg / 1000:g} kimg" if state.nimg else "")),
-        ("engine", engine),
-        *([("network", network)] if network else []),
+        ("engine", execution.engine),
+        *([("network", execution.network)] if execution.network else []),
         ("data", f"{c.data.shards}: {index.num_samples:,} {index.kind.noun}, {index.resolution} px, "
                  f"{index.kind.layout(index.channels)}{classes}"),
         ("generator", f"{sizes['g']:,} parameters"),
-        ("discriminator", f"{sizes['d']:,} parameters, {c.discriminator.architecture}"),
+        ("discriminator", f"{sizes['d']:,} parameters, {family_named(c.generator.family).describe(c)}"),
         ("precision", precision),
         ("ops", resolved.ops),
-        ("compile", f"off ({no_compile})" if no_compile else "on"),
-        ("graphs", f"off ({no_graphs})" if no_graphs else "on"),
+        ("compile", f"off ({execution.no_compile})" if execution.no_compile else "on"),
+        ("graphs", f"off ({execution.no_graphs})" if execution.no_graphs else "on"),
         ("batch", f"{run.batch} images per step, {run.batch_gpu} at once per rank"),
         ("length", f"{run.kimg:g} kimg = {steps_in(c):,} steps"),
         ("loss", f"{c.loss.adversarial}, R1 gamma {c.loss.r1_gamma:g}" +
@@ -63,9 +75,9 @@ def describe_plan(config: Config, world_size: int) -> str:
     resolved = resolve(config, index, world_size, device_type, supports_bf16(device_type), spread)
     estimate = estimate_memory(resolved, index, world_size, device_type, choice)
     state = planning_state(resolved, index)
-    facts = header_facts(resolved, index, state, f"{world_size} x {device_type}, {choice.describe()}",
-                         no_compile=why_not_compiled(resolved.config, spread),
-                         no_graphs=why_no_graphs(config.run.cuda_graphs, device_type, bool(choice.zero), config.run.reduction))
+    no_graphs = why_no_graphs(config.run.cuda_graphs, device_type, bool(choice.zero), config.run.reduction)
+    facts = header_facts(resolved, index, state, Execution(f"{world_size} x {device_type}, {choice.describe()}", "",
+                                                           why_not_compiled(resolved.config, spread), no_graphs))
     c, total = resolved.config, steps_in(resolved.config)
     uses = ", ".join(f"{phase.name} {-(-total // phase.interval):,} x" for phase in state.phases)
     facts += [
@@ -83,11 +95,21 @@ def cache_facts(config: Config, index: DatasetIndex, world_size: int) -> list[tu
     """What a node with all these processes keeps of remote shards at a time."""
     if not any(blobs(shard) for shard in index.shards):
         return []
-    d = config.data
-    plan = StreamPlan(config.run.seed, d.lanes, d.block, config.run.batch, world_size=world_size)
-    demand = node_demand(index, plan, range(world_size), 1 + d.workers * d.prefetch)
+    d, demand = config.data, cache_demand(config, index, 0, world_size, range(world_size))
     folder = default_folder() if d.cache == "auto" else d.cache
     return [("cache", f"{folder}, up to {d.cache_gb:g} GB; a node with all processes needs {demand / 1e9:.3g} GB at a time")]
+
+
+def cache_demand(config: Config, index: DatasetIndex, nimg: int, world_size: int, ranks: Iterable[int]) -> int:
+    """Bytes of remote shards that a node with these ranks must hold at once, in a run that continues at `nimg` images."""
+    plan = stream_plan(config, nimg, world_size)
+    return node_demand(index, plan, ranks, steps=1 + config.data.workers * config.data.prefetch)
+
+
+def stream_plan(config: Config, nimg: int = 0, world_size: int = 1, rank: int = 0) -> StreamPlan:
+    """Which samples a rank reads in a run that continues at `nimg` images."""
+    d = config.data
+    return StreamPlan(config.run.seed, d.lanes, d.block, config.run.batch, rank, world_size, nimg, d.mirror)
 
 
 def load_index_of(config: Config) -> DatasetIndex:

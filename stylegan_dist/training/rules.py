@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
+from stylegan_dist.config.knobs import MOST_IMAGES
 from stylegan_dist.config.loading import check_ranges
-from stylegan_dist.config.schema import MOST_IMAGES, Config, OptimizerConfig
+from stylegan_dist.config.schema import Config, OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
+from stylegan_dist.families import family_named
 from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels
 from stylegan_dist.objective.adversarial import ADVERSARIAL
 from stylegan_dist.ops import native
@@ -69,7 +71,7 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
             setattr(section, key, value)
             notes.append(f"{prefix}.{key} = {value} ({rule})")
 
-    run, loss, resolution = config.run, config.loss, index.resolution
+    run, resolution, family = config.run, index.resolution, family_named(config.generator.family)
     auto(config.data, "data", "conditional", index.num_classes > 1, "the data has labels"
          if index.num_classes > 1 else "the data has no labels of different classes")
     if config.data.conditional and index.num_classes < 1:
@@ -77,12 +79,7 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
                          "or set data.conditional=false")
 
     auto(run, "run", "batch", min(8 * min(4096 // resolution, 32), 64), "from the resolution")
-    auto(config.generator, "generator", "mapping_layers", 2, "the usual choice outside the paper's own presets")
-    auto(config.generator, "generator", "channel_base", 32768 if resolution >= 512 else 16384, "from the resolution")
-    auto(config.discriminator, "discriminator", "channel_base", config.generator.channel_base, "as the generator")
-    group = next(n for n in (4, 3, 2, 1) if run.batch % n == 0)
-    auto(config.discriminator, "discriminator", "mbstd_group", group, "a divisor of the batch, at most 4")
-    auto(loss, "loss", "r1_gamma", 0.0002 * resolution**2 / run.batch, "0.0002 R^2 / batch")
+    family.resolve(config, resolution, auto)
     auto(config.ema, "ema", "half_life_kimg", run.batch * 10 / 32, "10 kimg at batch 32, in proportion")
     auto(config.ema, "ema", "placement", "sharded" if spread_generator else "device", "as the generator's parameters")
     if config.ema.placement == "device" and spread_generator:
@@ -93,7 +90,7 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
         _optimizer_class(optimizer, f"optim.{name}")
         if optimizer.lr == "auto" and not optimizer.name.startswith("Adam"):
             raise InputError(f"optim.{name}.lr has no rule for {optimizer.name}: set it, for example optim.{name}.lr=0.01")
-        auto(optimizer, f"optim.{name}", "lr", 0.002 if resolution >= 1024 else 0.0025, "from the resolution")
+        auto(optimizer, f"optim.{name}", "lr", family.learning_rate(resolution), "from the resolution")
         for key in OWN_DEFAULTS:
             if getattr(optimizer, key) == "auto":
                 setattr(optimizer, key, _own_default(optimizer, f"optim.{name}", key))
@@ -113,7 +110,7 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
 
     advice = _advice(config, world_size)  # before batch_gpu is a number
     _check(config, resolution, world_size, advice)
-    sizes, unit = micro_batch_sizes(config, world_size), _micro_batch_unit(config)
+    sizes, unit = micro_batch_sizes(config, world_size), _group(config)
     usual = [n for n in sizes if n <= max(4096 // resolution, unit)]
     auto(run, "run", "batch_gpu", usual[-1] if usual else run.batch // world_size,
          "from the resolution and the number of processes")
@@ -187,10 +184,7 @@ def _check(config: Config, resolution: int, world_size: int, advice: str) -> Non
     if (pixels := grid_pixels(columns * rows, resolution)) > MOST_PIXELS:
         raise InputError(f"monitor.grid_columns={columns} x monitor.grid_rows={rows} images make a picture of {pixels} pixels, "
                          f"more than {MOST_PIXELS}: set fewer")
-    for name in ("generator", "discriminator"):
-        if (base := getattr(config, name).channel_base) < resolution:
-            raise InputError(f"{name}.channel_base={base} leaves no feature maps at {resolution} px: it must be at least "
-                             f"{resolution}, and 16384 is usual")
+    family_named(config.generator.family).check(config, resolution)
     if loss.adversarial not in ADVERSARIAL:
         raise InputError(f"loss.adversarial={shorten(loss.adversarial)} is unknown; choose one of {', '.join(ADVERSARIAL)}")
     for name in ("g", "d"):
@@ -208,15 +202,14 @@ def _check(config: Config, resolution: int, world_size: int, advice: str) -> Non
         raise InputError(f"run.batch={run.batch} cannot be divided over {world_size} processes: {advice}")
 
 
-def _micro_batch_unit(config: Config) -> int:
+def _group(config: Config) -> int:
     """Every micro-batch is a multiple of this, so that no group of images is ever split."""
-    group = config.discriminator.mbstd_group
-    return math.lcm(group, config.loss.path_length_shrink if config.loss.path_length_weight else 1)
+    return family_named(config.generator.family).group(config)[0]
 
 
 def micro_batch_sizes(config: Config, world_size: int) -> list[int]:
     """All values that run.batch_gpu may have, smallest first; none if the ranks' parts split a group of images."""
-    per_rank, unit = config.run.batch // world_size, _micro_batch_unit(config)
+    per_rank, unit = config.run.batch // world_size, _group(config)
     return [n * unit for n in _divisors(per_rank // unit)] if per_rank % unit == 0 else []
 
 
@@ -227,7 +220,7 @@ def world_sizes(config: Config, batch_gpu: int | str) -> list[int]:
         config: with `run.batch` and `discriminator.mbstd_group` known.
         batch_gpu: the micro-batch, or "auto" for any that fits.
     """
-    unit = _micro_batch_unit(config)
+    unit = _group(config)
     if isinstance(batch_gpu, int):
         if batch_gpu % unit:
             return []
@@ -243,7 +236,7 @@ def _divisors(number: int) -> list[int]:
 
 def _advice(config: Config, world_size: int) -> str:
     """What to do where a batch cannot be divided over the processes; all that it names fits."""
-    run, unit = config.run, _micro_batch_unit(config)
+    run, unit = config.run, _group(config)
     processes = world_sizes(config, run.batch_gpu)
     setting = ""
     if not processes and run.batch_gpu != "auto":
@@ -262,13 +255,11 @@ def _some(numbers: list[int], near: int) -> str:
 
 
 def _wrong_micro_batch(config: Config, world_size: int, remedy: str) -> InputError:
-    run, unit = config.run, _micro_batch_unit(config)
+    run = config.run
     per_rank = run.batch // world_size
     if per_rank % run.batch_gpu:
         return InputError(f"run.batch_gpu={run.batch_gpu} does not divide the {per_rank} images of each rank "
                           f"(run.batch={run.batch} over {world_size} processes): {remedy}")
-    return InputError(
-        f"run.batch_gpu={run.batch_gpu} (of {per_rank} images per rank) must be a multiple of {unit}, so that the groups "
-        f"of discriminator.mbstd_group={config.discriminator.mbstd_group} and loss.path_length_shrink="
-        f"{config.loss.path_length_shrink} are never split: {remedy}"
-    )
+    unit, settings = family_named(config.generator.family).group(config)
+    return InputError(f"run.batch_gpu={run.batch_gpu} (of {per_rank} images per rank) must be a multiple of {unit}, so that "
+                      f"the groups of {settings} are never split: {remedy}")

@@ -7,9 +7,8 @@ import os
 import time
 import weakref
 from pathlib import Path
-from typing import Any
 
-from stylegan_dist.config import Config, dump_config, load_config, to_dict
+from stylegan_dist.config import Change, Config, changes_of, config_of, dotted, dump_config, load_config, to_dict
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import try_lock, write_whole
 from stylegan_dist.training.checkpoint import FOLDER, checkpoint_folder, newest_whole_checkpoint
@@ -20,13 +19,6 @@ SAMPLES_NAME = "samples"
 LOCK_NAME = ".lock"
 # The reader processes of a trainer that was killed hold its lock until they have ended, too.
 LOCK_SECONDS = 10.0
-# A run that continues with another value of one of these would not be the same run.
-IDENTITY = ("run.seed", "data.conditional", "data.mirror", "data.lanes", "data.block", "generator", "discriminator",
-            "optim.g.name", "optim.d.name", "optim.g.momentum", "optim.d.momentum")
-# These may differ between two starts of one run without a word.
-INCIDENTAL = ("run.dir", "run.kimg", "run.batch_gpu", "run.recompute", "run.world_size", "run.device", "run.threads",
-              "run.timeout", "run.reduction", "run.cuda_graphs", "ema.placement", "data.shards", "data.workers",
-              "data.prefetch", "data.cache", "data.cache_gb", "data.verify", "data.max_bad_fraction", "monitor", "checkpoint")
 
 
 class RunFolder:
@@ -110,12 +102,12 @@ class RunFolder:
             raise InputError(f"{self.path} was trained on other data than {config.data.shards}: choose another run.dir, "
                              "or set data.shards to the data it was started with")
         # A knob that did not exist then had what is its default now.
-        before = _flat(to_dict(Config())) | _flat(state.config)
-        now = _flat(to_dict(config))
+        before = dotted(to_dict(config_of(config.generator.family))) | dotted(state.config)
+        now, changes = dotted(to_dict(config)), changes_of(config)
         for key in now:
-            if before[key] == now[key] or _within(key, INCIDENTAL):
+            if before[key] == now[key] or changes[key] in (Change.SILENT, Change.PER_RANK):
                 continue
-            if _within(key, IDENTITY):
+            if changes[key] is Change.FIXED:
                 raise InputError(f"{self.path} was trained with {key}={before[key]}, not {now[key]}: choose another "
                                  f"run.dir, or set {key} back")
             lines.append(f"changed since the last start: {key} = {now[key]} (was {before[key]})")
@@ -142,17 +134,3 @@ def read_run_config(path: Path) -> Config:
     if not os.path.isfile(path / CONFIG_NAME):
         raise InputError(f"{path} is not the folder of a run: it has no {CONFIG_NAME}")
     return load_config(path / CONFIG_NAME)
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            result |= _flat(value, f"{prefix}{key}.")
-        else:
-            result[prefix + key] = value
-    return result
-
-
-def _within(key: str, names: tuple[str, ...]) -> bool:
-    return any(key == name or key.startswith(name + ".") for name in names)

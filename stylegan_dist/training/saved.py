@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -63,17 +63,17 @@ class SavedData:
         declared(self.array).check(self.resolution, self.channels)
 
 
-@dataclass(frozen=True)
+@dataclass
 class SavedState:
-    """The content of state.json."""
+    """The content of state.json, the running statistics of the objective apart."""
 
     nimg: Annotated[int, Field(ge=1, le=2**63 - 1)]
     segment: Count
-    path_mean: Float32
     statistics: dict[str, tuple[Int64 | Float32, Count]]
     data: SavedData
     config: dict[str, Any]
     replaced: Count = 0  # older checkpoints do not count
+    running: dict[str, Float32] = field(default_factory=dict)  # those asked for; beside the other fields in the file
 
 
 def file_names(name: str, count: int) -> list[str]:
@@ -104,13 +104,18 @@ def read_manifest(folder: Path) -> tuple[dict[str, FileMeasure], dict[str, list[
     return files, layout
 
 
-def load_state(folder: Path) -> SavedState:
+def load_state(folder: Path, running: Collection[str] = ()) -> SavedState:
     """The content of state.json.
 
+    Args:
+        running: names of the running statistics that it must have.
     Raises:
         InputError: it is missing or damaged, or of another checkpoint than the folder's name says.
     """
     state = _read(SavedState, folder / STATE)
+    if running:
+        names = [(name, Float32) for name in running]
+        state.running = dict(vars(_read(make_dataclass("Running", names), folder / STATE)))
     if folder.name != f"nimg-{state.nimg:08d}":
         raise InputError(f"{folder / STATE} is damaged (its nimg is {state.nimg}, which is not that of the folder)")
     return state

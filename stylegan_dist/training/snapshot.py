@@ -10,8 +10,8 @@ import torch
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.kinds import Kind, declared
+from stylegan_dist.networks.generator import Generator, SampleShape
 from stylegan_dist.networks.layers import Precision
-from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.training.build import build_generator, precision_policy
 from stylegan_dist.training.checkpoint import checkpoint_folder, newest_whole_checkpoint
 from stylegan_dist.training.run_folder import read_run_config
@@ -41,7 +41,7 @@ def load_generator(run_dir: str | os.PathLike, device: torch.device) -> Snapshot
     folder = checkpoint_folder(run_dir, nimg)
     data = load_state(folder).data
     generator = build_generator(
-        config, data.resolution, data.channels, data.num_classes, torch.device("meta"),
+        config, SampleShape(data.resolution, data.channels, data.num_classes), torch.device("meta"),
         precision=Precision(clamp=precision_policy(config).clamp),
     )
     load_network(generator, folder, "g_ema")  # compares, before there is memory for what the files promise

@@ -10,13 +10,16 @@ from torch import nn
 
 from stylegan_dist.config import to_dict
 from stylegan_dist.data.index import DatasetIndex
+from stylegan_dist.engine import Engine, Learner
+from stylegan_dist.engine.data_parallel import FlatLearner
 from stylegan_dist.errors import InputError
+from stylegan_dist.families import family_named
+from stylegan_dist.networks.generator import SampleShape
+from stylegan_dist.objective.phases import main_share
+from stylegan_dist.ranks import Ranks
 from stylegan_dist.training.build import build_discriminator, build_generator, build_optimizer
 from stylegan_dist.training.checkpoint import Tensors
 from stylegan_dist.training.ema import AveragedGenerator, SpreadAverage, restore_buffers
-from stylegan_dist.training.engine import Engine, Learner, Ranks
-from stylegan_dist.training.engine.data_parallel import FlatLearner
-from stylegan_dist.training.phases import Objective, main_share
 from stylegan_dist.training.rules import Resolved
 from stylegan_dist.training.saved import NAMES, STATE, Expected, SavedTensors, expected_of, load_state
 from stylegan_dist.training.statistics import TickStatistics
@@ -34,7 +37,7 @@ class TrainState:
 
     def __init__(self, resolved: Resolved, index: DatasetIndex, device: torch.device, engine: Engine | None = None):
         config = self.config = resolved.config
-        shape = (index.resolution, index.channels, resolved.num_classes, device)
+        shape = SampleShape(index.resolution, index.channels, resolved.num_classes)
         self.data = {
             "fingerprint": index.fingerprint,
             "resolution": index.resolution,
@@ -46,11 +49,12 @@ class TrainState:
         self.segment = 0  # how often the run was continued
         self.replaced = 0  # corrupt images so far, over all ranks
         self.statistics = TickStatistics()
-        self.generator = build_generator(config, *shape)
-        self.discriminator = build_discriminator(config, *shape)
+        self.generator = build_generator(config, shape, device)
+        self.discriminator = build_discriminator(config, shape, device)
         self.networks: dict[str, nn.Module] = {"g": self.generator, "d": self.discriminator}
         counts = torch.tensor(index.class_counts) if resolved.num_classes else None
-        self.objective = Objective(config, self.generator, self.discriminator, counts)
+        family = family_named(config.generator.family)
+        self.objective = family.objective(config, self.generator, self.discriminator, counts)
         self.phases = self.objective.phases()
         average = AveragedGenerator(self.generator, config.ema.half_life_kimg * 1000, config.ema.rampup)
         self.optimizers = {}
@@ -80,7 +84,7 @@ class TrainState:
             "nimg": self.nimg,
             "segment": self.segment,
             "replaced": self.replaced,
-            "path_mean": self.objective.path_mean.item(),  # a float32 goes through JSON unchanged
+            **{name: value.item() for name, value in self.objective.running.items()},  # float32 goes through JSON unchanged
             "statistics": self.statistics.facts(),
             "data": self.data,
             "config": to_dict(self.config),
@@ -93,7 +97,7 @@ class TrainState:
             InputError: it is damaged or does not fit; the state is not to be used then.
         """
         try:
-            facts, saved = load_state(folder), {name: SavedTensors(folder, name) for name in NAMES}
+            facts, saved = load_state(folder, self.objective.running), {name: SavedTensors(folder, name) for name in NAMES}
             if {name: value for name, value in asdict(facts.data).items() if value is not None} != self.data:
                 raise InputError(f"{folder / STATE} is damaged (what it says of the data does not fit its fingerprint)")
             own = self.tensors()
@@ -106,8 +110,9 @@ class TrainState:
             self.ema.restore(saved["g_ema"])
         except InputError as error:
             raise InputError(f"{error}: restore that file, or move {folder} away to continue from an older one") from None
-        self.objective.path_mean.fill_(facts.path_mean)
-        self.statistics.restore(facts.statistics, self.objective.path_mean.device)
+        for name, value in self.objective.running.items():
+            value.fill_(facts.running[name])
+        self.statistics.restore(facts.statistics, self.objective.device)
         self.nimg = facts.nimg
         self.segment = facts.segment + 1
         self.replaced = facts.replaced

@@ -1,65 +1,33 @@
-"""One global batch: micro-batches, the phases with their backward passes, reductions and optimizer steps, the average."""
+"""The parts of a step: a global batch as micro-batches, and one phase with its backward passes and optimizer step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stylegan_dist.data.batches import Batch
-from stylegan_dist.kinds.base import Kind
-from stylegan_dist.training.engine import Job, PhaseResult
-from stylegan_dist.training.phases import MicroBatch, Phase
+from stylegan_dist.engine import Job, PhaseResult
+from stylegan_dist.kinds import Kind
+from stylegan_dist.objective.phases import MicroBatch, Phase
 from stylegan_dist.training.state import TrainState
-from stylegan_dist.training.timing import PhaseTimer
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step has to say, apart from the statistics of the state."""
-
-    stopping: Tensor     # `stop`, summed over the ranks, still on the device
-    notices: list[str]   # what a person should hear
-
-
-def run_step(state: TrainState, parts: list[MicroBatch], stop: Tensor, timer: PhaseTimer) -> StepResult:
-    """Train both networks on one global batch. Waits for nothing that the device computes.
-
-    Args:
-        parts: this rank's micro-batches.
-        stop: 1 if this rank wants to stop, else 0; on the device.
-    """
-    batch, notices = state.config.run.batch, []
-    for phase in state.phases:
-        if state.nimg // batch % phase.interval == 0:
-            with timer(phase.name):
-                result = run_phase(state, phase, parts, {"stop": stop})
-            stopping = result.means.pop("stop")
-            notices += [result.notice] if result.notice else []
-            suffix = phase.name.removesuffix("_main")
-            state.statistics.add({**result.means, f"grad_norm/{suffix}": result.gradient_norm})
-            state.statistics.add({f"grad_nonfinite/{phase.network}": result.nonfinite}, mean=False)
-    state.ema.update(state.generator, state.nimg, batch)
-    state.nimg += batch
-    return StepResult(stopping, notices)
 
 
 def run_phase(state: TrainState, phase: Phase, parts: list[MicroBatch],
-              riders: Mapping[str, Tensor] | None = None) -> PhaseResult:
+              counts: Mapping[str, Tensor] | None = None) -> PhaseResult:
     """One optimizer step of one network.
 
     Args:
         parts: this rank's micro-batches.
-        riders: numbers to be summed over the ranks with the gradients, so that they cost no collective.
+        counts: numbers of this rank, summed over the ranks together with the gradients, so that they cost no collective.
     """
     for name, network in state.networks.items():
         network.requires_grad_(name == phase.network)
     jobs = [Job(loss, part) for part in parts for loss in phase.losses]
     l1 = getattr(state.config.optim, phase.network).l1 if phase.interval == 1 else 0.0
-    result = state.learners[phase.network].step(jobs, riders or {}, l1, phase.second_order)
-    state.objective.after(result.means, state.config.generator.w_avg_decay)
+    result = state.learners[phase.network].step(jobs, counts or {}, l1, phase.second_order)
+    state.objective.update_running(result.running_means)
     return result
 
 

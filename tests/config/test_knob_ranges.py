@@ -9,12 +9,12 @@ import typing
 
 import pytest
 
-from stylegan_dist.config import Config, describe, load_config
+from stylegan_dist.config import Change, Config, changes_of, describe, load_config
+from stylegan_dist.config.knobs import knob
 from stylegan_dist.config.loading import check_ranges
-from stylegan_dist.config.schema import MOST_SEED, knob
 from stylegan_dist.errors import InputError
 from stylegan_dist.randomness import SEED_LIMIT
-from stylegan_dist.ranges import Range
+from stylegan_dist.ranges import MOST_SEED, Range
 
 
 def numbers(node, prefix: str = "") -> dict[str, tuple[type, Range | None]]:
@@ -75,6 +75,18 @@ def test_what_a_program_sets_is_checked_too():
 def test_a_range_has_two_bounds():
     for bounds in ({"least": 0}, {"most": 1}, {"least": 0, "above": 0, "most": 1}):
         with pytest.raises(TypeError):
-            knob(1, "some number", **bounds)
+            knob(1, Change.TOLD, "some number", **bounds)
     assert math.nan not in Range(0, 1)
     assert 0 not in Range(above=0, most=1)
+
+
+def test_every_knob_says_whether_it_may_change():
+    with pytest.raises(TypeError):
+        knob(1, doc="a knob that does not say")
+    changes = changes_of(Config())
+    assert all(isinstance(change, Change) for change in changes.values())
+    assert changes["run.seed"] is changes["generator.z_dim"] is changes["optim.d.name"] is Change.FIXED
+    assert changes["run.batch"] is changes["loss.r1_gamma"] is changes["optim.g.lr"] is Change.TOLD
+    assert changes["run.kimg"] is changes["monitor.tick_kimg"] is Change.SILENT
+    assert [key for key, change in changes.items() if change is Change.PER_RANK] == [
+        "run.threads", "data.shards", "data.cache", "data.cache_gb", "data.workers", "data.prefetch"]

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from launching import TINY
+from metrics_reader import read
 from safetensors.torch import load_file
 
 from stylegan_dist import randomness
 from stylegan_dist.cli import main
-from stylegan_dist.monitor.jsonl import read
-from stylegan_dist.training.loop import Trainer
+from stylegan_dist.training import loop
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -110,17 +110,17 @@ def test_compiled_networks_train_the_same_run(labelled_shards: Path, tmp_path: P
 def test_no_step_waits_for_the_gpu(settings: tuple[str, ...], path: str, labelled_shards: Path, tmp_path: Path,
                                    monkeypatch: pytest.MonkeyPatch):
     """PyTorch refuses to wait, once libraries, filters and recordings are there."""
-    plain, watched = Trainer._step, []
+    plain, watched = loop.step, []
 
-    def step(self, batch, stop_requested):
-        if self.state.nimg >= 10 * self.batch:
+    def step(run, batch, stop_requested):
+        if run.state.nimg >= 10 * run.config.run.batch:
             torch.cuda.set_sync_debug_mode("error")
-            watched.append(self.state.nimg)
+            watched.append(run.state.nimg)
         try:
-            return plain(self, batch, stop_requested)
+            return plain(run, batch, stop_requested)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(loop, "step", step)
     train(labelled_shards, tmp_path / "run", "run.device=cuda", f"ops.path={path}", *settings)
     assert len(watched) == 10

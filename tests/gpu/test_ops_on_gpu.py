@@ -30,7 +30,6 @@ def generator(x: Tensor, bias: Tensor, d: Tensor, style: Tensor | None, weight: 
 OPERATORS = {  # of x, bias, and for some a residual or an image
     "lrelu": lambda x, b: ops.bias_act(x, b, "lrelu", 0.7, 0.9),
     "linear": lambda x, b: ops.bias_act(x, b),
-    "silu": lambda x, b: ops.bias_act(x, b, "silu"),
     "up": lambda x, b: ops.upsample2d(x),
     "down": lambda x, b: ops.downsample2d(x),
     "filter": lambda x, b: ops.resample2d(x, padding=(2, 1), gain=4.0),
@@ -41,7 +40,7 @@ OPERATORS = {  # of x, bias, and for some a residual or an image
     "g_filter": lambda x, b, d, s: generator(x, b, d, s, None, True),
     "g_rgb": lambda x, b, d, w: generator(x, b, d, None, w, False),
     "g_both": lambda x, b, d, s, w: generator(x, b, d, s, w, False),
-    "fromrgb": lambda b, x, w: ops.fromrgb(x, w, b, 0.7, 0.9),
+    "fromrgb": lambda b, x, w: ops.fromrgb(x, w, b, 0.9),
 }
 
 

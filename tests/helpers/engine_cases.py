@@ -28,19 +28,22 @@ import torch._dynamo  # likewise
 from forking import run_ranks
 from tape import FORBIDDEN, ONLY_ON_CPUS, TapeRecorder
 
+from stylegan_dist import engine as engines
 from stylegan_dist import randomness
 from stylegan_dist.config import load_config
+from stylegan_dist.config.schema import RunConfig
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.training import engine as engines
-from stylegan_dist.training import step
+from stylegan_dist.engine import PhaseResult
+from stylegan_dist.engine.choice import DATA_PARALLEL, Choice, Zero
+from stylegan_dist.objective.phases import Phase
+from stylegan_dist.ranks import Ranks
+from stylegan_dist.training import loop
 from stylegan_dist.training.checkpoint import save_checkpoint
-from stylegan_dist.training.engine import PhaseResult
-from stylegan_dist.training.engine.choice import DATA_PARALLEL, Choice, Zero
-from stylegan_dist.training.phases import Phase
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
+from stylegan_dist.training.step import micro_batches
 from stylegan_dist.training.timing import PhaseTimer
 
 SMALL_FILES = 4000  # bytes
@@ -84,7 +87,7 @@ class Draws:
             self.seen.add(f"{purpose} {number} {row}")
         return address
 
-    def taken(self, ranks: engines.Ranks) -> list[str]:
+    def taken(self, ranks: Ranks) -> list[str]:
         seen, self.seen = sorted(self.seen), set()
         return sorted({line for part in ranks.gather(seen) for line in part})
 
@@ -94,13 +97,13 @@ class Phases:
 
     def __init__(self) -> None:
         self.records: list[list] = []
-        self._plain = step.run_phase
-        step.run_phase = self._record
+        self._plain = loop.run_phase
+        loop.run_phase = self._record
 
     def _record(self, state: TrainState, phase: Phase, *arguments: Any) -> PhaseResult:
         with nothing_leaks(state, phase.network):
             result = self._plain(state, phase, *arguments)
-        means = {name: value.item() for name, value in result.means.items() if value.numel() == 1 and name != "stop"}
+        means = {name: value.item() for name, value in result.statistics.items()}
         self.records.append([phase.name, result.gradient_norm.item(), result.nonfinite.item(), means])
         return result
 
@@ -111,7 +114,7 @@ class Phases:
 
 def train_all(cases: list[dict]) -> None:
     """In the processes of a launch."""
-    engine = engines.Engine("cpu", threads=1, timeout=1800)
+    engine = engines.Engine(RunConfig(device="cpu", threads=1, timeout=1800))
     draws, phases = Draws(), Phases()
     for case in cases:
         train(case, engine, draws, phases)
@@ -140,10 +143,10 @@ def train(case: dict, engine: engines.Engine, draws: Draws, phases: Phases) -> N
         read = next(stream)
         samples += [f"{i} {hashlib.sha256(image.numpy().tobytes()).hexdigest()}"
                     for i, image in zip(read.index.tolist(), read["sample"], strict=True)]
-        parts = step.micro_batches(read, config.run.batch_gpu, resolved.conditional, engine.device, index.kind)
+        parts = micro_batches(read, config.run.batch_gpu, resolved.conditional, engine.device, index.kind)
         for part in parts:
             part.images[part.index == case.get("poison", -1)] = torch.inf
-        assert not step.run_step(state, parts, stop, PhaseTimer(engine.device)).notices
+        loop.train_networks(state, parts, stop, PhaseTimer(engine.device), no_notice)
         for folder, steps in case.get("on_the_way", {}).items():
             if state.nimg == steps * batch:
                 engine.on_main(lambda folder=folder: Path(folder).mkdir(parents=True, exist_ok=True))
@@ -156,6 +159,10 @@ def train(case: dict, engine: engines.Engine, draws: Draws, phases: Phases) -> N
     save_checkpoint(out, state.nimg, state.tensors(), facts, engine, 1 << 30)
     for learner in state.learners.values():
         learner.close()
+
+
+def no_notice(text: str) -> None:
+    raise AssertionError(text)
 
 
 class nothing_leaks:  # noqa: N801 - used like a function

@@ -34,7 +34,7 @@ def step(state: TrainState, seed: int) -> None:
             parameter.grad = torch.randn(parameter.shape, generator=generator)
         state.optimizers[name].step()
     state.generator.w_avg.normal_(generator=generator)
-    state.objective.path_mean.uniform_(generator=generator)
+    state.objective.running["path_mean"].uniform_(generator=generator)
     state.ema.update(state.generator, state.nimg, 4)
     state.nimg += 4
 
@@ -43,7 +43,7 @@ def contents(state: TrainState) -> dict[str, bytes]:
     """Every bit of the state by name."""
     flat = {f"{file}/{key}": value.numpy().tobytes() for file, tensors in state.tensors().items()
             for key, value in tensors.items()}
-    return flat | {"path_mean": state.objective.path_mean.numpy().tobytes(), "nimg": str(state.nimg).encode()}
+    return flat | {"path_mean": state.objective.running["path_mean"].numpy().tobytes(), "nimg": str(state.nimg).encode()}
 
 
 def save_small(run_dir: Path, nimg: int, tensors: dict | None = None, file_bytes: int = 1 << 30, **facts) -> Path:

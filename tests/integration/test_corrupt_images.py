@@ -96,8 +96,8 @@ def test_waiting_for_data_is_told_with_its_cause(labelled_shards, tmp_path, monk
             monkeypatch.setattr(os, "pread", slow(os.pread))
         else:
             monkeypatch.setattr(decoding, "decode_into", slow(decoding.decode_into))
-        monkeypatch.setattr("stylegan_dist.training.waiting.WAIT_ALLOWED", 0.0)
-        monkeypatch.setattr("stylegan_dist.training.waiting.LEAST_WAIT", 0.0)
+        monkeypatch.setattr("stylegan_dist.training.events.WAIT_ALLOWED", 0.0)
+        monkeypatch.setattr("stylegan_dist.training.events.LEAST_WAIT", 0.0)
         assert train(place, tmp_path / "run", 0.016, cache) == 0
     log = (tmp_path / "run" / "log.txt").read_text()
     told = [line for line in log.splitlines() if "waiting for data took" in line]
@@ -107,7 +107,7 @@ def test_waiting_for_data_is_told_with_its_cause(labelled_shards, tmp_path, monk
 
 @pytest.mark.parametrize(("share", "seconds"), [(1.0, 0.0), (0.0, 1000.0)])
 def test_little_waiting_for_data_is_not_told(labelled_shards, tmp_path, monkeypatch, share, seconds):
-    monkeypatch.setattr("stylegan_dist.training.waiting.WAIT_ALLOWED", share)
-    monkeypatch.setattr("stylegan_dist.training.waiting.LEAST_WAIT", seconds)
+    monkeypatch.setattr("stylegan_dist.training.events.WAIT_ALLOWED", share)
+    monkeypatch.setattr("stylegan_dist.training.events.LEAST_WAIT", seconds)
     assert train(labelled_shards, tmp_path / "quiet", 0.032) == 0
     assert "waiting for data" not in (tmp_path / "quiet" / "log.txt").read_text()

@@ -13,7 +13,7 @@ import torch
 from launching import ROOT, TINY, finished
 from safetensors.torch import load_file
 
-from stylegan_dist.training.engine.graphs import WARM_UP
+from stylegan_dist.engine.graphs import WARM_UP
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 # A larger eps keeps different orders of sums comparable, see test_resume.py; and small steps keep small what it
@@ -277,14 +277,16 @@ import sys
 import torch
 import torch._dynamo  # once, not by each rank
 from forking import run_ranks
-from stylegan_dist.training.engine import Engine
+from stylegan_dist.config.schema import RunConfig
+from stylegan_dist.engine import Engine
+from stylegan_dist.objective.result import LossResult
 
 def train():
     sys.setswitchinterval(1000)
-    engine = Engine("cpu", 2, 1, reduction="{reduction}")
+    engine = Engine(RunConfig(device="cpu", world_size=2, threads=1, reduction="{reduction}"))
     network = torch.nn.Linear(300, 300)
     learner = engine.learner("g", network, torch.optim.SGD(network.parameters(), lr=0.1))
-    learner.step([lambda: (network(torch.ones(1, 300)).sum(), {{}})], {{}}, 0.0, False)
+    learner.step([lambda: LossResult(network(torch.ones(1, 300)).sum(), {{}})], {{}}, 0.0, False)
     engine.close()
     print("left", flush=True)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from launching import TIMEOUT, TRAIN, direct_environment, finished, started, train_command, trained, wait_for
+from metrics_reader import read
 
-from stylegan_dist.monitor.jsonl import read
 from stylegan_dist.training.checkpoint import check_checkpoint, list_checkpoints, newest_whole_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.full]
@@ -78,15 +78,15 @@ def test_damaged_checkpoints_do_not_take_the_last_whole_one_with_them(small_shar
 DIVERGING = """
 import runpy
 from stylegan_dist.training import loop
-step = loop.Trainer._step
+step = loop.step
 
-def spoiled(trainer, *arguments):
-    result = step(trainer, *arguments)
-    if trainer.state.nimg == 104:
-        next(trainer.state.discriminator.parameters()).data.view(-1)[0] = float("inf")
+def spoiled(run, *arguments):
+    result = step(run, *arguments)
+    if run.state.nimg == 104:
+        next(run.state.discriminator.parameters()).data.view(-1)[0] = float("inf")
     return result
 
-loop.Trainer._step = spoiled
+loop.step = spoiled
 runpy.run_path({script!r}, run_name="__main__")
 """
 

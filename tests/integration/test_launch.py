@@ -11,14 +11,15 @@ import pytest
 import yaml
 from batches import locate
 from launching import ROOT, TIMEOUT, finished, late_entry, launcher_command, started, train_command, wait_for
+from metrics_reader import read
 from wandb_reader import read_offline_runs
 
 from stylegan_dist.cli import main
 from stylegan_dist.config import load_config
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
-from stylegan_dist.monitor.jsonl import read
-from stylegan_dist.ops import build, native
+from stylegan_dist.ops import native
+from stylegan_dist.private import user_folder
 from stylegan_dist.training.rules import resolve
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,7 @@ def test_cpu_and_wandb_offline(labelled_shards: Path, tmp_path: Path):
     for kimg in ("0.016", "0.032"):
         command = train_command(labelled_shards, run_dir, f"run.kimg={kimg}", "monitor.wandb=auto", processes=2)
         # No key in sight, but the native operators that have been compiled.
-        result = finished(command, HOME=str(tmp_path), XDG_CACHE_HOME=str(build.cache_folder().parent))
+        result = finished(command, HOME=str(tmp_path), XDG_CACHE_HOME=str(user_folder("operators").parents[1]))
         assert result.returncode == 0, result.stdout + result.stderr
         assert "2 x CPU" in result.stdout
     runs = read_offline_runs(run_dir)

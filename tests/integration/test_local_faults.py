@@ -18,16 +18,16 @@ pytestmark = pytest.mark.full
 ENTRY = """
 import os, runpy
 from stylegan_dist.data import storage
-from stylegan_dist.training import loop
+from stylegan_dist.training import setup
 storage.FIRST_PAUSE = 0.01
-open_stream = loop.Trainer._open_stream
+open_stream = setup.Run._open_stream
 
-def damaged(trainer):  # all have looked at the sizes by now
-    if trainer.engine.rank == 1:
+def damaged(run):  # all have looked at the sizes by now
+    if run.engine.rank == 1:
         {damage}
-    return open_stream(trainer)
+    return open_stream(run)
 
-loop.Trainer._open_stream = damaged
+setup.Run._open_stream = damaged
 runpy.run_path({script!r}, run_name="__main__")
 """
 

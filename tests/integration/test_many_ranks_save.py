@@ -20,10 +20,12 @@ SCRIPT = """
     import torch
     from stylegan_dist.errors import InputError
     from stylegan_dist.training.checkpoint import Diverged, check_checkpoint, list_checkpoints, save_checkpoint
-    from stylegan_dist.training.engine import Engine, Sharded, assemble
+    from stylegan_dist.config.schema import RunConfig
+    from stylegan_dist.engine import Engine
+    from stylegan_dist.ranks import Sharded, assemble
     from stylegan_dist.training.saved import NAMES, SavedTensors
 
-    engine = Engine("cpu", threads=1, timeout=600)
+    engine = Engine(RunConfig(device="cpu", threads=1, timeout=600))
     ranks, folder = engine.world_size, Path(sys.argv[1])
     COUNT, SIZE = 24, 40_000  # tensors, numbers in each
 

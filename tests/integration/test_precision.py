@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from launching import ROOT, finished
+from metrics_reader import read
 
 from stylegan_dist.kinds.image import ImageOptions
 from stylegan_dist.making.pack import PackOptions, pack
-from stylegan_dist.monitor.jsonl import read
 
 pytestmark = [pytest.mark.slow, pytest.mark.full]
 # At ticks of 125 images, of losses between 0.7 and 2.7. Such short runs are chaotic: native operators and those of PyTorch,

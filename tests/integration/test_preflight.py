@@ -175,7 +175,7 @@ def test_rank_0_is_not_there(labelled_shards: Path, tmp_path: Path):
 @pytest.mark.full
 def test_ranks_that_come_but_do_not_connect(labelled_shards: Path, tmp_path: Path):
     script = tmp_path / "train.py"
-    script.write_text("import sys, time\nfrom stylegan_dist.training.engine import engine\n"
+    script.write_text("import sys, time\nfrom stylegan_dist.engine import engine\n"
                       "engine.measure_network = lambda ranks: time.sleep(600)\n"
                       "from stylegan_dist.cli import main\nsys.exit(main(['train', *sys.argv[1:]]))\n")
     soon = [f"run.timeout={PATIENCE}"]
@@ -188,8 +188,10 @@ def test_ranks_that_come_but_do_not_connect(labelled_shards: Path, tmp_path: Pat
 @pytest.mark.full
 def test_after_the_start_ranks_wait_as_long_as_run_timeout(labelled_shards: Path, tmp_path: Path):
     script = tmp_path / "train.py"
-    script.write_text("import time, torch\nfrom stylegan_dist.training.engine import engine\n"
-                      f"engine.patience = lambda timeout: {PATIENCE}\nranks = engine.Engine('cpu', timeout=600)\n"
+    script.write_text("import time, torch\nfrom stylegan_dist.config.schema import RunConfig\n"
+                      "from stylegan_dist.engine import engine\n"
+                      f"engine.patience = lambda timeout: {PATIENCE}\n"
+                      "ranks = engine.Engine(RunConfig(device='cpu', timeout=600))\n"
                       f"time.sleep({PATIENCE + 2} * ranks.rank)\nassert ranks.sum(torch.ones(1)) == 2\nranks.close()\n")
     with direct(labelled_shards, tmp_path / "run", {"script": script}, {"script": script}) as processes:
         assert the_errors(processes, 0) == []

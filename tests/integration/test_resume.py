@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from launching import TIMEOUT, alive, descendants, kill_all, started, train_command, trained, wait_for, wait_until
+from metrics_reader import read
 from safetensors.torch import load_file
 
-from stylegan_dist.monitor.jsonl import read
 from stylegan_dist.training.checkpoint import newest_whole_checkpoint
 
 pytestmark = pytest.mark.slow

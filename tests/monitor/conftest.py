@@ -15,14 +15,17 @@ from pathlib import Path
 
 import psutil
 
+from stylegan_dist.config.schema import MonitorConfig
 from stylegan_dist.monitor.wandb_tracker import WandbTracker
 
 said, warned = [], []
 began = time.monotonic()
 
-def tracker(mode="offline", segment=0, config=None, project="project", name="name", **timeouts):
-    return WandbTracker({run_dir!r}, mode, project, None, name, config or {{}}, segment,
-                        say=said.append, warn=warned.append, **timeouts)
+def tracker(mode="offline", segment=0, shown=None, project="project", name="name", **timeouts):
+    for timeout, seconds in timeouts.items():
+        setattr(WandbTracker, timeout, seconds)
+    config = MonitorConfig(wandb=mode, wandb_project=project, wandb_name=name)
+    return WandbTracker(Path({run_dir!r}), segment, config, shown or {{}}, said.append, warned.append)
 
 def service():
     # W&B's processes, the service first: it is the child of this one, the others are its children. A process that has

@@ -1,39 +1,35 @@
 import inspect
 
 import pytest
+from metrics_reader import read
 from wandb_reader import read_offline_runs
 
+from stylegan_dist.config.schema import MonitorConfig
 from stylegan_dist.errors import InputError
-from stylegan_dist.monitor.jsonl import read
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 
 
-def make(run_dir, **changes):
-    settings = {"segment": 0, "resume_nimg": 0, "total_nimg": 10_000, "config": {}, "wandb_mode": "disabled"}
-    return Monitor(run_dir, **{**settings, **changes})
+def make(run_dir, segment=0, nimg=0, wandb="disabled"):
+    return Monitor(run_dir, segment, nimg, 10_000, MonitorConfig(wandb=wandb), {})
 
 
 def test_a_tick_reaches_every_reader(tmp_path, capsys):
-    monitor = make(tmp_path, wandb_mode="offline", segment=2)
+    monitor = make(tmp_path, wandb="offline", segment=2)
     monitor.header([("data set", "photos")])
     monitor.tick({"loss/g_main": 1.25}, 4000)
-    monitor.record({"eval/fid": 9.5}, 4000)
     monitor.alert("diverged", "the loss is NaN")
-    monitor.close(0)
+    monitor.finish(0)
 
-    tick, evaluation = read(tmp_path / "metrics.jsonl")
+    (tick,) = read(tmp_path / "metrics.jsonl")
     assert (tick["nimg"], tick["kimg"], tick["segment"], tick["loss/g_main"]) == (4000, 4.0, 2, 1.25)
-    assert evaluation["eval/fid"] == 9.5
     assert tick["time"] > 1.6e9
     shown = capsys.readouterr().out
     log = (tmp_path / "log.txt").read_text()
     for text in ("data set   photos", "G 1.250", "WARNING: diverged: the loss is NaN"):
         assert text in shown
         assert text in log
-    assert shown.count("kimg") == 1  # an evaluation has no status line
     (run,) = read_offline_runs(tmp_path)
     assert run.values("loss/g_main") == {4000: 1.25}
-    assert run.values("eval/fid") == {4000: 9.5}
     assert run.alerts == [("diverged", "the loss is NaN")]
 
 
@@ -45,7 +41,7 @@ def test_a_note_is_in_the_log_alone_and_only_where_that_still_is(tmp_path, capsy
     assert log.read_text().splitlines()[-1].endswith("  error: no data")
     log.unlink()
     monitor.note("error: gone")
-    monitor.close(1)
+    monitor.finish(1)
     assert not log.exists()
     assert capsys.readouterr().out == "hello\n"
 
@@ -54,10 +50,10 @@ def test_resume_leaves_no_overlap(tmp_path, capsys):
     first = make(tmp_path)
     for nimg in (1000, 2000, 3000):
         first.tick({}, nimg)
-    first.close(75)
-    second = make(tmp_path, segment=1, resume_nimg=2000)
+    first.finish(75)
+    second = make(tmp_path, segment=1, nimg=2000)
     second.tick({}, 2500)
-    second.close(0)
+    second.finish(0)
     records = read(tmp_path / "metrics.jsonl")
     assert [(r["nimg"], r["segment"]) for r in records] == [(1000, 0), (2000, 0), (2500, 1)]
     assert "dropped 1 lines beyond the checkpoint at 2 kimg" in capsys.readouterr().out
@@ -81,7 +77,7 @@ def test_metrics_that_cannot_be_written_are_one_warning_and_come_later(tmp_path,
     assert "2 records" in capsys.readouterr().out
     monitor.tick({}, 4000)
     assert "records" not in capsys.readouterr().out
-    monitor.close(0)
+    monitor.finish(0)
     assert [record["nimg"] for record in read(tmp_path / "metrics.jsonl")] == [1000, 2000, 3000, 4000]
 
 
@@ -92,9 +88,9 @@ def test_records_that_wait_at_the_end(room, tmp_path, capsys, monkeypatch):
         patch.setattr(monitor._metrics, "_write", full)
         monitor.tick({}, 1000)
         if not room:
-            monitor.close(0)
+            monitor.finish(0)
     if room:
-        monitor.close(0)
+        monitor.finish(0)
     assert ("1 records are lost" in capsys.readouterr().out) != room
     assert len(read(tmp_path / "metrics.jsonl")) == room
 
@@ -103,14 +99,14 @@ def test_what_is_dropped_is_said_by_kind(tmp_path, capsys):
     first = make(tmp_path)
     for nimg in (1000, 2000):
         first.tick({}, nimg)
-    first.close(75)
+    first.finish(75)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write("damaged\ntorn")
-    make(tmp_path, resume_nimg=1000).close(0)
+    make(tmp_path, nimg=1000).finish(0)
     shown = capsys.readouterr().out
     assert "dropped 1 lines beyond the checkpoint" in shown
     assert "2 damaged lines" in shown
-    assert (tmp_path / "metrics.jsonl.damaged").read_text() == "torn\ndamaged\n"
+    assert (tmp_path / "metrics.jsonl.damaged").read_text() == "damaged\ntorn\n"
 
 
 def test_deleted_files_are_begun_anew_and_that_is_said(tmp_path, capsys):
@@ -119,7 +115,7 @@ def test_deleted_files_are_begun_anew_and_that_is_said(tmp_path, capsys):
     for name in ("metrics.jsonl", "log.txt"):
         (tmp_path / name).unlink()
     monitor.tick({}, 2000)
-    monitor.close(0)
+    monitor.finish(0)
     assert "metrics.jsonl was deleted or replaced" in capsys.readouterr().out
     assert [record["nimg"] for record in read(tmp_path / "metrics.jsonl")] == [2000]
     assert "kimg 2.0" in (tmp_path / "log.txt").read_text()

@@ -21,11 +21,6 @@ FULL = {
 }
 
 
-@pytest.fixture
-def screen():
-    return io.StringIO()
-
-
 def test_status_line_has_all_facts():
     assert " ".join(status_line(12_800, 25_000_000, FULL).split()) == (
         "kimg 12.8 0.1% img/s 123.4 sec/kimg 8.10 G 1.234 D 0.500 r1 0.012 real +0.51 fake -0.49 "
@@ -60,69 +55,61 @@ def test_durations_are_for_people(seconds, text):
     assert format_duration(seconds) == text
 
 
-def test_lines_go_to_the_screen_and_with_a_time_to_the_log(tmp_path, screen):
-    console = Console(tmp_path / "log.txt", stream=screen)
+def test_lines_go_to_the_screen_and_with_a_time_to_the_log(tmp_path, capsys):
+    console = Console(tmp_path / "log.txt", 10)
     console.line("one\ntwo")
     console.warn("careful")
     console.close()
-    Console(tmp_path / "log.txt", stream=screen).line("after a restart")
-    assert screen.getvalue() == "one\ntwo\nWARNING: careful\nafter a restart\n"
+    Console(tmp_path / "log.txt", 10).line("after a restart")
+    assert capsys.readouterr().out == "one\ntwo\nWARNING: careful\nafter a restart\n"
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert [line[21:] for line in lines] == ["one", "two", "WARNING: careful", "after a restart"]
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", line) for line in lines)
 
 
-def test_header_is_aligned(tmp_path, screen):
-    Console(tmp_path / "log.txt", stream=screen).header([("data set", "photos"), ("G", "30.0 M\nfused"), ("none", "")])
-    assert screen.getvalue().splitlines() == [
+def test_header_is_aligned(tmp_path, capsys):
+    Console(tmp_path / "log.txt", 10).header([("data set", "photos"), ("G", "30.0 M"), ("none", "")])
+    assert capsys.readouterr().out.splitlines() == [
         "  data set   photos",
         "  G          30.0 M",
-        "             fused",
         "  none",
     ]
 
 
-def test_quiet_shows_warnings_only_and_logs_everything(tmp_path, screen):
-    console = Console(tmp_path / "log.txt", quiet=True, stream=screen)
-    console.line("a line")
-    console.status(1, 10, FULL)
-    console.warn("careful")
-    assert screen.getvalue() == "WARNING: careful\n"
-    assert len((tmp_path / "log.txt").read_text().splitlines()) == 3
-
-
-def test_unwritable_log_is_one_warning(tmp_path, screen):
-    console = Console(tmp_path / "no such folder" / "log.txt", stream=screen)
+def test_unwritable_log_is_one_warning(tmp_path, capsys):
+    console = Console(tmp_path / "no such folder" / "log.txt", 10)
     console.line("one")
     console.line("two")
     console.close()
-    one, warning, two = screen.getvalue().splitlines()
+    one, warning, two = capsys.readouterr().out.splitlines()
     assert (one, two) == ("one", "two")
     assert warning.startswith("WARNING: ")
     assert "log.txt cannot be written" in warning
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_full_disk_is_one_warning(screen):
-    console = Console("/dev/full", stream=screen)
+def test_full_disk_is_one_warning(capsys):
+    console = Console("/dev/full", 10)
     console.line("one")
-    console.status(1, 10, FULL)
-    assert screen.getvalue().count("WARNING") == 1
-    assert "No space left" in screen.getvalue()
+    console.line(status_line(1, 10, FULL))
+    shown = capsys.readouterr().out
+    assert shown.count("WARNING") == 1
+    assert "No space left" in shown
 
 
 @pytest.mark.parametrize("broken", ["pipe", "closed"])
-def test_lost_terminal_leaves_the_log(tmp_path, broken):
+def test_lost_terminal_leaves_the_log(tmp_path, broken, monkeypatch):
     reading, writing = os.pipe()
     stream = os.fdopen(writing, "w")
-    console = Console(tmp_path / "log.txt", stream=stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    console = Console(tmp_path / "log.txt", 10)
     console.line("seen")
     os.close(reading)
     if broken == "closed":
         stream.close()
     for text in ("lost", "lost too"):
         console.line(text)
-    console.status(1, 10, FULL)
+    console.line(status_line(1, 10, FULL))
     console.close()
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 4
     if broken == "pipe":
@@ -130,31 +117,31 @@ def test_lost_terminal_leaves_the_log(tmp_path, broken):
             stream.close()
 
 
-def test_characters_the_terminal_lacks_are_replaced(tmp_path):
+def test_characters_the_terminal_lacks_are_replaced(tmp_path, monkeypatch):
     raw = io.BytesIO()
-    screen = io.TextIOWrapper(raw, encoding="ascii")
-    Console(tmp_path / "log.txt", stream=screen).line("Größe")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    Console(tmp_path / "log.txt", 10).line("Größe")
     assert raw.getvalue() == b"Gr??e\n"
     assert "Größe" in (tmp_path / "log.txt").read_text(encoding="utf-8")
 
 
-def test_no_progress_bar_without_a_terminal(tmp_path, screen):
-    console = Console(tmp_path / "log.txt", stream=screen)
-    console.progress(5, 10)
+def test_no_progress_bar_without_a_terminal(tmp_path, capsys):
+    console = Console(tmp_path / "log.txt", 10)
+    console.progress(5)
     console.close()
-    assert screen.getvalue() == ""
+    assert capsys.readouterr().out == ""
 
 
 def test_progress_bar_on_a_terminal_and_lines_above_it(tmp_path):
     """Through a real pseudo-terminal: the bar is drawn, and every line of text begins on a clean line."""
     code = f"""
-from stylegan_dist.monitor.console import Console
-console = Console({str(tmp_path / "log.txt")!r})
+from stylegan_dist.monitor.console import Console, status_line
+console = Console({str(tmp_path / "log.txt")!r}, 10000)
 console.line("before")
 for nimg in range(4000, 10001, 1000):
-    console.progress(nimg, 10000)
+    console.progress(nimg)
     if nimg % 2000 == 0:
-        console.status(nimg, 10000, {{"loss/g_main": 1.0}})
+        console.line(status_line(nimg, 10000, {{"loss/g_main": 1.0}}))
 console.close()
 console.line("after")
 """

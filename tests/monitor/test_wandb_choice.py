@@ -150,6 +150,7 @@ def test_disabled_by_the_environment_does_not_even_import_wandb(run, tmp_path):
     assert not (tmp_path / "wandb").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variables", [{"WANDB_MODE": "ofline"}, {"WANDB_API_KEY": f"{KEY} "}, {"WANDB_BASE_URL": "none"}])
 def test_variable_that_wandb_refuses_is_one_warning(run, tmp_path, variables):
     out = run("""
@@ -161,9 +162,10 @@ def test_variable_that_wandb_refuses_is_one_warning(run, tmp_path, variables):
     assert KEY not in warning
 
 
+@pytest.mark.full
 def test_names_of_the_environment(run, tmp_path):
     out = run("""
-        w = tracker("offline", project=None, name=None)
+        w = tracker("offline", project="", name="")
         w.finish(0)
     """, WANDB_PROJECT="their-project", WANDB_NAME="their-name", WANDB_RUN_ID="their-id", WANDB_TAGS="a,b", WANDB_NOTES="note",
         WANDB_RUN_GROUP="group", WANDB_DIR=str(tmp_path / "home"), WANDB_RESUME="must", WANDB_SERVICE="3-1-tcp-127.0.0.1-9",
@@ -173,7 +175,7 @@ def test_names_of_the_environment(run, tmp_path):
     assert (segment.project, segment.name, segment.run_id) == ("their-project", "their-name", "their-id")
     assert (segment.tags, segment.notes, segment.group) == (["a", "b"], "note", "group")
     out = run("""
-        w = tracker("offline", name=None)
+        w = tracker("offline", name="")
         w.finish(0)
     """, WANDB_RUN_ID="another", WANDB_PROJECT="another")
     assert any("WANDB_RUN_ID" in line for line in out["said"])

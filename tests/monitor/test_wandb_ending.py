@@ -92,7 +92,7 @@ def test_a_service_that_others_use_is_left_alone(run):
         w = tracker()
         wait_for(lambda: w._run)
         w._jobs.put(("logging", lambda: time.sleep(10_000)))  # W&B hangs
-        w._early_timeout = 0.5
+        w.early_timeout = 0.5
         w.finish(1)
         assert processes[0].is_running()
         theirs.finish()

@@ -6,7 +6,6 @@ Every run is a process of its own, as in life: W&B keeps state per process, and 
 import math
 import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from wandb_reader import read_offline_runs
 from wandb_server import KEY
 
 from stylegan_dist.monitor.images import save_grid
-from stylegan_dist.monitor.wandb_tracker import WandbTracker, stable_run_id
 from stylegan_dist.redact import redact
 
 
@@ -24,9 +22,9 @@ def test_offline_run_reads_back(run, tmp_path):
     pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     save_grid(tmp_path / "samples.png", pixels, 2)
     out = run(f"""
-        w = tracker(config={{"optim": {{"lr": 0.002}}, "data": {{"api_key": "hush"}}}}, segment=3)
+        w = tracker(shown={{"optim": {{"lr": 0.002}}, "data": {{"api_key": "hush"}}}}, segment=3)
         w.log({{"loss/g_main": 1.25, "loss/d_main": float("nan")}}, 4000)
-        w.log_images({{"samples": {str(tmp_path / "samples.png")!r}}}, 4000)
+        w.log_image("samples", {str(tmp_path / "samples.png")!r}, 4000)
         w.log({{"loss/g_main": 1.5}}, 8000)
         w.alert("diverged", "the loss is NaN")
         w.finish(0)
@@ -58,7 +56,7 @@ def test_restart_continues_the_same_run(run, tmp_path):
     for segment, steps in enumerate([(4000, 8000), (6000, 10000)]):
         time.sleep(1.1 * segment)  # W&B names folders by the second
         run(f"""
-            w = tracker(segment={segment}, config={{"segment_of_test": {segment}}})
+            w = tracker(segment={segment}, shown={{"segment_of_test": {segment}}})
             for nimg in {steps}:
                 w.log({{"loss/g_main": nimg / 1000}}, nimg)
             w.finish({75 if segment == 0 else 0})
@@ -104,7 +102,7 @@ def test_unreachable_server_becomes_an_offline_record(run, tmp_path):
 @pytest.mark.full
 def test_secrets_are_in_no_file(run, tmp_path):
     run("""
-        w = tracker("online", init_timeout=1.0, config={"note": "key " + os.environ["WANDB_API_KEY"]})
+        w = tracker("online", init_timeout=1.0, shown={"note": "key " + os.environ["WANDB_API_KEY"]})
         w.log({"loss/g_main": 1.0}, 1)
         w.finish(0)
     """, args=[f"data.shards=https://user:{KEY}@host/"], WANDB_BASE_URL="http://127.0.0.1:9",
@@ -125,7 +123,7 @@ def test_secrets_of_command_and_environment_are_in_no_file(run, tmp_path, args, 
     subprocess.run("git init -q; git remote add origin https://hush-hush-hush@host/x.git; git -c user.name=x -c user.email=x@y "
                    "commit -q --allow-empty -m x", shell=True, cwd=tmp_path / "home", check=True)
     out = run("""
-        w = tracker(project=None, name=None)
+        w = tracker(project="", name="")
         wait_for(lambda: w._run)
         time.sleep(0.5)  # what the service finds out about the process comes a moment later
         w.finish(0)
@@ -161,24 +159,13 @@ def test_one_failure_is_one_warning_and_logging_goes_on(run, tmp_path):
         w = tracker()
         w.log({"loss/g_main": 1.0}, 1)
         for name in ("a", "b"):
-            w.log_images({name: "no such file.png"}, 1)
+            w.log_image(name, "no such file.png", 1)
         w.log({"loss/g_main": 2.0}, 2)
-        w.log_images({"c": "no such file.png"}, 2)
+        w.log_image("c", "no such file.png", 2)
         w.finish(0)
     """)
     assert len(out["warned"]) == 1
     assert read_offline_runs(tmp_path)[0].values("loss/g_main") == {1: 1.0, 2: 2.0}
-
-
-def test_unknown_mode_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="auto, online, offline, disabled"):
-        WandbTracker(tmp_path, "on", None, None, None, {}, 0, say=print, warn=print)
-
-
-def test_run_id_is_written_once(tmp_path):
-    first = stable_run_id(Path(tmp_path))
-    assert stable_run_id(Path(tmp_path)) == first
-    assert [path.name for path in tmp_path.iterdir()] == ["wandb_id"]
 
 
 def test_secrets_are_masked(monkeypatch):

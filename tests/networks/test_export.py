@@ -19,15 +19,16 @@ import torch
 from torch import nn
 from torch.export import Dim, export
 import reference
+from small_networks import stylegan2_discriminator, stylegan2_generator
 from stylegan_dist.networks.layers import Precision
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator
 from stylegan_dist.objective.penalties import gradient_penalty
 from stylegan_dist.ops import native
 
 native.select(sys.argv[1])
 small = dict(channel_base=96, channel_max=8, mapping_layers=1, precision=Precision(channels_last=True, clamp=256.0))
-g = reference.randomize(Generator(8, 3, 3, z_dim=8, w_dim=8, **small), 1)
-d = reference.randomize(Discriminator(8, 3, 3, mbstd_group=2, **small), 2)
+g = reference.randomize(stylegan2_generator(8, 3, 3, z_dim=8, w_dim=8, **small), 1)
+d = reference.randomize(stylegan2_discriminator(8, 3, 3, mbstd_group=2, **small), 2)
 
 class Pictures(nn.Module):
     def __init__(self):

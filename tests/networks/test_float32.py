@@ -8,10 +8,11 @@ from collections.abc import Callable
 import pytest
 import reference
 import torch
+from small_networks import stylegan2_discriminator, stylegan2_generator
 from torch import Tensor, nn
 
+from stylegan_dist.families.stylegan2.networks import minibatch_std
 from stylegan_dist.networks.layers import Precision, initialize
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator, minibatch_std
 from stylegan_dist.objective.penalties import gradient_penalty, path_lengths
 from stylegan_dist.ops import native
 
@@ -77,7 +78,8 @@ def test_r1(group: int, spread: float, bound: float, path: str):
     """Groups of two are as good as blind to their own size, so that little is left of the gradients."""
     if path == "everywhere" and not native.native().devices:
         pytest.skip("no native operators")
-    d = Discriminator(32, 3, mbstd_group=group, channel_base=512, channel_max=64, precision=Precision(channels_last=True))
+    precision = Precision(channels_last=True)
+    d = stylegan2_discriminator(32, 3, mbstd_group=group, channel_base=512, channel_max=64, precision=precision)
     initialize(d, 1, "init.d")
     images = reference.normals(2, 1, 3, 32, 32) / 2 + spread * reference.normals(3, 8, 3, 32, 32)
     images = images.float()
@@ -95,7 +97,7 @@ def test_path_lengths(scale: float, path: str):
     """Demodulation, whatever the size of the weights, the normalisation of z, and the length itself."""
     if path == "everywhere" and not native.native().devices:
         pytest.skip("no native operators")
-    g = Generator(16, 3, 3, z_dim=32, w_dim=32, mapping_layers=2, channel_base=512, channel_max=32,
+    g = stylegan2_generator(16, 3, 3, z_dim=32, w_dim=32, mapping_layers=2, channel_base=512, channel_max=32,
                   precision=Precision(channels_last=True))
     reference.randomize(g, 1)
     with torch.no_grad():

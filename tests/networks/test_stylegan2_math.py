@@ -8,11 +8,12 @@ import math
 import pytest
 import reference
 import torch
+from small_networks import stylegan2_discriminator, stylegan2_generator
 from torch import nn
 
 from stylegan_dist import ops
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator, SynthesisLayer, ToRGB, minibatch_std
 from stylegan_dist.networks.layers import Conv2d, Dense, Precision, initialize
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator, SynthesisLayer, ToRGB, minibatch_std
 
 N = 4
 # (resolution, image channels, classes)
@@ -23,12 +24,12 @@ TIGHT = 1e-11
 def make_generator(resolution: int, channels: int, classes: int, **options) -> Generator:
     """A small generator with random values; 32 px have fewer channels than 16 px, which have fewer than 8 px."""
     options = {"z_dim": 5, "w_dim": 6, "mapping_layers": 3, "channel_base": 96, "channel_max": 8} | options
-    return reference.randomize(Generator(resolution, channels, classes, **options), seed=resolution + channels)
+    return reference.randomize(stylegan2_generator(resolution, channels, classes, **options), seed=resolution + channels)
 
 
 def make_discriminator(resolution: int, channels: int, classes: int, **options) -> Discriminator:
     options = {"mapping_layers": 2, "channel_base": 96, "channel_max": 8, "mbstd_group": 2} | options
-    return reference.randomize(Discriminator(resolution, channels, classes, **options), seed=resolution + channels)
+    return reference.randomize(stylegan2_discriminator(resolution, channels, classes, **options), seed=resolution + channels)
 
 
 def inputs(network: Generator | Discriminator, resolution: int, channels: int, classes: int):
@@ -155,7 +156,7 @@ def test_truncation(psi):
 @pytest.mark.parametrize(("resolution", "count"), [(8, 4), (16, 6), (256, 14), (1024, 18)])
 def test_num_ws(resolution, count):
     with torch.device("meta"):
-        g = Generator(resolution, 3)
+        g = stylegan2_generator(resolution, 3)
     assert g.num_ws == g.synthesis.num_ws == count == reference.num_ws(g.state_dict())
     assert g.synthesis.noise_shapes == [(r, r) for r in reference.noise_shapes(resolution)]
     assert len(g.synthesis.noise_shapes) == count - 1
@@ -173,8 +174,8 @@ def test_num_ws(resolution, count):
 )
 def test_parameter_counts_of_the_papers(resolution, channel_base, g_options, d_options, g_count, d_count):
     with torch.device("meta"):
-        g = Generator(resolution, 3, channel_base=channel_base, **g_options)
-        d = Discriminator(resolution, 3, channel_base=channel_base, **d_options)
+        g = stylegan2_generator(resolution, 3, channel_base=channel_base, **g_options)
+        d = stylegan2_discriminator(resolution, 3, channel_base=channel_base, **d_options)
     assert sum(p.numel() for p in g.parameters()) == g_count
     assert sum(p.numel() for p in d.parameters()) == d_count
 
@@ -190,8 +191,8 @@ def test_minibatch_std(group):
 
 
 def test_initial_values():
-    g = Generator(16, 3, 3, mapping_layers=2, channel_base=1024, channel_max=64)
-    d = Discriminator(16, 3, 3, mapping_layers=2, channel_base=1024, channel_max=64)
+    g = stylegan2_generator(16, 3, 3, mapping_layers=2, channel_base=1024, channel_max=64)
+    d = stylegan2_discriminator(16, 3, 3, mapping_layers=2, channel_base=1024, channel_max=64)
     for network, purpose in ((g, "test.g"), (d, "test.d")):
         initialize(network, 7, purpose)
         for name, value in network.named_parameters():

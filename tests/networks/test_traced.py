@@ -9,11 +9,12 @@ import pytest
 import reference
 import torch
 from native_cases import native_calls
+from small_networks import stylegan2_discriminator, stylegan2_generator
 from torch import Tensor
 
 from stylegan_dist import randomness
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator
 from stylegan_dist.networks.layers import Precision
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
 from stylegan_dist.objective.penalties import gradient_penalty, path_lengths
 from stylegan_dist.ops import fused, native
 
@@ -35,11 +36,11 @@ def traces_inner_gradients() -> Iterator[None]:
 
 
 def generator() -> Generator:
-    return reference.randomize(Generator(RESOLUTION, 3, CLASSES, z_dim=8, w_dim=8, **SMALL), 1)
+    return reference.randomize(stylegan2_generator(RESOLUTION, 3, CLASSES, z_dim=8, w_dim=8, **SMALL), 1)
 
 
 def discriminator() -> Discriminator:
-    return reference.randomize(Discriminator(RESOLUTION, 3, CLASSES, mbstd_group=2, **SMALL), 2)
+    return reference.randomize(stylegan2_discriminator(RESOLUTION, 3, CLASSES, mbstd_group=2, **SMALL), 2)
 
 
 def noise_of(g: Generator, kind: str) -> Tensor | list[Tensor] | None:

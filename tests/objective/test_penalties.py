@@ -7,14 +7,16 @@ import itertools
 import pytest
 import reference
 import torch
+from small_networks import stylegan2_discriminator, stylegan2_generator
 from torch.autograd.function import once_differentiable
 
-from stylegan_dist.networks.stylegan2 import Discriminator, Generator
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator
 from stylegan_dist.objective.penalties import approximate_gradient_penalty, gradient_penalty, path_lengths
 
 
 def make_discriminator(classes: int, architecture: str = "resnet", group: int = 2) -> Discriminator:
-    d = Discriminator(8, 1, classes, architecture, channel_base=32, channel_max=4, mapping_layers=2, mbstd_group=group)
+    d = stylegan2_discriminator(8, 1, classes, architecture=architecture, channel_base=32, channel_max=4, mapping_layers=2,
+                                mbstd_group=group)
     return reference.randomize(d, seed=3).double()
 
 
@@ -230,7 +232,7 @@ def test_the_approximation_needs_no_second_derivative():
 
 
 def make_generator(classes: int) -> Generator:
-    g = Generator(8, 1, classes, z_dim=3, w_dim=3, mapping_layers=2, channel_base=16, channel_max=3)
+    g = stylegan2_generator(8, 1, classes, z_dim=3, w_dim=3, mapping_layers=2, channel_base=16, channel_max=3)
     return reference.randomize(g, seed=4).double()
 
 

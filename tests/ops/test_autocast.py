@@ -38,7 +38,7 @@ OPERATORS = {  # name: function, shapes of its arguments, dtypes of its results
     "modulated_up": (lambda x, w, s: ops.modulated_conv2d(x, w, s, 2), (X, WEIGHT, (2, 4)), [LOW, FULL]),
     "synthesis": (synthesis(1), LAYER, [LOW, FULL]),
     "synthesis_up": (synthesis(2), LAYER, [LOW, FULL]),
-    "fromrgb": (lambda x, w, b: ops.fromrgb(x, w, b, 0.7), ((2, 3, 6, 5), (8, 3, 1, 1), (8,)), [FULL]),
+    "fromrgb": (lambda x, w, b: ops.fromrgb(x, w, b), ((2, 3, 6, 5), (8, 3, 1, 1), (8,)), [FULL]),
     "d_filtered": (lambda x, w, b: ops.discriminator_epilogue(conv2d(x, w, padding=1), b, filtered=True),
                    (X, WEIGHT, (8,)), [LOW]),
     "d_residual": (lambda x, w, b, skip: ops.discriminator_epilogue(conv2d(x, w, padding=1), b, 0.7, residual=skip.to(LOW)),

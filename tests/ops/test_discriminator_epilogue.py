@@ -21,11 +21,11 @@ from native_cases import (
     passes_on_cuda_sources,
     wide,
 )
+from small_networks import stylegan2_discriminator
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_dist import ops
 from stylegan_dist.networks.layers import Precision
-from stylegan_dist.networks.stylegan2 import Discriminator
 from stylegan_dist.objective.penalties import gradient_penalty
 from stylegan_dist.ops import native
 from stylegan_dist.ops.discriminator_epilogue import discriminator_epilogue_reference
@@ -205,8 +205,8 @@ def test_wrong_arguments():
 
 
 def make(architecture, channels, precision, recompute=0):
-    d = Discriminator(16, channels, 3, architecture, channel_base=96, channel_max=8, mapping_layers=1, mbstd_group=2,
-                      precision=precision, recompute=recompute)
+    d = stylegan2_discriminator(16, channels, 3, architecture=architecture, channel_base=96, channel_max=8, mapping_layers=1,
+                                mbstd_group=2, precision=precision, recompute=recompute)
     return reference.randomize(d, seed=channels)
 
 

@@ -55,12 +55,12 @@ def test_values_and_derivatives(dtype, layout, clamp, shape):
     arguments, g, cotangents = case(*shape, dtype, layout)
     if clamp is not None and dtype.itemsize == 2:  # nothing so near the clamp that its rounding decides
         arguments[2] = arguments[2].clamp(-0.5, 0.5)
-        y = fromrgb_reference(*(t.double() for t in arguments), 0.7, None)
-        near = ((y.abs() - 0.7 * clamp).abs() < 0.02).any(dim=1, keepdim=True)
+        y = fromrgb_reference(*(t.double() for t in arguments), None)
+        near = ((y.abs() - clamp).abs() < 0.02).any(dim=1, keepdim=True)
         arguments[0] = laid_out(torch.where(near, 0, arguments[0]), layout)
 
     def call(function):
-        return lambda x, weight, bias: function(x, weight, bias, 0.7, clamp)
+        return lambda x, weight, bias: function(x, weight, bias, clamp)
 
     actual = derivatives(call(ops.fromrgb), arguments, g, cotangents)
     expected = derivatives(call(fromrgb_reference), [t.double() for t in arguments], g.double(),
@@ -81,7 +81,7 @@ def test_any_shape(data):
     g = laid_out(g, data.draw(st.sampled_from(LAYOUTS)))
 
     def call(x, weight, bias):
-        return ops.fromrgb(x, weight, bias, 1.3, 1.0)
+        return ops.fromrgb(x, weight, bias, 1.0)
 
     actual = derivatives(call, arguments, g, cotangents)
     with native.using("reference"):
@@ -100,7 +100,7 @@ def test_gradcheck(layout, shape, with_bias):
     arguments = [t.requires_grad_(True) for t in case(2, *shape, torch.float64, layout)[0]]
 
     def function(x, weight, bias=None):
-        return ops.fromrgb(x, weight, bias, 0.7, clamp)
+        return ops.fromrgb(x, weight, bias, clamp)
 
     arguments = arguments if with_bias else arguments[:2]
     assert gradcheck(function, arguments)
@@ -112,7 +112,7 @@ def test_third_derivatives():
     leaves = [numbers(k, *shape).requires_grad_(True) for k, shape in enumerate([(1, 2, 3, 3), (4, 2, 1, 1), (4,)])]
 
     def third():
-        value = ops.fromrgb(*leaves, 0.7).pow(2).sum()
+        value = ops.fromrgb(*leaves).pow(2).sum()
         for _ in range(3):
             gradients = torch.autograd.grad(value, leaves, create_graph=True)
             value = sum(g.pow(2 + k).sum() for k, g in enumerate(gradients))
@@ -134,8 +134,8 @@ def test_the_format_of_images_of_one_channel(layout):
 def test_clamped_features_have_no_gradient(dtype):
     """256 * sqrt(0.5) = 181.02 is stored as 181 in bfloat16, which is below it."""
     x = torch.tensor([-2e4, -100.0, 100.0, 2e4], dtype=dtype).reshape(1, 1, 1, 4).requires_grad_(True)
-    gradient, = torch.autograd.grad(ops.fromrgb(x, torch.ones(1, 1, 1, 1), None, math.sqrt(0.5), 256.0).sum(), x)
-    assert gradient.flatten().tolist() == pytest.approx([0, 0.2, 1, 0], rel=1e-2)
+    gradient, = torch.autograd.grad(ops.fromrgb(x, torch.ones(1, 1, 1, 1), None, 256 * math.sqrt(0.5)).sum(), x)
+    assert gradient.flatten().tolist() == pytest.approx([0, 0.2 * math.sqrt(2), math.sqrt(2), 0], rel=1e-2)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
@@ -153,7 +153,7 @@ def test_equal_bits_for_any_number_of_threads(layout):
 
 def test_more_channels_take_the_reference_and_wrong_arguments_are_refused():
     x, weight = numbers(0, 1, 5, 3, 3), numbers(1, 4, 5, 1, 1)
-    assert torch.equal(ops.fromrgb(x, weight), fromrgb_reference(x, weight, None, 1.0, None))
+    assert torch.equal(ops.fromrgb(x, weight), fromrgb_reference(x, weight, None, None))
     image, affine = torch.zeros(1, 3, 2, 2), torch.zeros(4, 4)
     for wrong in ((x.float(), torch.zeros(4, 6)), (image, affine[:, :3]), (image, affine.double()), (image[0], affine)):
         with pytest.raises(RuntimeError, match="fromrgb got"):

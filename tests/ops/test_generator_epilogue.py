@@ -21,11 +21,11 @@ from native_cases import (
     passes_on_cuda_sources,
     wide,
 )
+from small_networks import stylegan2_generator
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_dist import ops, randomness
 from stylegan_dist.networks.layers import Precision
-from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.objective.penalties import path_lengths
 from stylegan_dist.ops import native
 from stylegan_dist.ops.generator_epilogue import LayerNoise, generator_epilogue_reference
@@ -298,8 +298,8 @@ def test_compile_with_inner_gradient(monkeypatch):
 
 
 def make(channels, precision, recompute=0):
-    g = Generator(16, channels, 3, z_dim=4, w_dim=8, mapping_layers=1, channel_base=96, channel_max=8, precision=precision,
-                  recompute=recompute)
+    g = stylegan2_generator(16, channels, 3, z_dim=4, w_dim=8, mapping_layers=1, channel_base=96, channel_max=8,
+                            precision=precision, recompute=recompute)
     g = reference.randomize(g, seed=channels)
     return g
 

@@ -11,7 +11,7 @@ from native_cases import assert_close, derivatives, laid_out, needs_native_opera
 
 from stylegan_dist import ops, randomness
 from stylegan_dist.config import load_config
-from stylegan_dist.networks.stylegan2 import channels_at, resolutions
+from stylegan_dist.families.stylegan2.networks import channels_at, resolutions
 from stylegan_dist.ops import native
 
 needs_native_operators()
@@ -27,7 +27,7 @@ def networks():
     for name, resolution in PRESETS.items():
         config = load_config(ROOT / f"launch/presets/{name}.yaml", [])
         for c in (config.generator, config.discriminator):
-            yield [(channels_at(r, c.channel_base, c.channel_max), r) for r in resolutions(resolution)]
+            yield [(channels_at(r, c), r) for r in resolutions(resolution)]
 
 
 def layers():
@@ -69,7 +69,7 @@ OPERATORS = {  # name: arguments, function
     "down": ("x", ops.downsample2d),
     "d_filter": ("x bias", lambda x, bias: ops.discriminator_epilogue(x, bias, 1.0, CLAMP, None, True)),
     "d_residual": ("x bias residual", lambda x, bias, residual: ops.discriminator_epilogue(x, bias, 0.7, CLAMP, residual)),
-    "fromrgb": ("image kernel bias", lambda image, kernel, bias: ops.fromrgb(image, kernel, bias, 1.0, CLAMP)),
+    "fromrgb": ("image kernel bias", lambda image, kernel, bias: ops.fromrgb(image, kernel, bias, CLAMP)),
     "g_first": ("wide d bias style", epilogue(True, True, False)),
     "g_second": ("x d bias style weight", epilogue(False, True, True)),
     "g_last": ("x d bias weight", epilogue(False, False, True)),

@@ -88,7 +88,7 @@ def test_facts_and_checksums(tmp_path):
     assert facts.nimg == 4
     assert facts.data == SavedData(INDEX.fingerprint, resolution=8, channels=3, num_classes=2)
     assert facts.config["run"]["batch"] == 4
-    assert torch.tensor(facts.path_mean) == state.objective.path_mean
+    assert torch.tensor(facts.running["path_mean"]) == state.objective.running["path_mean"]
     other = new_state()
     assert len(state.checksums()) == 3
     assert all(a != b for a, b in zip(state.checksums(), other.checksums(), strict=True))

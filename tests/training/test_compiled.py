@@ -17,9 +17,9 @@ from stylegan_dist.config import load_config
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.objective.phases import MicroBatch
+from stylegan_dist.ranks import ALONE
 from stylegan_dist.training.compiled import compile_networks, why_not_compiled
-from stylegan_dist.training.engine import ALONE
-from stylegan_dist.training.phases import MicroBatch
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches
@@ -66,9 +66,9 @@ def measure(state: TrainState, part: MicroBatch) -> dict[str, Tensor]:
             network.requires_grad_(name == phase.network)
             network.zero_grad(set_to_none=True)
         for loss in phase.losses:
-            share, statistics = loss(part)
+            share, statistics, means = loss(part)
             share.backward()
-            found |= {f"{phase.name}.{name}": value.detach() for name, value in statistics.items()}
+            found |= {f"{phase.name}.{name}": value.detach() for name, value in (*statistics.items(), *means.items())}
         found |= {f"{phase.name}.{name}": p.grad for name, p in state.networks[phase.network].named_parameters()
                   if p.grad is not None}
     return found

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import reference
 import torch
+from small_networks import stylegan2_generator
 from torch import nn
 
-from stylegan_dist.networks.stylegan2 import Generator
 from stylegan_dist.training.ema import AveragedGenerator
 
 
@@ -24,7 +24,7 @@ def test_weight_of_the_average(rampup, nimg):
 
 
 def test_average_of_a_changing_generator():
-    g = Generator(8, 1, z_dim=5, w_dim=4, mapping_layers=2, channel_base=48, channel_max=4)
+    g = stylegan2_generator(8, 1, z_dim=5, w_dim=4, mapping_layers=2, channel_base=48, channel_max=4)
     reference.randomize(g, 0).double()
     average = AveragedGenerator(g, half_life=100, rampup=0.25)
     expected = {name: value.clone() for name, value in g.state_dict().items()}

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from launching import ROOT
 
+from stylegan_dist.engine.choice import DATA_PARALLEL, Choice, Zero, choose_engine, forget_plugin
 from stylegan_dist.errors import InputError
-from stylegan_dist.training.engine.choice import DATA_PARALLEL, Choice, Zero, choose_engine, forget_plugin
 
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
 STAGE = "ACCELERATE_DEEPSPEED_ZERO_STAGE"

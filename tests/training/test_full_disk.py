@@ -70,15 +70,16 @@ FULL_FOR_A_WHILE = """
     from pathlib import Path
     import torch
     sys.path.insert(0, {tests!r})
+    from metrics_reader import read
     from tiny_states import save_small
+    from stylegan_dist.config.schema import MonitorConfig
     from stylegan_dist.errors import InputError
     from stylegan_dist.monitor.images import save_grid
-    from stylegan_dist.monitor.jsonl import read
     from stylegan_dist.monitor.monitor import Monitor
 
     run_dir = Path(sys.argv[1])
     (run_dir / "samples").mkdir()
-    monitor = Monitor(run_dir, segment=0, resume_nimg=0, total_nimg=100, config={{}}, wandb_mode="disabled")
+    monitor = Monitor(run_dir, 0, 0, 100, MonitorConfig(wandb="disabled"), {{}})
     save_small(run_dir, 1)
     for nimg in range(1, 301):
         if nimg == 100:
@@ -100,7 +101,7 @@ FULL_FOR_A_WHILE = """
                 save_small(run_dir, nimg, {{"g": {{"w": torch.ones(9000)}}}})
             except InputError as error:
                 print("no checkpoint:", error)
-    monitor.close(0)
+    monitor.finish(0)
     assert [record["nimg"] for record in read(run_dir / "metrics.jsonl")] == list(range(1, 301))
     print("left", sorted(str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.name != "log.txt"
                          and path.parent.name != "nimg-00000001" and path.parent.name != "nimg-00000250"))

@@ -19,9 +19,9 @@ from stylegan_dist.constants import constant
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.engine.graphs import WARM_UP, GraphLearner, why_no_graphs
 from stylegan_dist.ops import resample
-from stylegan_dist.training.engine import ALONE
-from stylegan_dist.training.engine.graphs import WARM_UP, GraphLearner, why_no_graphs
+from stylegan_dist.ranks import ALONE
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches, run_phase
@@ -41,7 +41,7 @@ class Run:
     def __init__(self, shards: Path, recorder: TapeRecorder | None, *overrides: str):
         index = load_index(shards)
         resolved = resolve(load_config(None, [*TINY, f"data.shards={shards}", *overrides]), index, 1, "cpu", False)
-        self.config, self.conditional = resolved.config, resolved.conditional
+        self.config, self.conditional, self.kind = resolved.config, resolved.conditional, index.kind
         self.state = TrainState(resolved, index, torch.device("cpu"))
         if recorder:
             for name, network in self.state.networks.items():
@@ -55,12 +55,14 @@ class Run:
     def train(self, steps: int) -> None:
         state, batch = self.state, self.config.run.batch
         for _ in range(steps):
-            parts = micro_batches(next(self.stream), self.config.run.batch_gpu, self.conditional, torch.device("cpu"))
+            batch_gpu, cpu = self.config.run.batch_gpu, torch.device("cpu")
+            parts = micro_batches(next(self.stream), batch_gpu, self.conditional, cpu, self.kind)
             for phase in state.phases:
                 if (state.nimg // batch) % phase.interval == 0:
                     result = run_phase(state, phase, parts, {"stop": torch.tensor(float(state.nimg))})
-                    means = {name: value for name, value in result.means.items() if value.numel() == 1}
-                    self.records.append({"norm": result.gradient_norm, "bad": result.nonfinite, **means})
+                    assert result.counts["stop"] == state.nimg
+                    self.records.append({"norm": result.gradient_norm, "bad": result.nonfinite, **result.statistics,
+                                         **{f"mean of {name}": mean for name, mean in result.running_means.items()}})
                     self.notices += [result.notice] if result.notice else []
             state.ema.update(state.generator, state.nimg, batch)
             state.nimg += batch
@@ -69,7 +71,7 @@ class Run:
         files = self.state.tensors()
         found = {f"{file}.{name}": x for file, values in files.items() for name, x in values.items()}
         found |= {f"{number}.{name}": x for number, record in enumerate(self.records) for name, x in record.items()}
-        return {**found, "path_mean": self.state.objective.path_mean}
+        return {**found, "path_mean": self.state.objective.running["path_mean"]}
 
 
 def assert_same(one: Run, other: Run) -> None:
@@ -90,18 +92,34 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case == "whole" else pytest.mark.full) for case in CASES])
 def test_replayed_phases_equal_ordinary_ones(case: str, labelled_shards: Path, monkeypatch):
     conditional = "data.conditional=false" not in CASES[case]
     recorder = TapeRecorder([name for name in FORBIDDEN if not (conditional and name in ONLY_ON_CPUS)])
     plain, recorded = (Run(labelled_shards, r, *CASES[case]) for r in (None, recorder))
     for run in (plain, recorded):
-        monkeypatch.setattr(resample, "_low_pass", constant(resample._low_pass.__wrapped__))  # as in a new process
+        monkeypatch.setattr(resample, "low_pass", constant(resample.low_pass.__wrapped__))  # as in a new process
         run.train(10)
     assert recorder.records == len(plain.state.phases)
     assert recorder.replays == sum(-(-10 // phase.interval) - WARM_UP for phase in plain.state.phases)
     assert not recorded.notices
     assert_same(plain, recorded)
+
+
+def test_a_weight_of_a_loss_moves_under_the_recordings(labelled_shards: Path):
+    """As a schedule moves it."""
+    recorder = TapeRecorder(())
+    plain, recorded, constant_weight = (Run(labelled_shards, r) for r in (None, recorder, None))
+    for run in (plain, recorded, constant_weight):
+        run.train(8)
+        if run is not constant_weight:
+            run.state.objective.set_weight("r1_gamma", 7.0)
+            run.state.objective.set_weight("path_length_weight", 0.25)
+        run.train(4)
+    assert recorder.replays > 0
+    assert_same(plain, recorded)
+    with pytest.raises(AssertionError):
+        assert_same(plain, constant_weight)
 
 
 def test_a_restored_state_is_what_replays_work_on(labelled_shards: Path):
@@ -114,7 +132,7 @@ def test_a_restored_state_is_what_replays_work_on(labelled_shards: Path):
     for name, learner in recorded.state.learners.items():
         learner.restore(early.state.learners[name].parameters(), early.state.learners[name].optimizer_state())
     recorded.state.generator.w_avg.copy_(early.state.generator.w_avg)
-    recorded.state.objective.path_mean.copy_(early.state.objective.path_mean)
+    recorded.state.objective.running["path_mean"].copy_(early.state.objective.running["path_mean"])
     recorded.state.ema.restore(early.state.ema.tensors())
     recorded.state.nimg, recorded.stream, recorded.records = early.state.nimg, early.stream, early.records
     before = recorder.replays

@@ -12,7 +12,7 @@ import torch
 from launching import finished, launcher_command
 
 from stylegan_dist.config import Config
-from stylegan_dist.errors import STOP_SIGNALS, InputError, Interrupted, LocalInputError, LocalInterrupted
+from stylegan_dist.errors import STOP_SIGNALS, InputError, Interrupted, LocalInputError, LocalInterrupted, RankLost
 from stylegan_dist.training import loop
 from stylegan_dist.training.interruption import StopRequest, why_nohup_fails
 
@@ -27,12 +27,9 @@ def ignored(monkeypatch):
 
 
 def asked_by(number: int) -> bool:
-    stop = StopRequest()
-    try:
+    with StopRequest() as stop:
         os.kill(os.getpid(), number)
         return stop.requested
-    finally:
-        stop.close()
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -83,10 +80,9 @@ def test_nohup_shows_behind_the_launcher_and_its_remedy_works(inherited, told, m
 
 def test_a_launcher_does_not_cut_last_words_short():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP)
-    stop = StopRequest()
     try:
-        stop.last_words()
-        stop.close()
+        with pytest.raises(RankLost), StopRequest():
+            raise RankLost
         os.kill(os.getpid(), signal.SIGTERM)  # would end this process
     finally:
         for number, handler in zip((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), before, strict=True):
@@ -111,13 +107,12 @@ def test_a_rank_that_ends_alone_does_not_leave_the_process_group(error, left, mo
         def close(self):
             done.append("left")
 
-    class FakeTrainer:
-        def __init__(self, *args):
-            raise error("text")
+    def fail(*args):
+        raise error("text")
 
     monkeypatch.setattr(loop, "end_with_launcher", lambda: None)
     monkeypatch.setattr(loop, "Engine", FakeEngine)
-    monkeypatch.setattr(loop, "Trainer", FakeTrainer)
+    monkeypatch.setattr(loop, "open_run", fail)
     with pytest.raises(error):
         loop.train(Config())
     assert done == (["said", "left"] if left else ["said"])

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from stylegan_dist.engine.launch_check import check_environment, check_joined
+from stylegan_dist.engine.rendezvous import hash_code, judge, name_ranks, patience
 from stylegan_dist.errors import InputError
-from stylegan_dist.training.engine.launch_check import check_environment, check_joined
-from stylegan_dist.training.engine.preflight import hash_code, judge, name_ranks, patience
 
 # What `accelerate launch` puts into the environment of a sound launch.
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "true",
@@ -103,36 +103,36 @@ def test_processes_that_did_not_find_each_other():
         check_joined(2, 1)
 
 
-def note(gpu: str | None = None, machines: int = 1, **same: str) -> dict:
-    """What a rank says of itself in the roll call."""
+def a_rank(gpu: str | None = None, machines: int = 1, **same: str) -> dict:
+    """What a rank says of itself before the process group exists."""
     same = {name.replace("_", " "): value for name, value in same.items()}
     return {"same": {"torch": "2.13.0", "device": "cuda" if gpu else "cpu", **same}, "gpu": gpu, "machines": machines}
 
 
-@pytest.mark.parametrize(("notes", "hosts"), [
-    ([note(), note()], ["a", "a"]),
-    ([note(), note()], ["a", "b"]),
-    ([note("GPU-1"), note("GPU-2")], ["a", "a"]),
-    ([note(machines=2), note(machines=2)], ["a", "b"]),
-    ([note(machines=1), note(machines=1)], ["a", "b"]),  # several steps, or ssh
+@pytest.mark.parametrize(("registrations", "hosts"), [
+    ([a_rank(), a_rank()], ["a", "a"]),
+    ([a_rank(), a_rank()], ["a", "b"]),
+    ([a_rank("GPU-1"), a_rank("GPU-2")], ["a", "a"]),
+    ([a_rank(machines=2), a_rank(machines=2)], ["a", "b"]),
+    ([a_rank(machines=1), a_rank(machines=1)], ["a", "b"]),  # several steps, or ssh
 ])
-def test_sound_worlds(notes: list, hosts: list):
-    assert judge(notes, hosts) is None
+def test_sound_worlds(registrations: list, hosts: list):
+    assert judge(registrations, hosts) is None
 
 
-@pytest.mark.parametrize(("notes", "hosts", "parts"), [
-    ([note(), note(torch="2.12.1"), note()], ["a", "b", "b"],
+@pytest.mark.parametrize(("registrations", "hosts", "parts"), [
+    ([a_rank(), a_rank(torch="2.12.1"), a_rank()], ["a", "b", "b"],
      ["differ in torch: 2.13.0 on ranks 0, 2 (a, b), 2.12.1 on rank 1 (b)", "same environment"]),
-    ([note(), note(deepspeed="0.19.8")], ["a", "b"], ["deepspeed: not there on rank 0 (a), 0.19.8 on rank 1 (b)"]),
-    ([note(number_of_processes="2"), note(number_of_processes="3")], ["a", "b"], ["2 on rank 0 (a), 3 on rank 1 (b)"]),
-    ([note("GPU-1"), note()], ["a", "b"], ["differ in device: cuda on rank 0 (a), cpu on rank 1 (b)", "nvidia-smi"]),
-    ([note("GPU-1"), note("GPU-2"), note("GPU-1")], ["a", "a", "a"],
+    ([a_rank(), a_rank(deepspeed="0.19.8")], ["a", "b"], ["deepspeed: not there on rank 0 (a), 0.19.8 on rank 1 (b)"]),
+    ([a_rank(number_of_processes="2"), a_rank(number_of_processes="3")], ["a", "b"], ["2 on rank 0 (a), 3 on rank 1 (b)"]),
+    ([a_rank("GPU-1"), a_rank()], ["a", "b"], ["differ in device: cuda on rank 0 (a), cpu on rank 1 (b)", "nvidia-smi"]),
+    ([a_rank("GPU-1"), a_rank("GPU-2"), a_rank("GPU-1")], ["a", "a", "a"],
      ["ranks 0, 2 (a) use the same GPU, GPU-1", "LOCAL_RANK"]),
-    ([note(machines=2), note(machines=2)], ["a", "a"], ["on 2 machines, but ranks 0-1 (a) are all", "--num_machines"]),
-    ([note(), {"error": "no GPU"}, {"error": "no GPU"}], ["a", "b", "b"], ["ranks 1-2 (b): no GPU"]),
+    ([a_rank(machines=2), a_rank(machines=2)], ["a", "a"], ["on 2 machines, but ranks 0-1 (a) are all", "--num_machines"]),
+    ([a_rank(), {"error": "no GPU"}, {"error": "no GPU"}], ["a", "b", "b"], ["ranks 1-2 (b): no GPU"]),
 ])
-def test_worlds_that_are_no_run(notes: list, hosts: list, parts: list):
-    message = judge(notes, hosts)
+def test_worlds_that_are_no_run(registrations: list, hosts: list, parts: list):
+    message = judge(registrations, hosts)
     assert message is not None
     assert "\n" not in message
     for part in parts:

@@ -9,8 +9,8 @@ from torch import nn
 
 from stylegan_dist.config.schema import OptimizerConfig
 from stylegan_dist.errors import InputError
+from stylegan_dist.objective.phases import Phase, main_share
 from stylegan_dist.training.build import build_optimizer
-from stylegan_dist.training.phases import Phase, main_share
 
 KNOBS = {  # optimizer -> what lazy regularisation with k = 16 makes of its knobs; m = 16 / 17
     "Adam": ({"betas": [0.5, 0.9]}, {"betas": (0.5 ** (16 / 17), 0.9 ** (16 / 17))}),

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from stylegan_dist import randomness
 from stylegan_dist.config import load_config
 from stylegan_dist.data.index import DatasetIndex, Shard
+from stylegan_dist.families.stylegan2.objective import StyleGan2Objective
+from stylegan_dist.networks.generator import SampleShape
+from stylegan_dist.objective.phases import MicroBatch, Phase
+from stylegan_dist.objective.result import LossResult
 from stylegan_dist.training.build import build_discriminator, build_generator
-from stylegan_dist.training.phases import MicroBatch, Objective, Phase
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
 
@@ -32,7 +35,7 @@ SMALL = [
 class Case:
     """Networks with random values, their objective, real images, and the same as leaves of the reference."""
 
-    objective: Objective
+    objective: StyleGan2Objective
     networks: dict[str, nn.Module]
     states: dict[str, reference.State]
     real: MicroBatch
@@ -63,31 +66,32 @@ def make_config(index: DatasetIndex, *overrides: str):
 def make_case(*overrides: str, channels: int = 1, conditional: bool = False) -> Case:
     index = make_index(channels, conditional)
     resolved = make_config(index, *overrides)
-    shape = (index.resolution, index.channels, resolved.num_classes, torch.device("cpu"))
-    g, d = build_generator(resolved.config, *shape), build_discriminator(resolved.config, *shape)
+    shape, cpu = SampleShape(index.resolution, index.channels, resolved.num_classes), torch.device("cpu")
+    g, d = build_generator(resolved.config, shape, cpu), build_discriminator(resolved.config, shape, cpu)
     networks = {"g": reference.randomize(g, 1).double(), "d": reference.randomize(d, 2).double()}
-    objective = Objective(resolved.config, g, d, torch.tensor(COUNTS) if conditional else None)
-    objective.path_mean = torch.tensor(PATH_MEAN).double()
+    objective = StyleGan2Objective(resolved.config, g, d, torch.tensor(COUNTS) if conditional else None)
+    objective.running["path_mean"] = torch.tensor(PATH_MEAN).double()
     images = reference.normals(3, BATCH, channels, RESOLUTION, RESOLUTION)
     labels = torch.tensor([2, 0, 3, 2, 2, 0, 3, 0]) if conditional else None
     real = MicroBatch(images, labels, torch.arange(1000, 1000 + BATCH))
     return Case(objective, networks, {name: reference.weights_of(network) for name, network in networks.items()}, real)
 
 
-def learn(case: Case, phase: Phase, parts: list[MicroBatch]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The backward passes of one phase, as the training loop makes them: the summed loss and statistics."""
+def learn(case: Case, phase: Phase, parts: list[MicroBatch]) -> LossResult:
+    """The backward passes of one phase, as the training loop makes them: the summed loss, statistics and means."""
     for name, network in case.networks.items():
         network.requires_grad_(name == phase.network)
         network.zero_grad(set_to_none=True)
-    total, means = torch.zeros(()).double(), {}
+    total, statistics, means = torch.zeros(()).double(), {}, {}
     for part in parts:
         for loss in phase.losses:
-            share, stats = loss(part)
-            share.backward()
-            total = total + share.detach()
-            for name, value in stats.items():
-                means[name] = means.get(name, 0) + value.detach()
-    return total, means
+            result = loss(part)
+            result.share.backward()
+            total = total + result.share.detach()
+            for sums, values in ((statistics, result.statistics), (means, result.running_means)):
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0) + value.detach()
+    return LossResult(total, statistics, means)
 
 
 # The reference's side of a phase: the whole batch at once
@@ -204,17 +208,22 @@ CASES |= APPROXIMATE
 PHASES += [(case, "d_penalty") for case in APPROXIMATE]
 
 
+def phases(*heart: str) -> list:
+    """PHASES as parameters; those of other cases are `full`."""
+    return [pytest.param(*phase, marks=() if phase[0] in heart else pytest.mark.full) for phase in PHASES]
+
+
 def case_of(name: str) -> Case:
     overrides, options = CASES[name]
     return make_case(*overrides, **options)
 
 
-@pytest.mark.parametrize(("name", "phase_name"), PHASES)
+@pytest.mark.parametrize(("name", "phase_name"), phases("plain", "conditional", "relativistic"))
 def test_phase_equals_the_reference(name, phase_name):
     case = case_of(name)
     phase = case.phase(phase_name)
     assert phase.network == phase_name[0]
-    loss, _ = learn(case, phase, case.parts(1))
+    loss = learn(case, phase, case.parts(1)).share
     expected = EXPECTED[phase_name](case)
     expected.backward()
     assert reference.difference(loss, expected) < 1e-10
@@ -224,12 +233,13 @@ def test_phase_equals_the_reference(name, phase_name):
     assert all(p.grad is None for p in other.parameters()), "the other network has learnt"
 
 
-@pytest.mark.parametrize(("name", "phase_name"), PHASES)
+@pytest.mark.parametrize(("name", "phase_name"), phases("relativistic"))
 def test_shares_of_micro_batches_add_up(name, phase_name):
     case = case_of(name)
     results = []
     for count in (1, 2, 4):
-        loss, stats = learn(case, case.phase(phase_name), case.parts(count))
+        loss, stats, means = learn(case, case.phase(phase_name), case.parts(count))
+        stats = {**stats, **means}
         network = case.networks[phase_name[0]]
         grads = {n: None if p.grad is None else p.grad.clone() for n, p in network.named_parameters()}
         results.append((loss, stats, grads))
@@ -257,8 +267,7 @@ def test_the_noise_of_the_approximate_penalty_is_drawn_by_image_number(name):
     for start, clean, disturbed in ((0, *seen[:2]), (4, *seen[2:])):
         noise = randomness.normal(SEED, f"d_penalty.{name}_noise", torch.arange(1000 + start, 1004 + start), clean.shape[1:])
         assert reference.difference((disturbed - clean) / 0.01, noise.double()) < 1e-9
-    _, stats = case.objective.d_penalty(case.real)
-    assert list(stats) == [f"loss/{name}"]
+    assert list(case.objective.d_penalty(case.real).statistics) == [f"loss/{name}"]
 
 
 @pytest.fixture
@@ -303,7 +312,7 @@ def test_the_draws_of_the_cases_are_not_trivial():
 def test_labels_have_the_frequencies_of_the_data():
     case = case_of("conditional")
     real = MicroBatch(case.real.images, torch.zeros(1600).long(), torch.arange(1600))
-    labels = case.objective._labels("d_main", real)
+    labels = case.objective.labels("d_main", real)
     found = torch.bincount(labels, minlength=4) / 1600
     assert found.tolist() == pytest.approx([count / sum(COUNTS) for count in COUNTS], abs=0.04)
     assert found[1] == 0, "a class without images is never generated"
@@ -327,7 +336,7 @@ def test_relativistic_pairs_have_equal_labels_and_numbers():
 
 def test_statistics_of_the_main_phases():
     case = case_of("plain")
-    _, stats = learn(case, case.phase("d_main"), case.parts(2))
+    stats = learn(case, case.phase("d_main"), case.parts(2)).statistics
     drawn = draw(case, "d_main", case.real.index, None)
     fake, real = logits(case, fakes(case, drawn), None), logits(case, case.real.images, None)
     expected = {"logits/real": real.mean(), "logits/fake": fake.mean(), "sign/real": real.sign().mean(),
@@ -341,18 +350,20 @@ def test_running_means():
     """w_avg and the target path length move towards the global means of their phases."""
     case = case_of("plain")
     g, objective = case.networks["g"], case.objective
-    before = g.w_avg.clone()
-    _, stats = learn(case, case.phase("g_main"), case.parts(4))
-    objective.after(stats, w_avg_decay=0.9)
+    before, objective.w_avg_decay = g.w_avg.clone(), 0.9
+    result = learn(case, case.phase("g_main"), case.parts(4))
+    assert "w" not in result.statistics, "a vector is no statistic to log"
+    objective.update_running(result.running_means)
     mean = draw(case, "g_main", case.real.index, None).w1.mean(0)
     assert reference.difference(g.w_avg, 0.9 * before + 0.1 * mean) < 1e-9
-    assert "w_mean" not in stats, "it is a vector and no statistic to log"
 
-    _, stats = learn(case, case.phase("g_path"), case.parts(4))
-    assert objective.path_mean.item() == PATH_MEAN, "constant during the phase"
-    objective.after(stats, w_avg_decay=0.9)
+    result = learn(case, case.phase("g_path"), case.parts(4))
+    target = objective.running["path_mean"]
+    assert target.item() == PATH_MEAN, "constant during the phase"
+    objective.update_running(result.running_means)
     mean = expected_path_lengths(case).mean().item()
-    assert objective.path_mean.item() == pytest.approx(PATH_MEAN + 0.01 * (mean - PATH_MEAN), rel=1e-6)
+    assert result.statistics["path_length/mean"].item() == pytest.approx(mean, rel=1e-6)
+    assert target.item() == pytest.approx(PATH_MEAN + 0.01 * (mean - PATH_MEAN), rel=1e-6)
     assert abs(mean - PATH_MEAN) > 0.01
 
 
@@ -383,5 +394,5 @@ def test_phases_and_the_optimizers_they_need(overrides, expected, lazy):
 def test_a_joined_regulariser_is_not_multiplied():
     case = make_case("loss.penalty_interval=1", "loss.path_length_interval=1")
     for main, regulariser in (("g_main", "g_path"), ("d_main", "d_penalty")):
-        loss, _ = learn(case, case.phase(main), case.parts(2))
+        loss = learn(case, case.phase(main), case.parts(2)).share
         assert reference.difference(loss, EXPECTED[main](case) + EXPECTED[regulariser](case)) < 1e-10

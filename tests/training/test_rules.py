@@ -16,8 +16,8 @@ from stylegan_dist.config import Config, load_config, to_dict
 from stylegan_dist.config.schema import OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
+from stylegan_dist.objective.phases import Phase, main_share
 from stylegan_dist.training.build import build_optimizer
-from stylegan_dist.training.phases import Phase, main_share
 from stylegan_dist.training.rules import optimizer_arguments, resolve, steps_in
 
 PRESETS = sorted((Path(__file__).parents[2] / "launch" / "presets").glob("*.yaml"))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from launching import finished
 from safetensors.torch import load_file, save_file
 from tiny_states import INDEX, contents, new_state, save, save_small, step
 
@@ -292,7 +294,7 @@ def test_the_format_is_as_it_was(optimizer, tmp_path):
     config = to_dict(original.config)
     del config["monitor"]
     (folder / "state.json").write_text(json.dumps({
-        "nimg": 4, "segment": 2, "path_mean": original.objective.path_mean.item(),
+        "nimg": 4, "segment": 2, "path_mean": original.objective.running["path_mean"].item(),
         "statistics": {"loss/g": [1.5, 2], "grad_nonfinite/g": [3, 0], "loss/d": [float("nan"), 1]},
         "data": {"fingerprint": INDEX.fingerprint, "resolution": 8, "channels": 3, "num_classes": 2}, "config": config,
     }, indent=1))
@@ -303,3 +305,16 @@ def test_the_format_is_as_it_was(optimizer, tmp_path):
     assert (restored.segment, restored.replaced) == (3, 0)
     assert restored.statistics.facts()["grad_nonfinite/g"] == [3, 0]
     assert read_manifest(folder)[1]["g_ema"] == ["g_ema.safetensors"]
+
+
+# Tools
+
+def test_a_generator_is_loaded_without_any_engine(folder: Path):
+    """In a fresh process: an engine takes seconds to import, and a tool that draws pictures needs none."""
+    done = finished([sys.executable, "-c", f"""
+import sys, torch
+from stylegan_dist.training.snapshot import load_generator
+assert load_generator({str(folder.parent.parent)!r}, torch.device("cpu")).nimg == 4
+print([name for name in ("accelerate", "deepspeed", "stylegan_dist.engine") if name in sys.modules])
+"""])
+    assert done.stdout == "[]\n", done.stderr

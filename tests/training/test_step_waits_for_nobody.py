@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,11 @@ from tape import NobodyWaits, NothingIsSent
 from stylegan_dist.config import load_config
 from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.index import load_index
+from stylegan_dist.monitor.monitor import NullMonitor
 from stylegan_dist.ops import native
+from stylegan_dist.training.loop import step
 from stylegan_dist.training.memory import planning_state
 from stylegan_dist.training.rules import resolve
-from stylegan_dist.training.step import micro_batches, run_step
 from stylegan_dist.training.timing import PhaseTimer
 
 META = torch.device("meta")
@@ -40,14 +43,13 @@ def test_whole_steps(path: str, overrides: tuple[str, ...], small_shards: Path):
             for group in optimizer.param_groups:
                 group["foreach"] = True  # as on a GPU
 
-        def step() -> None:
-            batch = Batch(numbers, {"sample": images, "label": numbers % 3})
-            parts = micro_batches(batch, config.run.batch_gpu, resolved.conditional, META, index.kind)
-            run_step(state, parts, torch.full((), 0.0, device=META), timer)
-
-        step()  # filters and the state of optimizers are made once
+        engine = SimpleNamespace(device=META, read_later=lambda value: value)
+        run: Any = SimpleNamespace(state=state, config=config, resolved=resolved, index=index, engine=engine, timer=timer,
+                                   to_compile=(), monitor=NullMonitor())
+        batch = Batch(numbers, {"sample": images, "label": numbers % 3})
+        step(run, batch, False)  # filters and the state of optimizers are made once
         state.nimg = 0
         timer.take()
         with NobodyWaits(), NothingIsSent():
-            step()  # with all phases
+            step(run, batch, False)  # with all phases
     assert timer.take().keys() == {phase.name for phase in state.phases}

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed as dist
 
-from stylegan_dist.training.engine import watch
-from stylegan_dist.training.engine.ranks import Ranks
-from stylegan_dist.training.engine.watch import Watch
+from stylegan_dist.engine import watch
+from stylegan_dist.engine.watch import Watch
+from stylegan_dist.ranks import Ranks
 
 HOSTS = ["a", "a", "b", "b"]
 

@@ -51,11 +51,11 @@ double plane(F f, const T* const* inputs, T* __restrict out, int64_t count, Chan
 // All channels of one row; sums are added to `sums`.
 template <class T, class F, bool SUM>
 void row(F f, const T* const* inputs, T* __restrict out, int64_t channels, const Acc<T>* bias, const Acc<T>* g,
-         const Acc<T>* h, Acc<T>* __restrict sums) {
+         Acc<T>* __restrict sums) {
   const T* in[F::INPUTS];
   for (int k = 0; k < F::INPUTS; ++k) in[k] = inputs[k];
   for (int64_t c = 0; c < channels; ++c) {
-    Acc<T> y = at<T>(f, in, c, Channel<T>{bias[c], g[c], h[c]});
+    Acc<T> y = at<T>(f, in, c, Channel<T>{bias[c], g[c]});
     if (SUM) sums[c] += y;
     out[c] = store<T>(y);
   }
@@ -68,10 +68,9 @@ template <class T, class F> void run(const ActParams& p, const F& f) {
   for (int k = 0; k < F::INPUTS; ++k) in[k] = static_cast<const T*>(p.in[k]);
   T* out = static_cast<T*>(p.out);
   A* sum = static_cast<A*>(p.sum);
-  std::vector<A> none(p.bias && p.g && p.h ? 0 : C);
+  std::vector<A> none(p.bias && p.g ? 0 : C);
   const A* bias = p.bias ? static_cast<const A*>(p.bias) : none.data();
   const A* g = p.g ? static_cast<const A*>(p.g) : none.data();
-  const A* h = p.h ? static_cast<const A*>(p.h) : none.data();
 
   if (p.inner > 1) {
     std::vector<double> sums(sum ? p.outer * C : 0);
@@ -79,7 +78,7 @@ template <class T, class F> void run(const ActParams& p, const F& f) {
       for (int64_t i = begin; i < end; ++i) {
         const T* here[F::INPUTS];
         for (int k = 0; k < F::INPUTS; ++k) here[k] = in[k] + i * p.inner;
-        Channel<T> c{bias[i % C], g[i % C], h[i % C]};
+        Channel<T> c{bias[i % C], g[i % C]};
         if (sum) sums[i] = plane<T, F, true>(f, here, out + i * p.inner, p.inner, c);
         else plane<T, F, false>(f, here, out + i * p.inner, p.inner, c);
       }
@@ -97,8 +96,8 @@ template <class T, class F> void run(const ActParams& p, const F& f) {
   auto one_row = [&](int64_t r, A* sums) {
     const T* here[F::INPUTS];
     for (int k = 0; k < F::INPUTS; ++k) here[k] = in[k] + r * C;
-    if (sums) row<T, F, true>(f, here, out + r * C, C, bias, g, h, sums);
-    else row<T, F, false>(f, here, out + r * C, C, bias, g, h, sums);
+    if (sums) row<T, F, true>(f, here, out + r * C, C, bias, g, sums);
+    else row<T, F, false>(f, here, out + r * C, C, bias, g, sums);
   };
   if (!sum) {
     parallel_for(rows, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, C)), [&](int64_t begin, int64_t end) {
@@ -126,16 +125,12 @@ template <class T, class F> void run(const ActParams& p, const F& f) {
 }
 
 template <class T> void run_op(const ActParams& p) {
-  Activation<T> act(p.kind, p.slope, p.gain, p.clamp);
-  const bool smooth = p.kind != PIECEWISE;
-  if (p.op == ActOp::CURVATURE) run<T>(p, Curvature<T>{act});
-  else if (p.op == ActOp::FORWARD_ADD) run<T>(p, ForwardAdd<T>{act});
+  Activation<T> act(p.slope, p.gain, p.clamp);
+  if (p.op == ActOp::FORWARD_ADD) run<T>(p, ForwardAdd<T>{act});
   else if (p.op == ActOp::BACKWARD_AT) run<T>(p, BackwardAt<T>{SlopeAt<T>(act)});
-  else if (p.op == ActOp::FORWARD && smooth) run<T>(p, Forward<T, true>{act});
-  else if (p.op == ActOp::FORWARD) run<T>(p, Forward<T, false>{act});
-  else if (p.constant_slope) run<T>(p, Backward<T, CONSTANT>{act});
-  else if (smooth) run<T>(p, Backward<T, FROM_X>{act});
-  else run<T>(p, Backward<T, FROM_Y>{act});
+  else if (p.op == ActOp::FORWARD) run<T>(p, Forward<T>{act});
+  else if (p.constant_slope) run<T>(p, Backward<T, true>{act});
+  else run<T>(p, Backward<T, false>{act});
 }
 
 }  // namespace

@@ -26,16 +26,10 @@ Split split(const ActParams& p, int64_t vector) {
   return {planes, ceil_div(vectors, count)};
 }
 
-template <class T> HD Channel<T> channel(const void* bias, const void* g, const void* h, int64_t c) {
-  using A = Acc<T>;
-  return {bias ? static_cast<const A*>(bias)[c] : A(0), g ? static_cast<const A*>(g)[c] : A(0),
-          h ? static_cast<const A*>(h)[c] : A(0)};
-}
-
 template <class T, class F, int V> struct Operands {
   F f;
-  const T* in[3];
-  const void *bias, *g, *h;
+  const T* in[2];
+  const void *bias, *g;
   T* out;
   Acc<T>* partial;  // or null
 
@@ -65,7 +59,7 @@ template <class T, class F, int V> struct Rows {
     Channel<T> c[V];
     Acc<T> total[V];
 #pragma unroll
-    for (int j = 0; j < V; ++j) c[j] = channel<T>(o.bias, o.g, o.h, first + j), total[j] = 0;
+    for (int j = 0; j < V; ++j) c[j] = Channel<T>::of(o.bias, o.g, first + j), total[j] = 0;
     for (int64_t r = part; r < rows; r += parts) o.apply(r * channels + first, c, total);
     if (o.partial)
 #pragma unroll
@@ -81,7 +75,7 @@ template <class T, class F, int V> struct Planes {
     const int64_t plane = t / lanes, lane = t - plane * lanes;
     Channel<T> c[V];
     Acc<T> total[V];
-    const Channel<T> here = channel<T>(o.bias, o.g, o.h, plane % channels);
+    const Channel<T> here = Channel<T>::of(o.bias, o.g, plane % channels);
 #pragma unroll
     for (int j = 0; j < V; ++j) c[j] = here, total[j] = 0;
     for (int64_t i = lane * V; i < inner; i += lanes * V) o.apply(plane * inner + i, c, total);
@@ -96,7 +90,7 @@ template <class T, class F, int V> struct Planes {
 
 template <class T, class F, int V> void run_vector(const ActParams& p, const F& f, void* stream) {
   using A = Acc<T>;
-  Operands<T, F, V> o{f, {}, p.bias, p.g, p.h, static_cast<T*>(p.out), p.sum ? static_cast<A*>(p.workspace) : nullptr};
+  Operands<T, F, V> o{f, {}, p.bias, p.g, static_cast<T*>(p.out), p.sum ? static_cast<A*>(p.workspace) : nullptr};
   for (int k = 0; k < F::INPUTS; ++k) o.in[k] = static_cast<const T*>(p.in[k]);
   const Split s = split(p, V);
   if (p.inner == 1) launch(Rows<T, F, V>{o, p.outer, p.channels, s.groups, s.parts}, s.groups * s.parts, stream);
@@ -115,16 +109,12 @@ template <class T, class F> void run(const ActParams& p, const F& f, void* strea
 }
 
 template <class T> void run_op(const ActParams& p, void* stream) {
-  Activation<T> act(p.kind, p.slope, p.gain, p.clamp);
-  const bool smooth = p.kind != PIECEWISE;
-  if (p.op == ActOp::CURVATURE) run<T>(p, Curvature<T>{act}, stream);
-  else if (p.op == ActOp::FORWARD_ADD) run<T>(p, ForwardAdd<T>{act}, stream);
+  Activation<T> act(p.slope, p.gain, p.clamp);
+  if (p.op == ActOp::FORWARD_ADD) run<T>(p, ForwardAdd<T>{act}, stream);
   else if (p.op == ActOp::BACKWARD_AT) run<T>(p, BackwardAt<T>{SlopeAt<T>(act)}, stream);
-  else if (p.op == ActOp::FORWARD && smooth) run<T>(p, Forward<T, true>{act}, stream);
-  else if (p.op == ActOp::FORWARD) run<T>(p, Forward<T, false>{act}, stream);
-  else if (p.constant_slope) run<T>(p, Backward<T, CONSTANT>{act}, stream);
-  else if (smooth) run<T>(p, Backward<T, FROM_X>{act}, stream);
-  else run<T>(p, Backward<T, FROM_Y>{act}, stream);
+  else if (p.op == ActOp::FORWARD) run<T>(p, Forward<T>{act}, stream);
+  else if (p.constant_slope) run<T>(p, Backward<T, true>{act}, stream);
+  else run<T>(p, Backward<T, false>{act}, stream);
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ Tensor discriminator_epilogue(Tensor u, MaybeTensor bias, MaybeTensor residual, 
     std::vector<Tensor> inputs{u};
     if (residual) inputs.insert(inputs.begin(), *residual);
     const ActOp op = residual ? ActOp::FORWARD_ADD : ActOp::FORWARD;
-    return std::get<0>(run_act(op, inputs, bias, {}, {}, 0, slope, gain, clamp, false, false));
+    return std::get<0>(run_act(op, inputs, bias, {}, slope, gain, clamp, false, false));
   }
   STD_TORCH_CHECK(!residual, "stylegan_dist: either a filter or a residual");
   return std::get<0>(run_filtered(EpilogueOp::FORWARD, u, u, bias, {}, line, before, after, slope, gain, clamp, false));
@@ -59,14 +59,14 @@ Tensor discriminator_epilogue(Tensor u, MaybeTensor bias, MaybeTensor residual, 
 std::tuple<Tensor, Tensor> discriminator_epilogue_backward(Tensor g, Tensor u, MaybeTensor bias, Line line, int64_t before,
                                                            int64_t after, double slope, double gain, double clamp,
                                                            bool reduce) {
-  if (line.empty()) return run_act(ActOp::BACKWARD_AT, {g, u}, bias, {}, {}, 0, slope, gain, clamp, false, reduce);
+  if (line.empty()) return run_act(ActOp::BACKWARD_AT, {g, u}, bias, {}, slope, gain, clamp, false, reduce);
   return run_filtered(EpilogueOp::BACKWARD, g, u, bias, {}, line, before, after, slope, gain, clamp, reduce);
 }
 
 Tensor discriminator_epilogue_tangent(Tensor h, MaybeTensor h_bias, Tensor u, MaybeTensor bias, Line line, int64_t before,
                                       int64_t after, double slope, double gain, double clamp) {
   if (line.empty())
-    return std::get<0>(run_act(ActOp::BACKWARD_AT, {h, u}, bias, h_bias, {}, 0, slope, gain, clamp, false, false));
+    return std::get<0>(run_act(ActOp::BACKWARD_AT, {h, u}, bias, h_bias, slope, gain, clamp, false, false));
   return std::get<0>(run_filtered(EpilogueOp::TANGENT, h, u, bias, h_bias, line, before, after, slope, gain, clamp, false));
 }
 

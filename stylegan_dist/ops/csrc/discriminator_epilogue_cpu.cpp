@@ -34,12 +34,12 @@ void source(F f, const T* const* inputs, Acc<T>* __restrict to, int64_t width, i
     return f(e, c);
   };
   if (channels == 1) {
-    const Channel<T> c{*bias, *h, 0};
+    const Channel<T> c{*bias, *h};
     for (int64_t x = 0; x < width; ++x) to[x] = at(x, c);
     return;
   }
   for (int64_t x = 0; x < width; ++x)
-    for (int64_t c = 0; c < channels; ++c) to[x * channels + c] = at(x * step + c, Channel<T>{bias[c], h[c], 0});
+    for (int64_t c = 0; c < channels; ++c) to[x * channels + c] = at(x * step + c, Channel<T>{bias[c], h[c]});
 }
 
 // `count` neighbours of one channel, or pixels `step` apart of several: times the slope at u (MASKED), stored. The sum over
@@ -132,9 +132,9 @@ template <class T, bool MASKED, class F> void run(const EpilogueParams& p, const
 }
 
 template <class T> void run_op(const EpilogueParams& p) {
-  const Activation<T> act(PIECEWISE, p.slope, p.gain, p.clamp);
+  const Activation<T> act(p.slope, p.gain, p.clamp);
   switch (p.op) {
-    case EpilogueOp::FORWARD: return run<T, false>(p, Forward<T, false>{act}, act);
+    case EpilogueOp::FORWARD: return run<T, false>(p, Forward<T>{act}, act);
     case EpilogueOp::TANGENT: return run<T, false>(p, BackwardAt<T>{SlopeAt<T>(act)}, act);
     case EpilogueOp::BACKWARD: return run<T, true>(p, Identity<T>{}, act);
   }

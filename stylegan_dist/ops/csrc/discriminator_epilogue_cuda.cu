@@ -15,11 +15,6 @@ struct Grid { int64_t columns, strips; };
 
 inline Grid grid(const EpilogueParams& p, int k) { return {ceil_div(p.out_width, k), ceil_div(p.out_height, ROWS)}; }
 
-template <class T> HD Channel<T> channel(const void* bias, const void* h, int64_t c) {
-  using A = Acc<T>;
-  return {bias ? static_cast<const A*>(bias)[c] : A(0), h ? static_cast<const A*>(h)[c] : A(0), A(0)};
-}
-
 // Which of `count` neighbours from `first` on are in [0, size).
 struct Range {
   int low, high;
@@ -63,7 +58,7 @@ template <class T, class F, bool MASKED, int V, int K> struct Walk {
     Channel<T> c[V];
     A total[V], window[TAPS][K][V];
 #pragma unroll
-    for (int j = 0; j < V; ++j) c[j] = channel<T>(bias, h, inner == 1 ? rest % channels : first + j), total[j] = 0;
+    for (int j = 0; j < V; ++j) c[j] = Channel<T>::of(bias, h, inner == 1 ? rest % channels : first + j), total[j] = 0;
 #pragma unroll 1
     for (int r = 0; r < out_rows + TAPS - 1; r += TAPS) {
 #pragma unroll
@@ -153,9 +148,9 @@ template <class T, bool MASKED, class F> void run(const EpilogueParams& p, const
 }
 
 template <class T> void run_op(const EpilogueParams& p, void* stream) {
-  const Activation<T> act(PIECEWISE, p.slope, p.gain, p.clamp);
+  const Activation<T> act(p.slope, p.gain, p.clamp);
   switch (p.op) {
-    case EpilogueOp::FORWARD: return run<T, false>(p, Forward<T, false>{act}, act, stream);
+    case EpilogueOp::FORWARD: return run<T, false>(p, Forward<T>{act}, act, stream);
     case EpilogueOp::TANGENT: return run<T, false>(p, BackwardAt<T>{SlopeAt<T>(act)}, act, stream);
     case EpilogueOp::BACKWARD: return run<T, true>(p, Identity<T>{}, act, stream);
   }

@@ -24,7 +24,7 @@ template <class T, int K> struct Problem {
   int64_t C, inner;
 
   explicit Problem(const FromRgbParams& p)
-      : p(p), act(PIECEWISE, p.slope, p.gain, p.clamp), slope(act), image(static_cast<const T*>(p.image)),
+      : p(p), act(p.slope, p.gain, p.clamp), slope(act), image(static_cast<const T*>(p.image)),
         g(static_cast<const T*>(p.g)),
         // Where there is nothing, the image meets a matrix of zeros.
         h(p.h ? static_cast<const T*>(p.h) : image), right(p.right ? static_cast<const T*>(p.right) : image),
@@ -52,7 +52,7 @@ template <class T, int K> struct Problem {
             pixel(h_in, count, i, dx), pixel(r_in, count, i, r);
             to[i] = store<T>(slope(row(x)) * (left.times(dx) + h_affine(r)));
           } else {
-            to[i] = store<T>(act.piecewise(row(x)));
+            to[i] = store<T>(act.value(row(x)));
           }
         }
       }
@@ -144,7 +144,7 @@ template <class T, int K> struct Problem {
         T* __restrict to = out + i * count;
         for (int64_t c = 0; c < count; ++c) {
           const A v = row(affine, count, c, x);
-          to[c] = store<T>(TANGENT ? slope(v) * (times(left, count, c, dx) + row(h_affine, count, c, r)) : act.piecewise(v));
+          to[c] = store<T>(TANGENT ? slope(v) * (times(left, count, c, dx) + row(h_affine, count, c, r)) : act.value(v));
         }
       }
     });

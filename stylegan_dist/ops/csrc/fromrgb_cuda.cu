@@ -84,7 +84,7 @@ template <class T, int K, int V, bool LAST, FromRgbOp OP> struct Walk {
       for (int j = 0; j < V; ++j) {
         const int c = LAST ? j : 0, q = LAST ? 0 : j;
         const A v = row[c](x[q]);
-        if (OP == FromRgbOp::FORWARD) y.v[j] = store<T>(act.piecewise(v));
+        if (OP == FromRgbOp::FORWARD) y.v[j] = store<T>(act.value(v));
         if (OP == FromRgbOp::TANGENT) y.v[j] = store<T>(slope(v) * (l[c].times(dx[q]) + ha[c](r[q])));
         if (OP == FromRgbOp::TO_AFFINE) {
           const A gv = load(y.v[j]) * slope(v);
@@ -216,7 +216,7 @@ void walk(const FromRgbParams& p, const Activation<T>& act, const SlopeAt<T>& sl
 }
 
 template <class T, int K, int V, bool LAST> void run(const FromRgbParams& p, void* stream) {
-  const Activation<T> act(PIECEWISE, p.slope, p.gain, p.clamp);
+  const Activation<T> act(p.slope, p.gain, p.clamp);
   const SlopeAt<T> slope(act);
   const T *image = static_cast<const T*>(p.image), *g = static_cast<const T*>(p.g);
   T* out = static_cast<T*>(p.out);

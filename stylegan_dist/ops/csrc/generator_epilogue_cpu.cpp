@@ -192,7 +192,7 @@ template <class T> struct Problem {
     return std::min({p.height * p.width, PIXELS, p.channels_last ? FRAME / std::max(chunk_of(p), L) : PIXELS});
   }
   static Bend<A> bend_of(const GeneratorParams& p) {
-    const Activation<T> act(PIECEWISE, p.slope, p.gain, p.clamp);
+    const Activation<T> act(p.slope, p.gain, p.clamp);
     return {act, SlopeAt<T>(act)};
   }
   int64_t count(int64_t y) const { return std::min(width, pixels - y * width); }  // pixels of a row

@@ -55,7 +55,7 @@ template <class T, int K, int V, bool LAST> struct Unit {
     const Grid grid(p);
     height = grid.height, width = grid.width, columns = grid.columns;
     for (int k = 0; k < TAPS; ++k) line[k] = A(p.line[k]);
-    const Activation<T> act(PIECEWISE, p.slope, p.gain, p.clamp);
+    const Activation<T> act(p.slope, p.gain, p.clamp);
     bend = Bend<A>(act, SlopeAt<T>(act));
   }
 

@@ -28,19 +28,18 @@ template <class F> void with_type(DType dtype, const F& f) {
   }
 }
 
-enum class ActOp : int { FORWARD, BACKWARD, CURVATURE, FORWARD_ADD, BACKWARD_AT };
+enum class ActOp : int { FORWARD, BACKWARD, FORWARD_ADD, BACKWARD_AT };
 
 // Elements lie as [outer, channels, inner]; inner is 1 for channels_last and for matrices.
 struct ActParams {
   ActOp op;
   DType dtype;
   int64_t outer, channels, inner;
-  const void* in[3];       // as the functors of math.h want them
-  const void *bias, *g, *h;  // [channels] in Acc, or null
+  const void* in[2];       // as the functors of math.h want them
+  const void *bias, *g;    // [channels] in Acc, or null
   void* out;
   void* sum;               // [channels] in Acc, or null: the sum of the result over outer and inner
   void* workspace;         // of workspace_of() (GPU only)
-  int kind;
   double slope, gain, clamp;
   bool constant_slope;     // BACKWARD without a second input
 };

@@ -83,20 +83,17 @@ HD bool negative(double x) { return bits_as<int64_t>(x) < 0; }
 HD bool negative(BFloat16 x) { return int16_t(x.bits) < 0; }
 HD bool negative(Float16 x) { return int16_t(x.bits) < 0; }
 
-// ---- bias_act: y = clip(gain * act(x + b), -bound, bound)
-
-enum Kind : int { PIECEWISE = 0, TANH = 1, SIGMOID = 2, SILU = 3 };
+// ---- bias_act: y = clip(gain * act(x + b), -bound, bound), act with slopes 1 right of zero and `slope` left of it
 
 template <class T> struct Activation {
   using A = Acc<T>;
-  int kind;
-  A gain;          // slope right of zero, for PIECEWISE
+  A gain;          // slope right of zero
   A gain_below;    // and left of it
   A bound;         // NaN: none, because no value compares with it
   A bound_stored;  // rounded to T: what a clamped y looks like
 
-  Activation(int kind, double slope, double gain, double clamp)
-      : kind(kind), gain(A(gain)), gain_below(A(gain * slope)),
+  Activation(double slope, double gain, double clamp)
+      : gain(A(gain)), gain_below(A(gain * slope)),
         bound(clamp < 0 ? std::numeric_limits<A>::quiet_NaN() : A(clamp)),
         bound_stored(load(store<T>(bound))) {}
   Activation() = default;
@@ -104,65 +101,39 @@ template <class T> struct Activation {
   HD A clip(A y) const { return y > bound ? bound : (y < -bound ? -bound : y); }
 
   // The sign bit of the result tells on which side of zero v was, even where it underflows; v = 0 becomes -0.
-  HD A piecewise(A v) const {
-    A below = gain_below == 0 ? A(-0.0) : -std::fabs(v) * gain_below;
-    return clip(v <= 0 ? below : v * gain);
+  HD A value(A v) const {
+    return clip(v <= 0 ? -std::fabs(v) * gain_below : v * gain);
   }
   // d y / d v from the stored y.
-  HD A piecewise_slope(T y) const {
+  HD A slope(T y) const {
     A slope = negative(y) ? gain_below : gain;
     return std::fabs(load(y)) >= bound_stored ? A(0) : slope;
-  }
-
-  HD A smooth(A v) const { return clip(gain * smooth_at<0>(v)); }
-  HD A smooth_slope(A v) const { return inside(v) ? gain * smooth_at<1>(v) : A(0); }
-  HD A smooth_curvature(A v) const { return inside(v) ? gain * smooth_at<2>(v) : A(0); }
-  HD bool inside(A v) const { return !(std::fabs(gain * smooth_at<0>(v)) >= bound); }
-
-  // The function without its gain, or a derivative of it.
-  template <int order> HD A smooth_at(A v) const {
-    if (kind == TANH) {
-      A t = std::tanh(v);
-      return order == 0 ? t : order == 1 ? 1 - t * t : -2 * t * (1 - t * t);
-    }
-    A s = 1 / (1 + std::exp(-v));
-    if (kind == SIGMOID) return order == 0 ? s : order == 1 ? s * (1 - s) : s * (1 - s) * (1 - 2 * s);
-    return order == 0 ? v * s : order == 1 ? s * (1 + v * (1 - s)) : s * (1 - s) * (2 + v * (1 - 2 * s));
   }
 };
 
 // What happens to one element: from INPUTS stored values and the constants of its channel.
 
-template <class T> struct Channel { Acc<T> bias, g, h; };
+template <class T> struct Channel {
+  Acc<T> bias, g;
+  // From arrays of all channels, or null for zeros.
+  static HD Channel of(const void* bias, const void* g, int64_t c) {
+    using A = Acc<T>;
+    return {bias ? static_cast<const A*>(bias)[c] : A(0), g ? static_cast<const A*>(g)[c] : A(0)};
+  }
+};
 
-template <class T, bool SMOOTH> struct Forward {
+template <class T> struct Forward {
   static constexpr int INPUTS = 1;  // x
   Activation<T> act;
-  HD Acc<T> operator()(const T* in, const Channel<T>& c) const {
-    Acc<T> v = load(in[0]) + c.bias;
-    return SMOOTH ? act.smooth(v) : act.piecewise(v);
-  }
+  HD Acc<T> operator()(const T* in, const Channel<T>& c) const { return act.value(load(in[0]) + c.bias); }
 };
 
 // M(g, gb) = (g + gb) * slope: linear and its own adjoint, so that it is the derivative of the forward and of itself.
-enum Slope { CONSTANT, FROM_Y, FROM_X };
-template <class T, Slope SLOPE> struct Backward {
-  static constexpr int INPUTS = SLOPE == CONSTANT ? 1 : 2;  // g; and y (FROM_Y) or x (FROM_X)
+template <class T, bool CONSTANT> struct Backward {
+  static constexpr int INPUTS = CONSTANT ? 1 : 2;  // g; and y, unless the slope is the same everywhere
   Activation<T> act;
   HD Acc<T> operator()(const T* in, const Channel<T>& c) const {
-    Acc<T> g = load(in[0]) + c.g;
-    if (SLOPE == CONSTANT) return g * act.gain;
-    const T ref = in[INPUTS - 1];
-    return g * (SLOPE == FROM_Y ? act.piecewise_slope(ref) : act.smooth_slope(load(ref) + c.bias));
-  }
-};
-
-// The derivative of M(g, gb; x + b) . (h, hb) with respect to x.
-template <class T> struct Curvature {
-  static constexpr int INPUTS = 3;  // g, h, x
-  Activation<T> act;
-  HD Acc<T> operator()(const T* in, const Channel<T>& c) const {
-    return (load(in[0]) + c.g) * (load(in[1]) + c.h) * act.smooth_curvature(load(in[2]) + c.bias);
+    return (load(in[0]) + c.g) * (CONSTANT ? act.gain : act.slope(in[INPUTS - 1]));
   }
 };
 
@@ -211,14 +182,14 @@ template <class T> struct SlopeAt {
     return bits_as<A>(outside);
   }
   static bool clamped(const Activation<T>& act, A v) {
-    return std::fabs(load(store<T>(act.piecewise(v)))) >= act.bound_stored;
+    return std::fabs(load(store<T>(act.value(v)))) >= act.bound_stored;
   }
 };
 
 template <class T> struct ForwardAdd {
   static constexpr int INPUTS = 2;  // residual, u
   Activation<T> act;
-  HD Acc<T> operator()(const T* in, const Channel<T>& c) const { return act.piecewise(load(in[1]) + c.bias) + load(in[0]); }
+  HD Acc<T> operator()(const T* in, const Channel<T>& c) const { return act.value(load(in[1]) + c.bias) + load(in[0]); }
 };
 
 template <class T> struct BackwardAt {

@@ -133,8 +133,8 @@ inline void check_channels(const MaybeTensor& t, const Tensor& x, const char* na
 
 // Runs an element-wise operator (bias_act.cpp). The last of the inputs decides on the layout. Returns the result, and its
 // sum over each channel if `reduce`.
-std::tuple<Tensor, Tensor> run_act(ActOp op, std::vector<Tensor> inputs, MaybeTensor bias, MaybeTensor g, MaybeTensor h,
-                                   int64_t kind, double slope, double gain, double clamp, bool constant, bool reduce);
+std::tuple<Tensor, Tensor> run_act(ActOp op, std::vector<Tensor> inputs, MaybeTensor bias, MaybeTensor g, double slope,
+                                   double gain, double clamp, bool constant, bool reduce);
 
 }  // namespace stylegan_dist
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stylegan_dist.training.engine.ranks import Ranks
+from stylegan_dist.objective.result import LossResult
+from stylegan_dist.ranks import Ranks, Sharded, part_of
 
 LIMIT = 1e5  # infinite gradients become this large, as in Karras et al. 2020b
 
@@ -24,14 +25,14 @@ class Job:
     """A loss and what it works on.
 
     Attributes:
-        loss: of `part`; gives its share of the loss and shares of statistics.
+        loss: of `part`.
         part: a micro-batch: a dataclass of tensors.
     """
 
-    loss: Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
+    loss: Callable[[Any], LossResult]
     part: Any
 
-    def __call__(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self) -> LossResult:
         return self.loss(self.part)
 
 
@@ -39,19 +40,48 @@ class Job:
 class PhaseResult:
     """What a phase has measured, the same on all ranks, still on the device."""
 
-    means: dict[str, Tensor]  # statistics over the global batch
-    nonfinite: Tensor         # gradient values that had to be replaced
+    statistics: dict[str, Tensor]     # over the global batch
+    running_means: dict[str, Tensor]  # means over the global batch, towards which running means move
+    counts: dict[str, Tensor]         # what the ranks gave as `counts`, summed
+    nonfinite: Tensor                 # gradient values that had to be replaced
     gradient_norm: Tensor
-    notice: str = ""          # what a person should hear, once
+    notice: str = ""                  # what a person should hear, once
 
 
-@dataclass(frozen=True)
-class Sharded:
-    """A tensor of the state of which each rank holds a part."""
+class Sums:
+    """Numbers that are summed over micro-batches and ranks together with the gradients.
 
-    shape: torch.Size
-    dtype: torch.dtype
-    read: Callable[[], Tensor]  # the whole tensor; all ranks must call it
+    Their order is that in which they were added: with more than two ranks, where a number lies decides how it is rounded.
+    """
+
+    def __init__(self, values: Mapping[tuple[str, str], Tensor] | None = None):
+        self._values = dict(values or {})  # (field of PhaseResult, name) -> sum so far
+
+    def add(self, **fields: Mapping[str, Tensor]) -> None:
+        """Add values to the fields of PhaseResult."""
+        for field, values in fields.items():
+            for name, value in values.items():
+                before = self._values.get((field, name), torch.zeros((), device=value.device))
+                self._values[field, name] = before + value.detach()
+
+    def add_loss(self, result: LossResult) -> None:
+        self.add(statistics=result.statistics, running_means=result.running_means)
+
+    def flat(self) -> list[Tensor]:
+        """All values as lines of float32."""
+        return [value.float().reshape(-1) for value in self._values.values()]
+
+    def replaced(self, line: Tensor) -> Sums:
+        """The same numbers with the values of `line`, which is as long as all of `flat`."""
+        pieces = line.split([value.numel() for value in self._values.values()])
+        return Sums({key: piece.view_as(value) for (key, value), piece in zip(self._values.items(), pieces, strict=True)})
+
+    def result(self, nonfinite: Tensor, gradient_norm: Tensor) -> PhaseResult:
+        """As the result of a phase."""
+        def of(field: str) -> dict[str, Tensor]:
+            return {name: value for (its, name), value in self._values.items() if its == field}
+
+        return PhaseResult(of("statistics"), of("running_means"), of("counts"), nonfinite, gradient_norm)
 
 
 class Learner(abc.ABC):
@@ -69,12 +99,12 @@ class Learner(abc.ABC):
         self.shapes = {name: p.shape for name, p in network.named_parameters()}
 
     @abc.abstractmethod
-    def step(self, jobs: Sequence[Job], riders: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
+    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
         """One optimizer step.
 
         Args:
             jobs: the losses of this rank's micro-batches; each is called once, and its backward pass run.
-            riders: numbers to be summed over the ranks with the statistics.
+            counts: numbers of this rank, to be summed over the ranks with the statistics.
             l1: this times sign(parameter) is added to the gradient.
             second_order: whether a job differentiates through a gradient of this network.
         """
@@ -121,13 +151,13 @@ class LossInForward(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        self.statistics: dict[str, Tensor] = {}
+        self.sums = Sums()  # to which forward adds
 
     def forward(self, job: Job, touch: bool) -> Tensor:
         """The share of the loss. With `touch`, every parameter takes part, if only with a gradient of zero."""
-        share, statistics = job()
-        self.statistics = {name: value.detach() for name, value in statistics.items()}
-        return _Touch.apply(share, *self.network.parameters()) if touch else share
+        result = job()
+        self.sums.add_loss(result)
+        return _Touch.apply(result.share, *self.network.parameters()) if touch else result.share
 
 
 class _Touch(torch.autograd.Function):
@@ -143,35 +173,8 @@ class _Touch(torch.autograd.Function):
         return gradient, *(p.new_zeros(()).expand(p.shape) for p in ctx.parameters)
 
 
-def part_of(size: int, ranks: Ranks) -> tuple[int, int]:
-    """(start, length) of this rank's part of `size` values."""
-    part = -(-size // ranks.world_size)
-    start = min(ranks.rank * part, size)
-    return start, min(part, size - start)
-
-
-def assemble(shape: torch.Size, part: Tensor | None, start: int, ranks: Ranks) -> Tensor:
-    """The whole of a float32 tensor of which each rank gives its part (None: nothing of it). All ranks must call it."""
-    whole = torch.zeros(shape.numel(), dtype=torch.float32, device=ranks.device)
-    if part is not None:
-        whole[start:start + len(part)] = part
-    ranks.sum(whole.view(torch.int32))  # adding zeros to the bits keeps even -0.0
-    return whole.view(shape)
-
-
 def scrub(gradient: Tensor) -> Tensor:
     """Replace nan by 0 and infinities by +-1e5 in place; returns how many there were."""
     nonfinite = gradient.numel() - torch.isfinite(gradient).sum()
     torch.nan_to_num(gradient, nan=0.0, posinf=LIMIT, neginf=-LIMIT, out=gradient)
     return nonfinite
-
-
-def flatten(values: Mapping[str, Tensor]) -> list[Tensor]:
-    """Statistics as lines of float32."""
-    return [value.detach().float().reshape(-1) for value in values.values()]
-
-
-def unflatten(line: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `flatten`, cut as `values` are."""
-    pieces = line.split([value.numel() for value in values.values()])
-    return {name: piece.view_as(values[name]) for name, piece in zip(values, pieces, strict=True)}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from stylegan_dist.training.engine.preflight import name_ranks, patience
+from stylegan_dist.engine.rendezvous import name_ranks, open_store, patience
 
 BEAT_SECONDS = 2.0
 ANSWER_SECONDS = 5.0  # for the store
@@ -32,10 +32,9 @@ class Watch:
     def __init__(self, env: Mapping[str, str], hosts: Sequence[str], where: Callable[[], tuple[str, int, int, float]],
                  timeout: float):
         self.rank, self._hosts, self._where, self._timeout = int(env["RANK"]), hosts, where, timeout
-        store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), None, False, timedelta(seconds=patience(timeout)),
-                              wait_for_workers=False)  # many ranks connect at once
+        store = open_store(env, patience(timeout), may_serve=False)  # many ranks connect at once
         store.set_timeout(timedelta(seconds=ANSWER_SECONDS))
-        self._store = dist.PrefixStore(f"stylegan_dist/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}/at", store)
+        self._store = dist.PrefixStore("at", store)
         self._told: float | None = None  # of which wait
         self._last = ""  # what ended this rank
         self._gave_up = False
@@ -58,7 +57,7 @@ class Watch:
                 *_, since = self._where()
                 if time.monotonic() - since > max(2 * BEAT_SECONDS, self._timeout / 2) and self._told != since:
                     self._told = since  # by another thread, as this one must go on
-                    threading.Thread(target=self._note, args=(time.monotonic() - since,), daemon=True).start()
+                    threading.Thread(target=self._report_late, args=(time.monotonic() - since,), daemon=True).start()
             self._tell(beat)
         except RuntimeError:  # the store is gone, with the rank or the launcher that served it
             pass
@@ -70,7 +69,7 @@ class Watch:
             "ended": self._last, "gave_up": self._gave_up,
         }))
 
-    def _note(self, seconds: float) -> None:
+    def _report_late(self, seconds: float) -> None:
         """On one rank that waits."""
         late, text = self._look()
         *_, since = self._where()
@@ -95,35 +94,35 @@ class Watch:
     def _look(self, closed: bool = False) -> tuple[list[int], str]:
         """The ranks that the others wait for, and what is known of them; nobody and nothing where the store is gone."""
         try:
-            before = notes = self._read()
-            if not any(note["ended"] and not note["gave_up"] for note in before):
+            before = reports = self._read()
+            if not any(report["ended"] and not report["gave_up"] for report in before):
                 time.sleep(2.5 * BEAT_SECONDS)
-                notes = self._read()
+                reports = self._read()
         except RuntimeError:
             return [], ""
-        others = [rank for rank, note in enumerate(notes) if rank != self.rank and not note["gave_up"]]
-        if ended := [rank for rank in others if notes[rank]["ended"]]:
-            return ended, "; ".join(f"{self._name(rank, notes)} has ended: {notes[rank]['ended']}" for rank in ended[:3])
-        if silent := [rank for rank in others if notes[rank]["beat"] == before[rank]["beat"]]:
+        others = [rank for rank, report in enumerate(reports) if rank != self.rank and not report["gave_up"]]
+        if ended := [rank for rank in others if reports[rank]["ended"]]:
+            return ended, "; ".join(f"{self._name(rank, reports)} has ended: {reports[rank]['ended']}" for rank in ended[:3])
+        if silent := [rank for rank in others if reports[rank]["beat"] == before[rank]["beat"]]:
             how = "has ended or was killed" if closed else "does not answer: it is stopped, or its machine is down"
-            return silent, "; ".join(f"{self._name(rank, notes)} {how}; when last heard of it was {self._doing(notes[rank])}"
-                                     for rank in silent[:3])
-        least = min(note["at"] for note in notes)
-        late = [rank for rank, note in enumerate(notes) if note["at"] == least]
+            return silent, "; ".join(f"{self._name(rank, reports)} {how}; when last heard of it was "
+                                     f"{self._doing(reports[rank])}" for rank in silent[:3])
+        least = min(report["at"] for report in reports)
+        late = [rank for rank, report in enumerate(reports) if report["at"] == least]
         if self.rank in late:
             return [], "all ranks answer, and no other is behind: see whether the network between their machines is well"
-        return late, "; ".join(f"{self._name(rank, notes)} is late: it is {self._doing(notes[rank])}"
+        return late, "; ".join(f"{self._name(rank, reports)} is late: it is {self._doing(reports[rank])}"
                                for rank in late[:3]) + " (where that may take so long, set a larger run.timeout)"
 
     def _read(self) -> list[dict[str, Any]]:
         return [json.loads(text) for text in self._store.multi_get([str(rank) for rank in range(len(self._hosts))])]
 
-    def _name(self, rank: int, notes: Sequence[Mapping[str, Any]]) -> str:
-        return f"rank {rank} ({self._hosts[rank]}, process {notes[rank]['process']})"
+    def _name(self, rank: int, reports: Sequence[Mapping[str, Any]]) -> str:
+        return f"rank {rank} ({self._hosts[rank]}, process {reports[rank]['process']})"
 
     @staticmethod
-    def _doing(note: Mapping[str, Any]) -> str:
-        return f"{note['doing']} at {note['at'][0]} images, for {note['seconds']:.0f} s"
+    def _doing(report: Mapping[str, Any]) -> str:
+        return f"{report['doing']} at {report['at'][0]} images, for {report['seconds']:.0f} s"
 
 
 def connection_closed(reason: str) -> bool:

@@ -1,4 +1,7 @@
-"""What the ranks of a run say to each other, gradients apart."""
+"""The ranks of a run: what they say to each other, and what is spread over them.
+
+Knows torch.distributed alone: neither Accelerate, nor DeepSpeed, nor how gradients are summed (`engine/`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -75,16 +79,10 @@ class Ranks:
         try:
             result = function()
         except (InputError, OSError) as error:
-            failure = str(error)
-        if self.world_size > 1:
-            first = torch.tensor(self.world_size if failure is None else self.rank, device=self.device)
-            self._collective(dist.all_reduce, first, op=dist.ReduceOp.MIN)
-            if int(first) < self.world_size:
-                if self.rank == int(first) > 0:
-                    failure = f"{failure} (on rank {self.rank}, {host_name()})"
-                failure = self.broadcast(failure, source=int(first))
-        if failure is not None:
-            raise InputError(failure)
+            failure = f"{error} (on rank {self.rank}, {host_name()})" if self.rank else str(error)
+        for text in self.gather(failure):
+            if text is not None:
+                raise InputError(text)
         return cast(T, result)
 
     def on_main(self, function: Callable[[], T]) -> T | None:
@@ -94,18 +92,9 @@ class Ranks:
         """
         return self.together(lambda: function() if self.is_main else None)
 
-    def broadcast(self, value: Any, source: int = 0) -> Any:
-        """One rank's value on every rank. Anything that JSON can carry."""
-        if self.world_size == 1:
-            return value
-        text = json.dumps(value).encode() if self.rank == source else b""
-        length = torch.tensor([len(text)], device=self.device)
-        self._collective(dist.broadcast, length, src=source)
-        content = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
-        if self.rank == source:
-            content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        self._collective(dist.broadcast, content, src=source)
-        return json.loads(bytes(content.tolist()))
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value on every rank. Anything that JSON can carry."""
+        return self.gather(value if self.is_main else None)[0]
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order, on every rank. Anything that JSON can carry."""
@@ -121,14 +110,9 @@ class Ranks:
         return [json.loads(bytes(row[:length].tolist())) for row, length in zip(texts.cpu(), lengths.tolist(), strict=True)]
 
     def agree(self, values: Sequence[float]) -> bool:
-        """Whether all ranks hold the same numbers (compared as the bits of float64, so that NaN equals NaN)."""
-        if self.world_size == 1:
-            return True
-        here = torch.tensor(values, dtype=torch.float64).view(torch.int64).to(self.device)
-        low, high = here.clone(), here.clone()
-        self._collective(dist.all_reduce, low, op=dist.ReduceOp.MIN)
-        self._collective(dist.all_reduce, high, op=dist.ReduceOp.MAX)
-        return torch.equal(low, high)
+        """Whether all ranks hold the same numbers, to the last bit; NaN equals NaN."""
+        everyone = self.gather([float(value).hex() for value in values])
+        return all(theirs == everyone[0] for theirs in everyone)
 
     def read_later(self, value: torch.Tensor) -> Callable[[], float]:
         """Start to fetch a number from the device; the result, when called, waits only for that number."""
@@ -150,6 +134,31 @@ class Ranks:
         self._begun += 1
         with lost_ranks_reported():
             function(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """A tensor of the state of which each rank holds a part."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], torch.Tensor]  # the whole tensor; all ranks must call it
+
+
+def part_of(size: int, ranks: Ranks) -> tuple[int, int]:
+    """(start, length) of this rank's part of `size` values."""
+    part = -(-size // ranks.world_size)
+    start = min(ranks.rank * part, size)
+    return start, min(part, size - start)
+
+
+def assemble(shape: torch.Size, part: torch.Tensor | None, start: int, ranks: Ranks) -> torch.Tensor:
+    """The whole of a float32 tensor of which each rank gives its part (None: nothing of it). All ranks must call it."""
+    whole = torch.zeros(shape.numel(), dtype=torch.float32, device=ranks.device)
+    if part is not None:
+        whole[start:start + len(part)] = part
+    ranks.sum(whole.view(torch.int32))  # adding zeros to the bits keeps even -0.0
+    return whole.view(shape)
 
 
 def host_name() -> str:

@@ -14,14 +14,14 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from stylegan_dist.training.engine.data_parallel import FlatLearner
-from stylegan_dist.training.engine.learner import Job, PhaseResult
-from stylegan_dist.training.engine.ranks import Ranks
+from stylegan_dist.engine.data_parallel import FlatLearner
+from stylegan_dist.engine.learner import Job, PhaseResult, Sums
+from stylegan_dist.ranks import Ranks
 
 T = TypeVar("T")
 Replay = Callable[[], None]
@@ -29,16 +29,6 @@ Replay = Callable[[], None]
 # Ordinary executions of a phase before it is recorded. They make what is made once and must not be part of a
 # graph: handles and workspaces of libraries, chosen algorithms, cached filters.
 WARM_UP = 3
-
-
-class Recorder(Protocol):
-    """Records work on a device."""
-
-    def aside(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, work takes place where it would be recorded; after it, everyone may use its results."""
-
-    def record(self, work: Callable[[], T]) -> tuple[Replay, T]:
-        """A function that does the work, reading and writing the same memory every time, and where the results will be."""
 
 
 class CudaRecorder:
@@ -50,6 +40,7 @@ class CudaRecorder:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
+        """Inside, work takes place where it would be recorded; after it, everyone may use its results."""
         here = torch.cuda.current_stream()
         self._stream.wait_stream(here)
         with torch.cuda.stream(self._stream):
@@ -57,6 +48,7 @@ class CudaRecorder:
         here.wait_stream(self._stream)
 
     def record(self, work: Callable[[], T]) -> tuple[Replay, T]:
+        """A function that does the work, reading and writing the same memory every time, and where the results will be."""
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads go on to allocate and to ask for events, as those of NCCL and of pinned memory do.
         # The stream is set around it, too, because torch.cuda.graph does not set it back if it fails at its end.
@@ -73,7 +65,7 @@ class _Recording:
     inputs: list[Tensor]
     replay: Replay
     line: Tensor
-    means: dict[str, Tensor]
+    sums: Sums
 
 
 class GraphLearner(FlatLearner):
@@ -83,55 +75,55 @@ class GraphLearner(FlatLearner):
     a notice that says so.
     """
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, recorder: Recorder):
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, recorder: CudaRecorder):
         super().__init__(network, optimizer, ranks)
-        self._recorder: Recorder | None = recorder
+        self._recorder: CudaRecorder | None = recorder
         self._executions: Counter[tuple] = Counter()
         self._recordings: dict[tuple, _Recording] = {}
         self._notice = ""
 
-    def step(self, jobs: Sequence[Job], riders: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
-        result = super().step(jobs, riders, l1, second_order)
+    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
+        result = super().step(jobs, counts, l1, second_order)
         result.notice, self._notice = self._notice, ""
         return result
 
-    def _accumulate(self, jobs: Sequence[Job], riders: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _accumulate(self, jobs: Sequence[Job], counts: Mapping[str, Tensor]) -> tuple[Tensor, Sums]:
         if self._recorder is None:
-            return super()._accumulate(jobs, riders)
-        inputs = _inputs(jobs, riders)
-        key = tuple(job.loss for job in jobs), tuple((x.shape, x.dtype) for x in inputs), tuple(riders)
+            return super()._accumulate(jobs, counts)
+        inputs = _inputs(jobs, counts)
+        key = tuple(job.loss for job in jobs), tuple((x.shape, x.dtype) for x in inputs), tuple(counts)
         self._executions[key] += 1
         if self._executions[key] <= WARM_UP:
             with self._recorder.aside():
-                return super()._accumulate(jobs, riders)
+                return super()._accumulate(jobs, counts)
         if key not in self._recordings:
             try:
-                self._recordings[key] = self._record(self._recorder, jobs, riders)
+                self._recordings[key] = self._record(self._recorder, jobs, counts)
             except Exception as error:  # whatever it is, the phase can take place without a graph
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
                 self._notice = f"CUDA graphs are off, recording failed ({reason}); training goes on without them"
                 self._recorder = None
                 self._recordings.clear()
-                return super()._accumulate(jobs, riders)
+                return super()._accumulate(jobs, counts)
         recording = self._recordings[key]
-        for kept, new in zip(recording.inputs, inputs, strict=True):
-            kept.copy_(new)
+        for fixed, new in zip(recording.inputs, inputs, strict=True):
+            fixed.copy_(new)
         recording.replay()
-        return recording.line, recording.means
+        return recording.line, recording.sums
 
-    def _record(self, recorder: Recorder, jobs: Sequence[Job], riders: Mapping[str, Tensor]) -> _Recording:
+    def _record(self, recorder: CudaRecorder, jobs: Sequence[Job], counts: Mapping[str, Tensor]) -> _Recording:
         """Record a phase that reads copies of its inputs."""
         parts = {id(job.part): _copy(job.part) for job in jobs}
         jobs = [replace(job, part=parts[id(job.part)]) for job in jobs]
-        riders = {name: value.clone() for name, value in riders.items()}
-        replay, (line, means) = recorder.record(lambda: FlatLearner._accumulate(self, jobs, riders))
-        return _Recording(_inputs(jobs, riders), replay, line, means)
+        counts = {name: value.clone() for name, value in counts.items()}
+        replay, (line, sums) = recorder.record(lambda: FlatLearner._accumulate(self, jobs, counts))
+        return _Recording(_inputs(jobs, counts), replay, line, sums)
 
 
-def _inputs(jobs: Sequence[Job], riders: Mapping[str, Tensor]) -> list[Tensor]:
-    """All tensors that jobs and riders consist of, each part once, in an order that depends on nothing else."""
+def _inputs(jobs: Sequence[Job], counts: Mapping[str, Tensor]) -> list[Tensor]:
+    """All tensors that jobs and counts consist of, each part once, in an order that depends on nothing else."""
     parts = {id(job.part): job.part for job in jobs}.values()
-    return [x for part in parts for x in vars(part).values() if isinstance(x, Tensor)] + list(riders.values())
+    return [x for part in parts for x in vars(part).values() if isinstance(x, Tensor)] + list(counts.values())
 
 
 def _copy(part: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,46 +12,37 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stylegan_dist.training.engine.learner import (
-    Job,
-    Learner,
-    LossInForward,
-    PhaseResult,
-    Sharded,
-    flatten,
-    scrub,
-    unflatten,
-)
-from stylegan_dist.training.engine.ranks import COMMUNICATION, Ranks, lost_ranks_reported
+from stylegan_dist.engine.learner import Job, Learner, LossInForward, PhaseResult, Sums, scrub
+from stylegan_dist.objective.result import LossResult
+from stylegan_dist.ranks import COMMUNICATION, Ranks, Sharded, lost_ranks_reported
 
 
 class FlatLearner(Learner):
     """After the backward passes of a phase, one all-reduce of all gradients; statistics ride along."""
 
     @torch.no_grad()
-    def step(self, jobs: Sequence[Job], riders: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
-        line, means = self._accumulate(jobs, riders)
+    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
+        line, sums = self._accumulate(jobs, counts)
         size = sum(p.numel() for p in self.network.parameters())
         self.ranks.sum(line)
         # A copy: the gradients' buffer must not live on in the statistics.
-        return self._finish(line[:size], unflatten(line[size:].clone(), means), l1)
+        return self._finish(line[:size], sums.replaced(line[size:].clone()), l1)
 
-    def _accumulate(self, jobs: Sequence[Job], riders: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """All backward passes: a line of the gradients of all parameters and the statistics, and these by name."""
+    def _accumulate(self, jobs: Sequence[Job], counts: Mapping[str, Tensor]) -> tuple[Tensor, Sums]:
+        """All backward passes: a line of the gradients of all parameters and of this rank's sums, and these."""
         self.optimizer.zero_grad(set_to_none=True)
-        shares: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.ranks.device))
+        sums = Sums()
         for job in jobs:
             with torch.enable_grad():
-                share, statistics = job()
-                share.backward()
-            for name, value in statistics.items():
-                shares[name] = shares[name] + value.detach()
-        means = {**shares, **riders}
+                result = job()
+                result.share.backward()
+            sums.add_loss(result)
+        sums.add(counts=counts)
         parameters = list(self.network.parameters())
         pieces = [(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in parameters]
-        return torch.cat(pieces + flatten(means)), means
+        return torch.cat(pieces + sums.flat()), sums
 
-    def _finish(self, gradient: Tensor, means: dict[str, Tensor], l1: float) -> PhaseResult:
+    def _finish(self, gradient: Tensor, sums: Sums, l1: float) -> PhaseResult:
         """The optimizer step, from the summed gradient of all parameters."""
         parameters: list[Tensor] = list(self.network.parameters())
         nonfinite = scrub(gradient)
@@ -63,7 +53,7 @@ class FlatLearner(Learner):
         if l1:
             torch._foreach_add_([p.grad for p in parameters], torch._foreach_sign(parameters), alpha=l1)  # type: ignore[misc]
         self.optimizer.step()
-        return PhaseResult(means, nonfinite, norm)
+        return sums.result(nonfinite, norm)
 
     def optimizer_state(self) -> dict[str, Tensor | Sharded]:
         return {
@@ -98,34 +88,32 @@ class BucketLearner(FlatLearner):
             self._parallel = DistributedDataParallel(self._module, broadcast_buffers=False)
         # Weak: DDP would keep this object, and with it the process group, alive into the interpreter's end.
         self._parallel.register_comm_hook(weakref.ref(self), _sum_bucket)
-        self._means: dict[str, Tensor] = {}
         # Where a value lies in its bucket decides in which order more than two ranks add it, and DDP orders the buckets
         # anew after its first backward pass. If that were a step's, the first step after a restart would differ.
         with torch.enable_grad():
             self._parallel(self._all_parameters, False).backward()
 
-    def _all_parameters(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def _all_parameters(self) -> LossResult:
         """A loss of zero whose backward pass meets the last parameter first, as those of the networks by and large do."""
         total = torch.zeros((), device=self.ranks.device)
         for parameter in self.network.parameters():
             total = total + parameter.sum()
-        return total * 0, {}
+        return LossResult(total * 0, {})
 
     @torch.no_grad()
-    def step(self, jobs: Sequence[Job], riders: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
+    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
         self.optimizer.zero_grad(set_to_none=True)
-        shares: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.ranks.device))
+        self._module.sums = Sums()
         for number, job in enumerate(jobs):
             last = number == len(jobs) - 1
             with torch.enable_grad(), contextlib.nullcontext() if last else self._parallel.no_sync():
                 share = self._parallel(job, last)
-                for name, value in self._module.statistics.items():
-                    shares[name] = shares[name] + value
-                self._means = {**shares, **riders}
+                if last:
+                    self._module.sums.add(counts=counts)
                 with lost_ranks_reported(COMMUNICATION):
                     share.backward()
         gradient = torch.cat([p.grad.reshape(-1) for p in self.network.parameters()])  # type: ignore[union-attr]
-        return self._finish(gradient, self._means, l1)
+        return self._finish(gradient, self._module.sums, l1)
 
     def close(self) -> None:
         del self._parallel
@@ -133,15 +121,15 @@ class BucketLearner(FlatLearner):
 
 def _sum_bucket(learner, bucket):  # DDP refuses annotations that are strings
     """Called by DDP in the order of the backward pass; the last bucket takes the statistics along."""
-    gradient, means = bucket.buffer(), learner()._means
-    extras = flatten(means) if bucket.is_last() else []
+    gradient, module = bucket.buffer(), learner()._module
+    extras = module.sums.flat() if bucket.is_last() else []
     work = dist.all_reduce(torch.cat([gradient, *extras]) if extras else gradient, async_op=True)
     assert work is not None
 
     def arrived(future: torch.futures.Future) -> Tensor:
         (received,) = future.value()
         if extras:
-            learner()._means = unflatten(received[len(gradient):].clone(), means)
+            module.sums = module.sums.replaced(received[len(gradient):].clone())
         return received[:len(gradient)]
 
     return work.get_future().then(arrived)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from stylegan_dist.config.schema import MOST_IMAGES
+from stylegan_dist.config.knobs import MOST_IMAGES
 from stylegan_dist.errors import InputError, LocalInputError
 from stylegan_dist.records import shorten
 

@@ -13,7 +13,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from stylegan_dist import ops
+from stylegan_dist import ops, randomness
+from stylegan_dist.families.stylegan2.config import DiscriminatorConfig, GeneratorConfig
+from stylegan_dist.networks.generator import Generator as SampleGenerator
+from stylegan_dist.networks.generator import SampleShape, Sampling
 from stylegan_dist.networks.layers import Conv2d, Dense, Draw, MappingNetwork, Precision, run_block
 from stylegan_dist.ops import native
 
@@ -27,9 +30,9 @@ def resolutions(image_resolution: int) -> list[int]:
     return [2**i for i in range(2, image_resolution.bit_length())]
 
 
-def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
+def channels_at(resolution: int, settings: GeneratorConfig | DiscriminatorConfig) -> int:
     """Feature maps of the blocks at a resolution."""
-    return min(channel_base // resolution, channel_max)
+    return min(settings.channel_base // resolution, settings.channel_max)
 
 
 class SynthesisLayer(nn.Module):
@@ -154,20 +157,18 @@ class SynthesisNetwork(nn.Module):
     convolution (the last one has its own), so there are `num_ws` = convolutions + 1 of them.
     """
 
-    def __init__(self, w_dim: int, resolution: int, img_channels: int, channel_base: int, channel_max: int,
-                 precision: Precision, recompute: int):
+    def __init__(self, shape: SampleShape, settings: GeneratorConfig, precision: Precision, recompute: int):
         super().__init__()
         native.prepare()
-        self.resolutions = resolutions(resolution)
+        self.resolutions = resolutions(shape.resolution)
         self.precision = precision
         self.recompute = recompute
         self.num_ws = 2 * len(self.resolutions)
         self.noise_shapes = [(r, r) for r in self.resolutions for _ in range(1 if r == MIN_RESOLUTION else 2)]
         for r in self.resolutions:
             block = SynthesisBlock(
-                in_channels=channels_at(r // 2, channel_base, channel_max),
-                out_channels=channels_at(r, channel_base, channel_max),
-                w_dim=w_dim, resolution=r, img_channels=img_channels, precision=precision,
+                in_channels=channels_at(r // 2, settings), out_channels=channels_at(r, settings),
+                w_dim=settings.w_dim, resolution=r, img_channels=shape.channels, precision=precision,
             )
             setattr(self, f"b{r}", block)
 
@@ -206,39 +207,27 @@ class SynthesisNetwork(nn.Module):
         return rgb
 
 
-class Generator(nn.Module):
+class Generator(SampleGenerator):
     """Mapping and synthesis.
 
     Args:
-        resolution: a power of two, 8 to 1024.
-        img_channels: 1 to 4.
-        num_classes: 0 for an unconditional generator.
+        shape: resolution a power of two, 8 to 1024.
+        settings: resolved.
         recompute: blocks at this resolution and above compute their activations again in the backward
             pass instead of storing them, which changes no bit of the result; 0 for none.
     """
 
     w_avg: torch.Tensor  # [w_dim], running mean of w
 
-    def __init__(
-        self,
-        resolution: int,
-        img_channels: int,
-        num_classes: int = 0,
-        z_dim: int = 512,
-        w_dim: int = 512,
-        mapping_layers: int = 8,
-        channel_base: int = 32768,
-        channel_max: int = 512,
-        precision: Precision = Precision(),  # noqa: B008 - frozen
-        recompute: int = 0,
-    ):
+    def __init__(self, shape: SampleShape, settings: GeneratorConfig, precision: Precision = Precision(),  # noqa: B008 - frozen
+                 recompute: int = 0):
         super().__init__()
-        self.z_dim = z_dim
-        self.num_classes = num_classes
-        self.mapping = MappingNetwork(z_dim, num_classes, w_dim, mapping_layers)
-        self.synthesis = SynthesisNetwork(w_dim, resolution, img_channels, channel_base, channel_max, precision, recompute)
+        self.z_dim = settings.z_dim
+        self.num_classes = shape.num_classes
+        self.mapping = MappingNetwork(settings.z_dim, shape.num_classes, settings.w_dim, settings.mapping_layers)
+        self.synthesis = SynthesisNetwork(shape, settings, precision, recompute)
         self.num_ws = self.synthesis.num_ws
-        self.register_buffer("w_avg", torch.zeros(w_dim))
+        self.register_buffer("w_avg", torch.zeros(settings.w_dim))
 
     def truncate(self, w: torch.Tensor, psi: float | torch.Tensor) -> torch.Tensor:
         """Pull w towards its mean, w_avg + psi (w - w_avg): trades variety for fidelity (2019, section B).
@@ -258,6 +247,12 @@ class Generator(nn.Module):
         """Images for latents z [N, z_dim] and labels int64 [N]; noise as in `SynthesisNetwork.forward`."""
         w = self.truncate(self.mapping(z, label), truncation)
         return self.synthesis(w[:, None].expand(-1, self.num_ws, -1), noise)
+
+    def sample(self, seed: int, purpose: str, index: torch.Tensor, labels: torch.Tensor | None,
+               sampling: Sampling) -> torch.Tensor:
+        z = randomness.normal(seed, f"{purpose}.z", index, (self.z_dim,))
+        noise = self.synthesis.constant_noise() if sampling.noise == "const" else None
+        return self(z, labels, noise, sampling.truncation)
 
 
 class FromRGB(Conv2d):
@@ -310,43 +305,32 @@ def minibatch_std(x: torch.Tensor, group: int) -> torch.Tensor:
 class Discriminator(nn.Module):
     """Images to logits: [N, img_channels, R, R] -> [N].
 
+    Of a number of classes it is a projection discriminator (Miyato and Koyama 2018): the logit is the scalar
+    product of the features with a mapping of the label.
+
     Args:
-        architecture: "resnet" (residual blocks) or "orig" (none).
-        num_classes: 0, or the number of classes for a projection discriminator (Miyato and Koyama
-            2018): the logit is the scalar product of the features with a mapping of the label.
-        mbstd_group: images per group of the minibatch standard deviation; 1 gives a zero channel.
+        settings: resolved.
         recompute: as of the generator.
     """
 
-    def __init__(
-        self,
-        resolution: int,
-        img_channels: int,
-        num_classes: int = 0,
-        architecture: str = "resnet",
-        channel_base: int = 32768,
-        channel_max: int = 512,
-        mapping_layers: int = 8,
-        mbstd_group: int = 4,
-        precision: Precision = Precision(),  # noqa: B008 - frozen
-        recompute: int = 0,
-    ):
+    def __init__(self, shape: SampleShape, settings: DiscriminatorConfig, precision: Precision = Precision(),  # noqa: B008
+                 recompute: int = 0):
         super().__init__()
         native.prepare()
-        self.resolutions = resolutions(resolution)[:0:-1]
+        self.resolutions = resolutions(shape.resolution)[:0:-1]
         self.precision = precision
         self.recompute = recompute
-        self.mbstd_group = mbstd_group
-        channels = {r: channels_at(r, channel_base, channel_max) for r in resolutions(resolution)}
-        self.fromrgb = FromRGB(img_channels, channels[resolution], precision.clamp)
+        self.mbstd_group = settings.mbstd_group
+        channels = {r: channels_at(r, settings) for r in resolutions(shape.resolution)}
+        self.fromrgb = FromRGB(shape.channels, channels[shape.resolution], precision.clamp)
         for r in self.resolutions:
-            block = DiscriminatorBlock(channels[r], channels[r // 2], architecture == "resnet", precision.clamp)
+            block = DiscriminatorBlock(channels[r], channels[r // 2], settings.architecture == "resnet", precision.clamp)
             setattr(self, f"b{r}", block)
         width = channels[MIN_RESOLUTION]
         self.conv = Conv2d(width + 1, width, 3, "lrelu", clamp=precision.clamp)
         self.dense = Dense(width * MIN_RESOLUTION**2, width, "lrelu")
-        self.out = Dense(width, width if num_classes else 1)
-        self.mapping = MappingNetwork(0, num_classes, width, mapping_layers) if num_classes else None
+        self.out = Dense(width, width if shape.num_classes else 1)
+        self.mapping = MappingNetwork(0, shape.num_classes, width, settings.mapping_layers) if shape.num_classes else None
 
     def forward(self, images: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """images: [N, img_channels, R, R] in [-1, 1], label: int64 [N] or None -> logits [N], full precision."""

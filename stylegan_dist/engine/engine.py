@@ -15,78 +15,71 @@ import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import nn
 
+from stylegan_dist.config.schema import RunConfig
+from stylegan_dist.engine.choice import choose_engine, forget_plugin
+from stylegan_dist.engine.data_parallel import BucketLearner, FlatLearner
+from stylegan_dist.engine.deepspeed_adapter import load_deepspeed
+from stylegan_dist.engine.graphs import CudaRecorder, GraphLearner, why_no_graphs
+from stylegan_dist.engine.launch_check import check_environment, check_joined, number_of
+from stylegan_dist.engine.learner import Learner
+from stylegan_dist.engine.preflight import connecting, measure_network, set_timeout
+from stylegan_dist.engine.rendezvous import Rendezvous, patience, registration_of_this_rank
+from stylegan_dist.engine.watch import Watch, connection_closed
+from stylegan_dist.engine.zero import ZeroLearner
 from stylegan_dist.errors import InputError, RankLost
 from stylegan_dist.machine import available_cores, supports_bf16
-from stylegan_dist.training.engine.choice import choose_engine, forget_plugin
-from stylegan_dist.training.engine.data_parallel import BucketLearner, FlatLearner
-from stylegan_dist.training.engine.graphs import CudaRecorder, GraphLearner, why_no_graphs
-from stylegan_dist.training.engine.launch_check import check_environment, check_joined, number_of
-from stylegan_dist.training.engine.learner import Learner
-from stylegan_dist.training.engine.preflight import (
-    RollCall,
-    connecting,
-    measure_network,
-    note_of_this_rank,
-    patience,
-    set_timeout,
-)
-from stylegan_dist.training.engine.ranks import Ranks, host_name
-from stylegan_dist.training.engine.watch import Watch, connection_closed
-from stylegan_dist.training.engine.zero import ZeroLearner, load_deepspeed
+from stylegan_dist.ranks import Ranks, host_name
 
 
 class Engine(Ranks):
     """The ranks of a run, and what makes networks learn on them.
 
     Args:
-        device: "auto", "cuda" or "cpu".
-        world_size: the promised number of processes, or "auto".
-        threads: CPU threads of each process, or "auto" for an equal share of this machine's cores.
-        timeout: seconds after which a rank that waits for another gives up.
-        reduction: how data parallel training sums gradients, "flat", "buckets" or "auto".
-        graphs: whether to record CUDA graphs, or "auto".
+        settings: the section `run` of the configuration, of which `auto` may stand for device, world_size, threads,
+            reduction and cuda_graphs.
     Raises:
         InputError: a launch that cannot be what was meant.
         RankLost: not all ranks came.
     """
 
-    def __init__(self, device: str = "auto", world_size: int | str = "auto", threads: int | str = "auto",
-                 timeout: float = 600.0, reduction: str = "auto", graphs: bool | str = "auto"):
-        launched = check_environment(os.environ, world_size, device)
+    def __init__(self, settings: RunConfig):
+        threads, reduction = settings.threads, settings.reduction
+        launched = check_environment(os.environ, settings.world_size, settings.device)
         if threads != "auto" and int(threads) < 1:
             raise InputError(f"run.threads={threads} must be at least 1, or auto")
-        self.timeout = timeout
-        wait = patience(timeout)
+        self.timeout = settings.timeout
+        wait = patience(self.timeout)
 
         def examine() -> dict[str, Any]:  # what is wrong here, such as a missing file, all ranks will say
             self.choice = choose_engine(os.environ)
-            return note_of_this_rank(os.environ, self.choice, device, world_size)
+            return registration_of_this_rank(os.environ, self.choice, settings.device, settings.world_size)
 
         # Kept until the process group exists: it may serve the store through which that is made.
-        roll_call = RollCall(os.environ, launched, wait, examine)
+        rendezvous = Rendezvous(os.environ, launched, wait, examine)
         forget_plugin(os.environ)
-        self.hosts = roll_call.hosts
+        self.hosts = rendezvous.hosts
+        on_cpu = rendezvous.registration["gpu"] is None
         if self.choice.zero:
-            load_deepspeed(cpu=roll_call.note["gpu"] is None)  # before there is a process group, see there
+            load_deepspeed(cpu=on_cpu)  # before there is a process group, see there
         self.network = 0.0  # bytes per second of a rank in a large all-reduce; 0 if it is alone
         with connecting(self.hosts):
             # mixed_precision="no": the networks have a precision policy of their own.
             self._accelerator = Accelerator(
-                cpu=roll_call.note["gpu"] is None, mixed_precision="no",
+                cpu=on_cpu, mixed_precision="no",
                 kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=wait))],
             )
             super().__init__(self._accelerator.process_index, self._accelerator.num_processes, self._accelerator.device)
             check_joined(launched, self.world_size)
             if launched > 1:
                 self.network = measure_network(self)
-                set_timeout(timeout)
-        self._watch = Watch(os.environ, self.hosts, self.where, timeout) if launched > 1 else None
+                set_timeout(self.timeout)
+        self._watch = Watch(os.environ, self.hosts, self.where, self.timeout) if launched > 1 else None
         self.local_world_size = number_of(os.environ, "LOCAL_WORLD_SIZE", self.hosts.count(host_name()))
         if threads == "auto":
             threads = max(1, available_cores() // self.local_world_size)
         torch.set_num_threads(int(threads))
         self._learners: weakref.WeakSet[Learner] = weakref.WeakSet()
-        self.no_graphs = why_no_graphs(graphs, self.device.type, bool(self.choice.zero),
+        self.no_graphs = why_no_graphs(settings.cuda_graphs, self.device.type, bool(self.choice.zero),
                                        reduction if self.world_size > 1 else "flat")
         self._recorder = None if self.no_graphs else CudaRecorder(self.device)
         self.reduction = reduction

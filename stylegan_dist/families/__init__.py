@@ -1,0 +1,44 @@
+"""Families of networks: a folder each, found by its name. What a family must say is in `family.py`.
+
+A folder holds `config.py` with `SECTIONS`, the knobs of `generator`, `discriminator` and `loss`, which needs no PyTorch; and
+`family.py` with `FAMILY`, all else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from stylegan_dist.errors import InputError
+
+if TYPE_CHECKING:
+    from stylegan_dist.families.family import Family
+
+DEFAULT = "stylegan2"
+
+
+def sections_of(name: str = DEFAULT) -> Mapping[str, type]:
+    """Section -> dataclass of its knobs.
+
+    Raises:
+        InputError: there is no such family.
+    """
+    return _module(name, "config").SECTIONS
+
+
+def family_named(name: str) -> Family:
+    """Networks, objective and rules of a family.
+
+    Raises:
+        InputError: there is no such family.
+    """
+    return _module(name, "family").FAMILY
+
+
+def _module(name: str, part: str) -> Any:
+    known = [module.name for module in pkgutil.iter_modules(__path__) if module.ispkg]
+    if name not in known:
+        raise InputError(f"generator.family={name[:40]!r} is unknown; choose one of {', '.join(sorted(known))}")
+    return importlib.import_module(f"{__name__}.{name}.{part}")

@@ -1,0 +1,59 @@
+"""What a family of networks says of itself. Trainer, engines, checkpoints, memory estimate and tools know no more."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from stylegan_dist.config import Config
+from stylegan_dist.networks.generator import Generator, SampleShape
+from stylegan_dist.networks.layers import Precision
+from stylegan_dist.objective.game import Objective
+
+Auto = Callable[[object, str, str, object, str], None]  # (section, its name, key, value, rule): replaces "auto"
+
+
+class Family(abc.ABC):
+    """Networks, objective, and rules for the sections `generator`, `discriminator` and `loss` of a configuration.
+
+    Parameters of new networks have no values yet: `networks.layers.initialize` sets them, as their modules'
+    `init_parameters` say.
+    """
+
+    @abc.abstractmethod
+    def generator(self, config: Config, shape: SampleShape, precision: Precision) -> Generator:
+        """A generator; `config` is resolved."""
+
+    @abc.abstractmethod
+    def discriminator(self, config: Config, shape: SampleShape, precision: Precision) -> nn.Module:
+        """A discriminator: (samples in [-1, 1], labels int64 [N] or None) -> logits [N]; `config` is resolved.
+
+        Its attribute `precision` is the policy that it computes with.
+        """
+
+    @abc.abstractmethod
+    def objective(self, config: Config, generator: nn.Module, discriminator: nn.Module,
+                  label_counts: Tensor | None) -> Objective:
+        """The losses of a run; arguments as of `Objective`."""
+
+    @abc.abstractmethod
+    def resolve(self, config: Config, resolution: int, auto: Auto) -> None:
+        """Replace every "auto" of the family's sections; `config.run.batch` is known."""
+
+    @abc.abstractmethod
+    def check(self, config: Config, resolution: int) -> None:
+        """Raise InputError where resolved values of the family's sections do not fit each other or the data."""
+
+    @abc.abstractmethod
+    def group(self, config: Config) -> tuple[int, str]:
+        """Of how many consecutive images a micro-batch must be a multiple, and the settings that say so, for people."""
+
+    @abc.abstractmethod
+    def learning_rate(self, resolution: int) -> float:
+        """Of both networks under Adam, where it is "auto"."""
+
+    @abc.abstractmethod
+    def describe(self, config: Config) -> str:
+        """The architecture of the discriminator, in a word, for the header of a run."""

@@ -1,0 +1,61 @@
+"""StyleGAN2 as a family: how its networks are built, and its rules for `auto`.
+
+The rules for the networks and R1 follow the `auto` configuration of Karras et al. 2020b, appendix C.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from stylegan_dist.config import Config
+from stylegan_dist.errors import InputError
+from stylegan_dist.families.family import Auto, Family
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator
+from stylegan_dist.families.stylegan2.objective import StyleGan2Objective
+from stylegan_dist.networks.generator import SampleShape
+from stylegan_dist.networks.layers import Precision
+
+
+class StyleGan2(Family):
+    """Karras et al. 2020, and 2020b for class conditioning, low precision and small images."""
+
+    def generator(self, config: Config, shape: SampleShape, precision: Precision) -> Generator:
+        return Generator(shape, config.generator, precision, config.run.recompute)
+
+    def discriminator(self, config: Config, shape: SampleShape, precision: Precision) -> Discriminator:
+        return Discriminator(shape, config.discriminator, precision, config.run.recompute)
+
+    def objective(self, config: Config, generator: Generator, discriminator: Discriminator,  # type: ignore[override]
+                  label_counts: Tensor | None) -> StyleGan2Objective:
+        return StyleGan2Objective(config, generator, discriminator, label_counts)
+
+    def resolve(self, config: Config, resolution: int, auto: Auto) -> None:
+        g, d, batch = config.generator, config.discriminator, config.run.batch
+        auto(g, "generator", "mapping_layers", 2, "the usual choice outside the paper's own presets")
+        auto(g, "generator", "channel_base", 32768 if resolution >= 512 else 16384, "from the resolution")
+        auto(d, "discriminator", "channel_base", g.channel_base, "as the generator")
+        group = next(n for n in (4, 3, 2, 1) if batch % n == 0)
+        auto(d, "discriminator", "mbstd_group", group, "a divisor of the batch, at most 4")
+        auto(config.loss, "loss", "r1_gamma", 0.0002 * resolution**2 / batch, "0.0002 R^2 / batch")
+
+    def check(self, config: Config, resolution: int) -> None:
+        for name in ("generator", "discriminator"):
+            if (base := getattr(config, name).channel_base) < resolution:
+                raise InputError(f"{name}.channel_base={base} leaves no feature maps at {resolution} px: it must be at least "
+                                 f"{resolution}, and 16384 is usual")
+
+    def group(self, config: Config) -> tuple[int, str]:
+        group, loss = config.discriminator.mbstd_group, config.loss
+        return (math.lcm(group, loss.path_length_shrink if loss.path_length_weight else 1),
+                f"discriminator.mbstd_group={group} and loss.path_length_shrink={loss.path_length_shrink}")
+
+    def learning_rate(self, resolution: int) -> float:
+        return 0.002 if resolution >= 1024 else 0.0025
+
+    def describe(self, config: Config) -> str:
+        return config.discriminator.architecture
+
+
+FAMILY = StyleGan2()

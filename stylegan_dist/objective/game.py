@@ -1,0 +1,193 @@
+"""The game of a generator and a discriminator with gradient penalties, for generators of any family.
+
+All randomness is addressed by (seed, "phase.purpose", global image number).
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stylegan_dist import randomness
+from stylegan_dist.config import Config
+from stylegan_dist.networks.layers import Arithmetic
+from stylegan_dist.objective.adversarial import ADVERSARIAL
+from stylegan_dist.objective.penalties import approximate_gradient_penalty, gradient_penalty
+from stylegan_dist.objective.phases import MicroBatch, Phase, Regulariser, phases_of
+from stylegan_dist.objective.result import LossResult
+
+
+class Objective(abc.ABC):
+    """The losses of a run.
+
+    Attributes:
+        forwards: the forward passes that are differentiated at most once, "g" (whatever `generate` gives it) and "d"; they
+            may be replaced by compiled ones.
+        weights: numbers of the losses that a schedule may move. They are tensors on the device, so that recorded
+            graphs and compiled networks see a new value; `set_weight` sets it in place. float64 [].
+        running: running statistics by name, float32 []. Part of the saved state.
+    Args:
+        config: resolved; its section `loss` is a `GameConfig`.
+        label_counts: int64 [classes], how often each class occurs in the data; generated images get
+            labels with these frequencies. None for an unconditional run.
+    """
+
+    def __init__(self, config: Config, generator: nn.Module, discriminator: nn.Module, label_counts: Tensor | None):
+        self.config = config.loss
+        self.seed = config.run.seed
+        self.batch = config.run.batch
+        self.generator = generator
+        self.discriminator = discriminator
+        self.adversarial = ADVERSARIAL[config.loss.adversarial]
+        self.device = next(generator.parameters()).device
+        # The label of a generated image is that of a random image of the data.
+        self.label_ends = label_counts.cumsum(0).to(self.device) if label_counts is not None else None
+        self.label_total = int(label_counts.sum()) if label_counts is not None else 0
+        self.forwards: dict[str, Callable[..., Tensor]] = {"g": generator, "d": discriminator}
+        self.weights: dict[str, Tensor] = {}
+        self.set_weight("r1_gamma", config.loss.r1_gamma)
+        self.set_weight("r2_gamma", config.loss.r2_gamma)
+        self.running: dict[str, Tensor] = {}
+
+    @abc.abstractmethod
+    def generate(self, phase: str, index: Tensor, labels: Tensor | None) -> tuple[Tensor, Any]:
+        """Images [n, C, H, W] by `forwards["g"]`, and what `observe` wants to know of how they were made.
+
+        Args:
+            phase: its name; begins the purpose of every draw.
+            index: int64 [n], global image numbers.
+            labels: int64 [n], or None for an unconditional run.
+        """
+
+    def observe(self, made: Any) -> dict[str, Tensor]:
+        """Shares of the global means that `update_running` wants, from the second value of `generate` in `g_main`."""
+        return {}
+
+    def generator_regulariser(self) -> Regulariser | None:
+        """What regularises the generator, if anything does."""
+        return None
+
+    def update_running(self, means: Mapping[str, Tensor]) -> None:  # noqa: B027 - most families have none
+        """Take over the global means of `LossResult.running_means` of a phase."""
+
+    def reported(self) -> dict[str, Tensor]:
+        """Numbers [] that a tick reports as they are then."""
+        return {}
+
+    def set_weight(self, name: str, value: float) -> None:
+        """Set one of `weights`, in place where it is there."""
+        if name not in self.weights:
+            self.weights[name] = torch.empty((), dtype=torch.float64, device=self.device)
+        self.weights[name].fill_(value)
+
+    def phases(self) -> list[Phase]:
+        """The phases of a step in their order."""
+        c, penalty = self.config, None
+        if c.r1_gamma > 0 or c.r2_gamma > 0:
+            penalty = Regulariser("d_penalty", self.d_penalty, c.penalty_interval, c.penalty == "exact")
+        return [*phases_of("g", self.g_main, self.generator_regulariser()), *phases_of("d", self.d_main, penalty)]
+
+    def g_main(self, real: MicroBatch) -> LossResult:
+        """The generator's side of the game."""
+        labels = self.labels("g_main", real)
+        fake, made = self.generate("g_main", real.index, labels)
+        logits = self.judge("g_main", fake, labels, real.index)
+        real_logits = self.judge("g_main", real.images, real.labels, real.index) if self.adversarial.paired else None
+        loss = self.share(self.adversarial.generator(logits, real_logits))
+        return LossResult(loss, {"loss/g_main": loss}, self.observe(made))
+
+    def d_main(self, real: MicroBatch) -> LossResult:
+        """The discriminator's side of the game."""
+        with torch.no_grad():
+            labels = self.labels("d_main", real)
+            fake, _ = self.generate("d_main", real.index, labels)
+        fake_logits = self.judge("d_main", fake, labels, real.index)
+        real_logits = self.judge("d_main", real.images, real.labels, real.index)
+        loss = self.share(self.adversarial.discriminator(real_logits, fake_logits))
+        return LossResult(loss, {
+            "loss/d_main": loss,
+            "logits/real": self.share(real_logits),
+            "logits/fake": self.share(fake_logits),
+            "sign/real": self.share(real_logits.sign()),
+            "sign/fake": self.share(fake_logits.sign()),
+        })
+
+    def d_penalty(self, real: MicroBatch) -> LossResult:
+        """R1 on real and R2 on generated images (Mescheder et al. 2018)."""
+        c = self.config
+        total, statistics = torch.zeros((), device=real.images.device), {}
+        if c.r1_gamma > 0:
+            penalty = self.share(self._penalty("r1", real.images, real.labels, real.index))
+            statistics["loss/r1"] = penalty * self.weight("r1_gamma", penalty) / 2
+            total = total + statistics["loss/r1"]
+        if c.r2_gamma > 0:
+            with torch.no_grad():
+                labels = self.labels("d_penalty", real)
+                images, _ = self.generate("d_penalty", real.index, labels)
+            penalty = self.share(self._penalty("r2", images, labels, real.index))
+            statistics["loss/r2"] = penalty * self.weight("r2_gamma", penalty) / 2
+            total = total + statistics["loss/r2"]
+        return LossResult(total * c.penalty_interval, statistics)
+
+    def judge(self, phase: str, images: Tensor, labels: Tensor | None, index: Tensor, twice: bool = False) -> Tensor:
+        """Logits [n]: the one way in which images, real or generated, come before the discriminator, in all phases.
+
+        Args:
+            phase, index: address what is drawn for each image.
+            twice: whether a gradient of the logits will be differentiated again, which a compiled network cannot do.
+        """
+        return (self.discriminator if twice else self.forwards["d"])(images, labels)
+
+    def weight(self, name: str, like: Tensor) -> Tensor:
+        """One of `weights`, in the dtype of another tensor."""
+        return self.weights[name].to(like.dtype)
+
+    def share(self, per_image: Tensor) -> Tensor:
+        """The share of these images [n] in the mean over the global batch."""
+        return per_image.sum() / self.batch
+
+    def labels(self, phase: str, real: MicroBatch) -> Tensor | None:
+        """Labels for generated images: int64 [n], or None for an unconditional run."""
+        if self.label_ends is None:
+            return None
+        if self.adversarial.paired:
+            return real.labels
+        number = randomness.integers(self.seed, f"{phase}.label", real.index, self.label_total)[:, 0]
+        return torch.searchsorted(self.label_ends, number, right=True)
+
+    def _penalty(self, name: str, images: Tensor, labels: Tensor | None, index: Tensor) -> Tensor:
+        """The gradient penalty of every image, [n], or its estimate."""
+        images = images.detach()
+        if self.config.penalty == "exact":
+            images = images.requires_grad_(True)
+            return gradient_penalty(self.judge("d_penalty", images, labels, index, twice=True), images)
+        sigma = self.config.penalty_sigma
+        noise = randomness.normal(self.seed, f"d_penalty.{name}_noise", index, images.shape[1:]).to(images.dtype)
+        with full_precision(self.discriminator):  # else the difference of the logits is little more than rounding
+            logits, disturbed = (self.judge("d_penalty", each, labels, index, twice=True)
+                                 for each in (images, images + sigma * noise))
+        return approximate_gradient_penalty(logits, disturbed, sigma)
+
+
+@contextlib.contextmanager
+def full_precision(network: Any) -> Iterator[None]:
+    """Inside, forward passes compute in the precision of the parameters: no bf16 or fp16, and no TF32.
+
+    Backward passes take place later, with TF32 where it is allowed: that is exact enough (docs/penalties.md).
+
+    Args:
+        network: one with a policy `precision`.
+    """
+    policy = network.precision
+    network.precision = replace(policy, low=torch.float32)
+    try:
+        with Arithmetic(tf32=False):
+            yield
+    finally:
+        network.precision = policy

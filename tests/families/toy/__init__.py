@@ -1,0 +1,1 @@
+"""The smallest family: one linear layer makes samples, one judges them."""
