@@ -75,6 +75,7 @@ def test_a_kernel_takes_the_longer_of_both():
     assert rates_of(GPUS["v100"], True).full == rates_of(GPUS["v100"], False).full
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", ["reference", "fused"])
 def test_flops_of_the_schedule(path):
     """In forward passes: g_main 3 G + 2 D, d_main G + 6 D, R1 6 D, path lengths 6 G of half of the images."""

@@ -20,7 +20,7 @@ import numpy as np
 from stylegan_dist.data import storage
 from stylegan_dist.data.index_file import FORMAT, VERSION, ShardRecord, read_index_file
 from stylegan_dist.errors import InputError
-from stylegan_dist.files import write_whole
+from stylegan_dist.files import open_regular, write_whole
 from stylegan_dist.kinds import Image, Kind, declared
 from stylegan_dist.kinds.npy import MAX_HEADER, parse_npy
 from stylegan_dist.paths import is_plain
@@ -341,7 +341,7 @@ def parse_offsets(shard: Shard, content: bytes) -> np.ndarray:
 
 def read_offsets(shard: Shard) -> np.ndarray:
     """The parsed offsets of a local shard. Raises: OSError, ValueError: they cannot be read, or are damaged."""
-    with open(storage.local_path(shard.offsets_location), "rb") as file:
+    with open_regular(storage.local_path(shard.offsets_location)) as file:
         return parse_offsets(shard, file.read(shard.offsets_bytes + 1))
 
 

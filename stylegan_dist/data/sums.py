@@ -26,7 +26,6 @@ PATIENCE_SECONDS, SLOWEST_HASH = 30.0, 20e6  # that another process may take, an
 POLL_SECONDS = 0.02
 SETTLED_NS = 2_000_000_000  # a file that was written within its clock's grain may change without another time
 MAX_MEMORY_BYTES = 1 << 26  # of one folder: 300,000 files
-KEPT_FOLDERS = 1000
 _BLOCK = 1 << 20
 _LINE = re.compile(rb'(\d{1,20}) ([0-9a-f]{64}) (-?\d{1,20} -?\d{1,20} -?\d{1,20} -?\d{1,20}) ([\w.~%-]+)')
 
@@ -126,8 +125,6 @@ class Sums:
         line = _line(name, record)
         path = self._memory_of(folder)
         with contextlib.suppress(OSError, NotPrivate):
-            if not path.exists():
-                self._make_room()
             log = open_private(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             try:
                 os.write(log, line)  # one call: lines of several processes do not mix, but for some network file systems
@@ -135,7 +132,7 @@ class Sums:
                 os.close(log)
 
     def _learn(self, folder: str) -> None:
-        """Read what was added to a folder's memory since the last look; write it anew where most of it is out of date."""
+        """Read what was added to a folder's memory since the last look. One that has grown large is forgotten."""
         inode, done = self._read.get(folder, (0, 0))
         self._read[folder] = inode, done
         if self._memory is None:
@@ -155,30 +152,10 @@ class Sums:
             content = log.read(MAX_MEMORY_BYTES)
         content = content[: content.rfind(b"\n") + 1]
         self._read[folder] = status.st_ino, done + len(content)
-        found: dict[str, _Record] = {}
-        lines = content.splitlines()
-        for line in lines:
+        for line in content.splitlines():
             if match := _LINE.fullmatch(line):
                 name = os.path.join(folder, os.fsdecode(unquote_to_bytes(match[4])))
-                found[name] = _Record(int(match[1]), match[2].decode(), match[3].decode())
-        self._known.update(found)
-        if done == 0 and len(lines) > 100 + 2 * len(found):
-            self._rewrite(path, found)
-
-    def _rewrite(self, path: Path, records: dict[str, _Record]) -> None:
-        """A line that another process adds meanwhile may be lost."""
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with contextlib.suppress(OSError, NotPrivate):
-            file = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            with os.fdopen(file, "wb") as log:
-                log.writelines(_line(os.path.basename(name), record) for name, record in records.items())
-            temporary.replace(path)
-
-    def _make_room(self) -> None:
-        assert self._memory is not None
-        logs = [entry for entry in os.scandir(self._memory) if entry.name.endswith((".sums", ".tmp"))]
-        for entry in sorted(logs, key=lambda entry: entry.stat().st_mtime_ns)[: max(0, len(logs) - KEPT_FOLDERS + 1)]:
-            os.unlink(entry.path)
+                self._known[name] = _Record(int(match[1]), match[2].decode(), match[3].decode())
 
     def _memory_of(self, folder: str) -> Path:
         assert self._memory is not None

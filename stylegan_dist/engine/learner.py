@@ -79,7 +79,7 @@ class Sums:
     def result(self, nonfinite: Tensor, gradient_norm: Tensor) -> PhaseResult:
         """As the result of a phase."""
         def of(field: str) -> dict[str, Tensor]:
-            return {name: value for (its_field, name), value in self._values.items() if its_field == field}
+            return {name: value for (its, name), value in self._values.items() if its == field}
 
         return PhaseResult(of("statistics"), of("running_means"), of("counts"), nonfinite, gradient_norm)
 

@@ -89,8 +89,8 @@ def _member(data: bytes, key: str | None, most: int) -> bytes:
         return read_member(archive, archive.getinfo(f"{key}.npy"), most + MAX_HEADER)
 
 
-def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
-    """A member of a zip file, checked against its CRC-32.
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int, first: int | None = None) -> bytes:
+    """A member of a zip file, checked against its CRC-32; or its first bytes, unchecked.
 
     Raises:
         ValueError: it has more bytes than `most`, is encrypted, or is compressed by a method whose output has no bound.
@@ -101,8 +101,9 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> b
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError("encrypted, or compressed by another method than deflate")
     with archive.open(info) as file:
-        data = file.read(info.file_size)  # without the number it would unpack everything, whatever is promised
-    if len(data) != info.file_size:
+        # Without the number it would unpack everything, whatever is promised.
+        data = file.read(info.file_size if first is None else first)
+    if first is None and len(data) != info.file_size:
         raise ValueError(f"{len(data)} bytes instead of {info.file_size}")
     return data
 

@@ -8,15 +8,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from stylegan_dist.errors import Interrupted
 from stylegan_dist.files import write_whole
-from stylegan_dist.machine import available_cores
 from stylegan_dist.making import pool
 from stylegan_dist.making.shard_writer import Job, Task, content_of
 
@@ -25,16 +21,11 @@ STATE_NAME = ".source"  # of the set's folder; without it all bytes are compared
 
 def contents_of(job: Job, tasks: Sequence[Task], workers: int | None) -> list[str]:
     """What is in the files of shards, read again: a digest for each."""
-    found: dict[int, str] = {}
-    total = sum(len(task.items) for task in tasks)
-    with tqdm(total=total, desc="comparing", unit=" " + job.packing.noun, mininterval=pool.bar_interval()) as bar:
-        runs = pool.run(partial(content_of, job), tasks, workers or available_cores(), bar)
-        try:
-            with closing(runs):
-                found.update(runs)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted while the source was compared: run the same command again") from None
-    return [found[slot] for slot in range(len(tasks))]
+    bar = pool.progress_bar(sum(len(task.items) for task in tasks), "comparing", job.packing.noun)
+    try:
+        return pool.results(partial(content_of, job), tasks, workers, bar)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted while the source was compared: run the same command again") from None
 
 
 def combined(contents: Sequence[str]) -> str:

@@ -11,9 +11,10 @@ from stylegan_dist.data.index import read_index
 from stylegan_dist.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 from stylegan_dist.kinds import PACKINGS, Packing
 from stylegan_dist.kinds.base import Options
+from stylegan_dist.making.labels import MODES as LABEL_MODES
 from stylegan_dist.making.pack import PackOptions, pack
 from stylegan_dist.making.scan import index_shards
-from stylegan_dist.making.sources import LABEL_MODES, Listing, kind_of, list_source
+from stylegan_dist.making.sources import Listing, kind_of, list_source
 from stylegan_dist.making.survey import ForeignArrays
 from stylegan_dist.making.verify import verify
 from stylegan_dist.ranges import Range

@@ -6,28 +6,26 @@ A listing counts every file that it meets: it is named, or left out with a reaso
 from __future__ import annotations
 
 import hashlib
+import io
 import mmap
 import os
 import stat
-import struct
 import zipfile
-import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import open_regular
+from stylegan_dist.kinds.npy import read_member
 from stylegan_dist.making.tar import BLOCK, Member, TarError, is_tar, members
 
 # No image within Pillow's pixel limit needs more, so a larger member of a zip is a mistake or a bomb.
 MAX_FILE_BYTES = 512 << 20
 _HEAD = 64  # bytes that tell what a file is
-# A member's local header (PKWARE APPNOTE, section 4.3.7): signature, ..., lengths of the name and the extra field.
-_ZIP_HEADER = struct.Struct("<4s22xHH")
 _ZIP_SIGNATURE = b"PK\3\4"
 _ZIP_STARTS = (_ZIP_SIGNATURE, b"PK\5\6")  # the second of one without members
-_ZIP_ENCRYPTED = 1
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "Zstandard",
                b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR", b"\x04\x22\x4d\x18": "LZ4"}
 _OPEN_TAPES = 64
@@ -36,60 +34,96 @@ REPLACED = "replaced by a later file of the same name"
 NOT_FILES = "pipes, sockets, devices, or links in a circle"
 
 
-class Folder:
+class Files(ABC):
+    """The files of a source. Their names are only looked up here; those of archives never become paths."""
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+        self.met = 0                        # files
+        self.left_out: dict[str, str] = {}  # name -> reason
+
+    @abstractmethod
+    def list(self) -> dict[str, str]:
+        """Every file: name -> what tells one version of it from another (its size, in a zip also its CRC-32)."""
+
+    @abstractmethod
+    def _read(self, name: str, most: int | None) -> bytes:
+        """The bytes of a file; `most`: the first ones, and no complaint about the others. Raises ValueError."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file, in any process. Raises ValueError with the reason when they cannot be had."""
+        return self._read(name, None)
+
+    def head(self, name: str) -> bytes:
+        """The first bytes of a file; none where they cannot be had."""
+        try:
+            return self._read(name, _HEAD)
+        except ValueError:
+            return b""
+
+    def inside(self, name: str) -> str:
+        """The path of a file inside what it lies in."""
+        return name
+
+    def state(self, names: Iterable[str]) -> str:
+        """Two equal ones say that nothing has touched these files between the calls."""
+        return _state_of(self.paths)
+
+    def _place(self, name: str, entry, number: int, members: dict) -> None:
+        """Keep a member under its name, or leave it out; the last one of a name counts, as for those who unpack it."""
+        hidden = any(map(_is_hidden, name.split("/")))
+        if hidden or name in members:
+            self.left_out[f"{name} [{number}]" if name in self.left_out else name] = HIDDEN if hidden else REPLACED
+        if not hidden:
+            members[name] = entry
+
+
+class Folder(Files):
     """The files of a folder and its sub-folders, symbolic links followed."""
 
     def __init__(self, path: Path):
+        super().__init__([path])
         self.path = path
-        self.met = 0
-        self.left_out: dict[str, str] = {}  # name -> reason
         self._versions: dict[str, str] = {}
 
     def list(self) -> dict[str, str]:
-        """Every file: name -> what tells one version of it from another (its size)."""
         self._versions = dict(self._walk(self.path, "", set()))
         return self._versions
 
     def state(self, names: Iterable[str]) -> str:
-        """Of files: two equal ones say that nothing has touched them between the calls."""
         return _state_of(self.path / name for name in names)
 
     def _walk(self, folder: Path, prefix: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
         status = os.stat(folder)
-        identity = (status.st_dev, status.st_ino)
+        inner = above | {(status.st_dev, status.st_ino)}
         with os.scandir(folder) as entries:
             for entry in entries:
-                name = prefix + entry.name
+                name, hidden = prefix + entry.name, _is_hidden(entry.name)
                 try:
                     status = entry.stat()
+                    folders = stat.S_ISDIR(status.st_mode)
                 except OSError:  # a dangling link: listed, so that reading it is reported
-                    if not _is_hidden(entry.name):
-                        self.met += 1
-                        yield name, "missing"
-                        continue
-                if _is_hidden(entry.name):
-                    self.met += 1
+                    status, folders = None, False
+                if folders and not hidden and (status.st_dev, status.st_ino) not in inner:
+                    yield from self._walk(folder / entry.name, f"{name}/", inner)
+                    continue
+                self.met += 1
+                if hidden:
                     self.left_out[name] = HIDDEN
-                elif stat.S_ISDIR(status.st_mode):
-                    if (status.st_dev, status.st_ino) in above | {identity}:  # a link to a folder that holds it
-                        self.met += 1
-                        self.left_out[name] = NOT_FILES
-                    else:
-                        yield from self._walk(folder / entry.name, f"{name}/", above | {identity})
-                else:
-                    self.met += 1
-                    if stat.S_ISREG(status.st_mode):
-                        yield name, str(status.st_size)
-                    else:
-                        self.left_out[name] = NOT_FILES
+                elif status is None:
+                    yield name, "missing"
+                elif stat.S_ISREG(status.st_mode):
+                    yield name, str(status.st_size)
+                else:  # or a link to a folder that holds it
+                    self.left_out[name] = NOT_FILES
 
-    def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises ValueError with the reason when they cannot be had."""
+    def _read(self, name: str, most: int | None) -> bytes:
         try:
             with open_regular(self.path / name) as file:
+                if most is not None:
+                    return file.read(most)
                 size = os.fstat(file.fileno()).st_size
-                if size > MAX_FILE_BYTES:
-                    raise ValueError(f"{size} bytes are more than the limit of {MAX_FILE_BYTES}")
+                _check_size(size)
                 data = file.read(size + 1)
         except OSError as error:
             raise ValueError(error.strerror or str(error)) from None
@@ -97,178 +131,127 @@ class Folder:
             raise ValueError(f"it has changed: {len(data)} bytes, {self._versions[name]} when the source was listed")
         return data
 
-    def head(self, name: str) -> bytes:
-        """The first bytes of a file; none where they cannot be had."""
-        try:
-            with open_regular(self.path / name) as file:
-                return file.read(_HEAD)
-        except OSError:
-            return b""
 
-    def inside(self, name: str) -> str:
-        """The path of a file inside what it lies in."""
-        return name
-
-
-class Archive:
-    """The members of a zip file. Their names are only looked up here and never become paths.
-
-    The table of contents is parsed once, by `list`; workers read members by their place in the file, which
-    costs a fifth of `ZipFile.read` and needs no file position, so forked workers can share the open file.
-    """
+class _Positioned(io.RawIOBase):
+    """A file with a position of its own in every process, so that forked workers can share it."""
 
     def __init__(self, path: Path):
+        self._file, self._at = open_regular(path), 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        end = os.fstat(self._file.fileno()).st_size
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: end}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        data = os.pread(self._file.fileno(), size if size >= 0 else os.fstat(self._file.fileno()).st_size, self._at)
+        self._at += len(data)
+        return data
+
+
+class Archive(Files):
+    """The members of a zip file."""
+
+    def __init__(self, path: Path):
+        super().__init__([path])
         self.path = path
-        self.met = 0
-        self.left_out: dict[str, str] = {}
         self._members: dict[str, zipfile.ZipInfo] = {}
-        self._file: BinaryIO | None = None
+        self._archive: zipfile.ZipFile | None = None
 
     def list(self) -> dict[str, str]:
-        """Every file: name -> what tells one version of it from another (its size and CRC-32)."""
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                members = archive.infolist()
+            infos = [info for info in self._opened().infolist() if not info.is_dir()]
         except OSError:
             raise
         except Exception as error:  # zipfile has many kinds for damaged bytes
             raise InputError(f"{self.path} cannot be read: {error}") from None
-        first = min((info.header_offset for info in members), default=0)  # a folder, where whole folders were archived
+        first = min((info.header_offset for info in infos), default=0)
         if first and self._begins_with_a_member():  # `cat a.zip b.zip`: the table of contents at the end names those of b only
             raise InputError(f"{self.path} cannot be read: {first} bytes before its first file are not in its table of "
                              "contents, as where several zips were joined: unpack each into one folder, and give that")
-        infos = [info for info in members if not info.is_dir()]
         self.met = len(infos)
         for number, info in enumerate(infos):
-            _place(info.filename, info, number, self._members, self.left_out)
+            self._place(info.filename, info, number, self._members)
         return {name: f"{info.file_size}:{info.CRC}" for name, info in self._members.items()}
+
+    def _opened(self) -> zipfile.ZipFile:
+        if self._archive is None:
+            self._archive = zipfile.ZipFile(_Positioned(self.path))  # type: ignore[arg-type]
+        return self._archive
 
     def _begins_with_a_member(self) -> bool:
         with open_regular(self.path) as file:
             return file.read(len(_ZIP_SIGNATURE)) == _ZIP_SIGNATURE
 
-    def state(self, names: Iterable[str]) -> str:
-        """Two equal ones say that nothing has touched the file between the calls."""
-        return _state_of([self.path])
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a member. Raises ValueError with the reason when they cannot be had."""
-        info = self._members[name]
-        data = self._read(info, info.file_size, info.compress_size)
-        if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-            raise ValueError("the CRC-32 or the header in the zip is wrong")
-        return data
-
-    def _read(self, info: zipfile.ZipInfo, most: int, stored: int) -> bytes:
-        """The first bytes of a member, `most` and one more at most, from as many `stored` ones."""
-        if max(info.file_size, info.compress_size) > MAX_FILE_BYTES:
-            raise ValueError(f"{info.file_size} bytes are more than the limit of {MAX_FILE_BYTES}")
-        if info.flag_bits & _ZIP_ENCRYPTED or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError("encrypted, or compressed by another method than deflate")
+    def _read(self, name: str, most: int | None) -> bytes:
         try:
-            if self._file is None:
-                self._file = open_regular(self.path)
-            header = os.pread(self._file.fileno(), _ZIP_HEADER.size, info.header_offset)
-            signature, name_bytes, extra_bytes = _ZIP_HEADER.unpack(header)
-            start = info.header_offset + _ZIP_HEADER.size + name_bytes + extra_bytes
-            data = os.pread(self._file.fileno(), stored, start)
-            if info.compress_type == zipfile.ZIP_DEFLATED:  # never to more than the size that was just checked
-                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, most + 1)
-        except (OSError, OverflowError, struct.error, zlib.error) as error:
-            raise ValueError(str(error)) from None
-        if signature != _ZIP_SIGNATURE:
-            raise ValueError("the CRC-32 or the header in the zip is wrong")
-        return data
-
-    def head(self, name: str) -> bytes:
-        """The first bytes of a member; none where they cannot be had."""
-        info = self._members[name]
-        try:
-            return self._read(info, _HEAD, min(info.compress_size, 4 * _HEAD))[:_HEAD]
-        except ValueError:
-            return b""
-
-    def inside(self, name: str) -> str:
-        """The path of a file inside what it lies in."""
-        return name
+            return read_member(self._opened(), self._members[name], MAX_FILE_BYTES, most)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(str(error) or type(error).__name__) from None
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_file": None}
+        return {**self.__dict__, "_archive": None}
 
 
-class Tape:
-    """The members of uncompressed tar files. Their names are only looked up here and never become paths.
-
-    Of several files each member's name begins with that of its file.
-    """
+class Tape(Files):
+    """The members of uncompressed tar files. Of several files each member's name begins with that of its file."""
 
     def __init__(self, paths: list[Path], named: bool = False):
-        self.paths = paths
-        self.met = 0
-        self.left_out: dict[str, str] = {}
+        super().__init__(paths)
         self._named = named
         self._members: dict[str, tuple[int, Member]] = {}
         self._open: dict[int, BinaryIO] = {}
 
     def list(self) -> dict[str, str]:
-        """Every file: name -> what tells one version of it from another (its size)."""
         for number, path in enumerate(self.paths):
             prefix = f"{path.name}/" if self._named else ""
             try:
                 with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                     for member in members(content):
-                        name = prefix + member.name.removeprefix("./")
-                        _place(name, (number, member), self.met, self._members, self.left_out)
+                        self._place(prefix + member.name.removeprefix("./"), (number, member), self.met, self._members)
                         self.met += 1
-            except TarError as error:
-                raise InputError(f"{path} cannot be read: {error}, byte {error.offset}; restore it, or leave it out") from None
             except ValueError as error:  # an empty file cannot be mapped
-                raise InputError(f"{path} cannot be read: {error}; restore it, or leave it out") from None
+                where = f", byte {error.offset}" if isinstance(error, TarError) else ""
+                raise InputError(f"{path} cannot be read: {error}{where}; restore it, or leave it out") from None
         return {name: str(member.bytes) for name, (_, member) in self._members.items()}
 
-    def state(self, names: Iterable[str]) -> str:
-        """Two equal ones say that nothing has touched the files between the calls."""
-        return _state_of(self.paths)
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a member. Raises ValueError with the reason when they cannot be had."""
-        member = self._members[name][1]
+    def _read(self, name: str, most: int | None) -> bytes:
+        number, member = self._members[name]
         if member.bytes < 0:
             raise ValueError("a link to elsewhere, a device, a pipe or a sparse file, not a plain file")
-        if member.bytes > MAX_FILE_BYTES:
-            raise ValueError(f"{member.bytes} bytes are more than the limit of {MAX_FILE_BYTES}")
-        data = self._read(name, member.bytes)
-        if len(data) != member.bytes:
-            raise ValueError("the tar file ends inside it")
-        return data
-
-    def _read(self, name: str, most: int) -> bytes:
-        number, member = self._members[name]
+        if most is None:
+            _check_size(member.bytes)
         try:
             if number not in self._open:
                 if len(self._open) >= _OPEN_TAPES:
                     self._open.pop(next(iter(self._open))).close()
                 self._open[number] = open_regular(self.paths[number])
-            return os.pread(self._open[number].fileno(), most, member.offset)
+            size = member.bytes if most is None else min(most, member.bytes)
+            data = os.pread(self._open[number].fileno(), size, member.offset)
         except OSError as error:
             raise ValueError(str(error)) from None
-
-    def head(self, name: str) -> bytes:
-        """The first bytes of a member; none where they cannot be had."""
-        try:
-            return self._read(name, max(0, min(_HEAD, self._members[name][1].bytes)))
-        except ValueError:
-            return b""
+        if most is None and len(data) != member.bytes:
+            raise ValueError("the tar file ends inside it")
+        return data
 
     def inside(self, name: str) -> str:
-        """The path of a file inside what it lies in."""
         return name.partition("/")[2] if self._named else name
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": {}}
 
 
-Files: TypeAlias = Folder | Archive | Tape
+def _check_size(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ValueError(f"{size} bytes are more than the limit of {MAX_FILE_BYTES}")
 
 
 def open_container(path: Path) -> Files:
@@ -302,16 +285,6 @@ def packed_kind(start: bytes) -> str | None:
     if start.startswith(_ZIP_STARTS):
         return "zip"
     return next((kind for first, kind in _COMPRESSED.items() if start.startswith(first)), None)
-
-
-def _place(name: str, entry, number: int, kept: dict, left_out: dict[str, str]) -> None:
-    """Keep a member under its name, or leave it out; the last one of a name counts, as for those who unpack it."""
-    if any(map(_is_hidden, name.split("/"))):
-        left_out[f"{name} [{number}]" if name in left_out else name] = HIDDEN
-        return
-    if name in kept:
-        left_out[f"{name} [{number}]" if name in left_out else name] = REPLACED
-    kept[name] = entry
 
 
 def _is_hidden(part: str) -> bool:

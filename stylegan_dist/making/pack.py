@@ -21,7 +21,6 @@ from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from stylegan_dist import __version__
 from stylegan_dist.data import storage
@@ -42,8 +41,8 @@ from stylegan_dist.making.shard_writer import (
     cannot_write,
     write_shard,
 )
-from stylegan_dist.making.sources import LABEL_MODES, Listing, Source, open_source
-from stylegan_dist.randomness import SEED_LIMIT, permutation
+from stylegan_dist.making.sources import Listing, Source, open_source
+from stylegan_dist.randomness import permutation
 from stylegan_dist.records import Digest, read_record
 
 _SHARD_BYTES = 64 << 20             # of raw pixels or values, by the automatic rule
@@ -59,7 +58,7 @@ class PackOptions:
     """What to make of the source. The options below the line do not change the result."""
 
     packing: Packing                        # ImageOptions, ArrayOptions or SoundOptions
-    labels: str = "auto"                    # one of LABEL_MODES, see open_source
+    labels: str = "auto"                    # see open_source
     shuffle: bool = True                    # mix the samples; False: in the order of the names
     seed: int = 0                           # of the mixing
     samples_per_shard: int | None = None    # None: see shard_size
@@ -67,18 +66,6 @@ class PackOptions:
     max_skipped: int | None = None          # unreadable files that are accepted; None: 1 %, at least 1
     workers: int | None = None              # processes; None: one a core
     overwrite: bool = False                 # remove a shard set that is in the way
-
-    def check(self) -> None:
-        """Raise InputError naming the first option with a wrong value."""
-        self.packing.check()
-        if self.labels not in LABEL_MODES:
-            raise InputError(f"labels must be one of {', '.join(LABEL_MODES)}, not {self.labels!r}")
-        if not 0 <= self.seed < SEED_LIMIT:
-            raise InputError(f"seed must be from 0 to 2^32 - 1, not {self.seed}")
-        for name, least in (("samples_per_shard", 1), ("max_skipped", 0), ("workers", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, not {value}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +89,7 @@ def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions
         InputError: a wrong option, source or `out`; too many unreadable files; the disk is full.
         Interrupted: by Ctrl-C; the finished shards are kept, the same call continues.
     """
-    options.check()
+    options.packing.check()
     storage.check_is_local("OUT", out)
     out = Path(out)
     if os.path.realpath(source) == os.path.realpath(out):
@@ -255,7 +242,7 @@ def _pack(job: Job, options: PackOptions, tasks: Sequence[Task], record: dict) -
     print(f"packing {count} {noun} into {len(tasks)} shards with {workers} worker{'s' * (workers > 1)}")
     if packed:
         print(f"continuing: {len(results)} shards are finished, {count - packed} {noun} are left")
-    with tqdm(total=count, initial=packed, desc="packing", unit=" " + noun, mininterval=pool.bar_interval()) as bar:
+    with pool.progress_bar(count, "packing", noun, packed) as bar:
         pending = pool.run(
             partial(write_shard, job), [tasks[number] for number in missing], workers, bar, allowed - len(skipped)
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from stylegan_dist.data.workers import Worker, WorkerEnded, end_workers, shared_bytes
 from stylegan_dist.errors import InputError
+from stylegan_dist.machine import available_cores
 
 _LOOK_SECONDS = 0.1
 NOTE_SECONDS = 30.0    # without a sign of life from a worker until a person is told
@@ -48,9 +50,18 @@ class Progress:
         self._stop[0] = 1
 
 
-def bar_interval() -> float:
-    """Seconds between two updates of a progress bar: where there is no terminal to redraw a line on, lines are few."""
-    return 0.2 if sys.stderr.isatty() else 30.0
+def progress_bar(total: int, what: str, unit: str, initial: int = 0) -> tqdm:
+    """A progress bar. Where there is no terminal to redraw a line on, lines are few."""
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, initial=initial, desc=what, unit=" " + unit, mininterval=interval)
+
+
+def results(function: Callable, tasks: Sequence, workers: int | None, bar: tqdm) -> list[Any]:
+    """As `run`: the results in the order of the tasks; workers None: one a core."""
+    found: dict[int, Any] = {}
+    with bar, closing(run(function, tasks, workers or available_cores(), bar)) as runs:
+        found.update(runs)
+    return [found[slot] for slot in range(len(tasks))]
 
 
 def run(

@@ -8,13 +8,11 @@ import mmap
 import os
 import re
 import tempfile
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from stylegan_dist.data import storage
 from stylegan_dist.data.index import INDEX_NAME, NO_LABEL, DatasetIndex, Shard
@@ -22,7 +20,6 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.files import file_digest, open_regular
 from stylegan_dist.kinds import Image, Kind
 from stylegan_dist.kinds.npy import ENCODINGS as ARRAY_ENCODINGS
-from stylegan_dist.machine import available_cores
 from stylegan_dist.making import pool
 from stylegan_dist.making.account import Account
 from stylegan_dist.making.containers import HIDDEN, packed_kind
@@ -71,8 +68,6 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
     Raises:
         InputError: nothing there, a damaged shard, or samples that are not of one form.
     """
-    if workers is not None and workers < 1:
-        raise InputError(f"workers must be at least 1, not {workers}")
     arrays = arrays or ForeignArrays()
     arrays.check()
     storage.check_location(source)
@@ -89,20 +84,17 @@ def index_shards(source: str, out: str | None = None, *, checksums: bool = False
         raise InputError(f"{folder} holds an index already: choose another folder, or replace it with --overwrite")
 
     names = [location[len(base):].lstrip("/") for location in locations]
-    results: dict[int, _Found] = {}
-    with tqdm(total=len(locations), desc="indexing", unit="shard", mininterval=pool.bar_interval()) as bar:
-        runs = pool.run(partial(_scan, checksums, arrays.key), locations, workers or available_cores(), bar)
-        with closing(runs):
-            results.update(runs)
-    found = [results[slot] for slot in range(len(locations))]
+    bar = pool.progress_bar(len(locations), "indexing", "shards")
+    found: list[_Found] = pool.results(partial(_scan, checksums, arrays.key), locations, workers, bar)
     account = Account()
     for shard in found:
         account.add(shard.account)
     account.check()
     index = _index_of(found, names, locations, arrays)
     elsewhere = storage.is_remote(base) or folder.resolve() != Path(base)
-    index = replace(index, packed_with={**index.packed_with, "account": account.record()})
-    index = _write(folder, index, found, base if elsewhere else None)
+    index = replace(index, packed_with={**index.packed_with, "account": account.record()},
+                    shards_at=base if elsewhere else None)
+    _write(folder, index, found)
     print("\n".join(account.lines()))
     return index
 
@@ -315,9 +307,8 @@ def _npy(table: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _write(folder: Path, index: DatasetIndex, found: list[_Found], shards_at: str | None) -> DatasetIndex:
+def _write(folder: Path, index: DatasetIndex, found: list[_Found]) -> None:
     """The offsets, and last the index: a folder with an index is complete."""
-    index = replace(index, shards_at=shards_at)
     if lost := sum(shard.without_image for shard in found):
         print(f"{lost} samples have no image and are not part of the set")
     try:
@@ -327,4 +318,3 @@ def _write(folder: Path, index: DatasetIndex, found: list[_Found], shards_at: st
         index.save(folder)
     except OSError as error:
         raise InputError(f"cannot write the index to {folder}: {error.strerror}") from None
-    return index

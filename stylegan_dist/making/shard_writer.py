@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import webdataset
 
 from stylegan_dist.data.index import NO_LABEL, Shard
 from stylegan_dist.errors import InputError
@@ -76,17 +76,12 @@ def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> Wri
     """
     work = job.out / WORK_FOLDER
     temporary = work / f"{task.name}.tar.tmp"
-    rows, keys, enlarged = [], [], 0
+    rows, members, enlarged = [], [], 0
     skipped: list[Skipped] = []
     content = hashlib.sha256()
     values: Values | None = None
-    ending = job.packing.encoding
     try:
-        # Fixed times and owners: equal images make equal tar files.
-        with open(temporary, "wb") as file, webdataset.TarWriter(
-            file, user="", group="", mode=0o644, mtime=0, encoder=False, compress=False
-        ) as writer:
-            writer.tarstream.format = tarfile.USTAR_FORMAT  # the default is PAX, which is slower to write
+        with open(temporary, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for position, item in enumerate(task.items, task.first):
                 if progress.stopped:
                     return Written(False, None, skipped, 0, None)
@@ -98,20 +93,15 @@ def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> Wri
                     progress.done[slot] += 1
                     continue
                 key = f"{position:0{job.key_digits}d}"
-                files = {"__key__": key, ending: sample.data}
                 if item.label is not None:
-                    files["cls"] = b"%d" % item.label
-                writer.write(files)
-                # Members are sorted, and "cls" comes before every other ending: the sample itself is the
-                # last one, and its padding ends where the tar stream now stands.
-                padded = -(-len(sample.data) // _TAR_BLOCK) * _TAR_BLOCK
-                label = NO_LABEL if item.label is None else item.label
-                rows.append((writer.tarstream.offset - padded, len(sample.data), label))
-                keys.append(key)
+                    _add(archive, f"{key}.cls", b"%d" % item.label)
+                members.append(f"{key}.{job.packing.encoding}")
+                offset = _add(archive, members[-1], sample.data)
+                rows.append((offset, len(sample.data), NO_LABEL if item.label is None else item.label))
                 enlarged += sample.enlarged
                 values = added(values, sample.values)
                 progress.done[slot] += 1
-        shard = _publish(job.out, task.name, temporary, np.array(rows, np.int64), [f"{k}.{ending}" for k in keys])
+        shard = _publish(job.out, task.name, temporary, np.array(rows, np.int64), members)
         result = Written(True, shard, skipped, enlarged, values, content.hexdigest())
         write_whole(work / f"{task.name}.json", json.dumps(asdict(result)))
         return result
@@ -119,6 +109,15 @@ def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> Wri
         raise cannot_write(job.out, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Write a member without time and owner, so that equal samples make equal files. Returns where its bytes begin."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    begin = archive.offset + _TAR_BLOCK
+    archive.addfile(member, io.BytesIO(data))
+    return begin
 
 
 def content_of(job: Job, slot: int, task: Task, progress: pool.Progress) -> str:

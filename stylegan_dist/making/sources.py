@@ -22,7 +22,6 @@ from stylegan_dist.making import labels as labelling
 from stylegan_dist.making.account import Account
 from stylegan_dist.making.containers import Files, Folder, Tape, open_container
 
-LABEL_MODES = labelling.MODES
 _TAR_ENDING = ".tar"
 _OFFSETS_ENDING = ".offsets.npy"  # of what an index has beside its tars
 # Files with these are no images, so that it is not worth while to look into them. Any other may be one.
@@ -88,8 +87,6 @@ def open_source(path: str | os.PathLike, labels: str = "auto", packing: type[Pac
     Raises:
         InputError: nothing there, no such file in it, or labels that are missing or of a wrong form.
     """
-    if labels not in LABEL_MODES:
-        raise InputError(f"labels must be one of {', '.join(LABEL_MODES)}, not {labels!r}")
     files, listed = listing or list_source(path)
     path = Path(path)
     ends, noun = packing.endings, packing.noun

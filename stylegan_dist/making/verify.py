@@ -8,13 +8,11 @@ import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from stylegan_dist.data import storage
 from stylegan_dist.data.index import (
@@ -29,7 +27,6 @@ from stylegan_dist.data.index import (
 )
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import open_regular
-from stylegan_dist.machine import available_cores
 from stylegan_dist.making import pool
 from stylegan_dist.making.labels import CLASS_BYTES, class_number
 from stylegan_dist.making.tar import TarError, key_and_ending, members
@@ -67,26 +64,15 @@ def verify(folder: str | os.PathLike, deep: bool = True, workers: int | None = N
         deep: decode every sample and compare its form with the index.
         workers: processes; None: one a core.
     Returns: everything that is wrong, in the order of the shards; empty for a sound set.
-
-    Raises:
-        InputError: `workers` below 1.
     """
-    if workers is not None and workers < 1:
-        raise InputError(f"workers must be at least 1, not {workers}")
     try:
         index = read_index(folder)
     except InputError as error:
         return [Problem(INDEX_NAME, str(error), remedy="")]  # the error has its own
-    results = {}
-    with tqdm(total=index.num_samples, desc="verifying", unit="img", mininterval=pool.bar_interval()) as bar:
-        checks = pool.run(
-            partial(_check_shard, index, deep), index.shards, workers or available_cores(), bar
-        )
-        with closing(checks):
-            for slot, result in checks:
-                results[slot] = result
-    problems = [problem for slot in sorted(results) for problem in results[slot][0]]
-    counts = [result[1] for result in results.values()]
+    bar = pool.progress_bar(index.num_samples, "verifying", index.kind.noun)
+    results = pool.results(partial(_check_shard, index, deep), index.shards, workers, bar)
+    problems = [problem for found, _ in results for problem in found]
+    counts = [count for _, count in results]
     # Without all offsets the sum says nothing new.
     if index.classes is not None and all(count is not None for count in counts):
         held = np.sum(counts, axis=0).tolist()
@@ -95,151 +81,141 @@ def verify(folder: str | os.PathLike, deep: bool = True, workers: int | None = N
     return problems
 
 
-def _check_shard(
-    index: DatasetIndex, deep: bool, slot: int, shard: Shard, progress: pool.Progress
-) -> tuple[list[Problem], np.ndarray | None]:
+def _check_shard(index: DatasetIndex, deep: bool, slot: int, shard: Shard,
+                 progress: pool.Progress) -> tuple[list[Problem], np.ndarray | None]:
     """In a worker: the problems of one shard and its samples per class (None if its offsets are unusable)."""
-    problems: list[Problem] = []
-    table = _check_offsets(index, shard, problems)
+    check = _Check(index, shard)
+    table = check.offsets()
     try:
-        with _local_copy(shard, problems) as path, open_regular(path) as file:
+        with check.local_copy() as path, open_regular(path) as file:
             if not os.fstat(file.fileno()).st_size:
                 raise ValueError("the file is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                _check_content(content, index, shard, table, deep, problems, slot, progress)
+                check.scan(content)
+                for row in table.tolist() if table is not None else ():
+                    progress.done[slot] += 1
+                    if progress.stopped:
+                        break
+                    check.sample(content, row, deep)
     except FileNotFoundError:
-        problems.append(Problem(shard.name, "the shard is missing"))
+        check.complain("the shard is missing")
     except InputError as error:
-        problems.append(Problem(shard.name, str(error), remedy=""))  # the error has its own
+        check.complain(str(error), remedy="")  # the error has its own
     except (OSError, ValueError) as error:
-        problems.append(Problem(shard.name, f"the shard cannot be read ({getattr(error, 'strerror', None) or error})"))
+        check.complain(f"the shard cannot be read ({getattr(error, 'strerror', None) or error})")
     progress.done[slot] = shard.samples
     counts = None
     if table is not None and index.classes is not None:
         labels = table[:, 2]
         known = labels[(labels >= 0) & (labels < index.num_classes)]
         counts = np.bincount(known, minlength=index.num_classes)
-    return problems, counts
+    return check.problems, counts
 
 
-def _check_offsets(index: DatasetIndex, shard: Shard, problems: list[Problem]) -> np.ndarray | None:
-    """The offsets of a shard if they are usable: int64 [samples, 3]."""
-    place = shard.offsets_location
-    if not storage.is_remote(place) and not storage.local_path(place).is_file():
-        problems.append(Problem(shard.offsets, "the offsets file is missing"))
+class _Check:
+    """Looks at one shard, and collects what is wrong with it."""
+
+    def __init__(self, index: DatasetIndex, shard: Shard):
+        self._index, self._shard = index, shard
+        self.problems: list[Problem] = []
+        # Payload offset -> name and bytes of each member that has its bytes there; key -> content of a class file.
+        self._members: dict[int, list[tuple[str, int]]] = defaultdict(list)
+        self._labels: dict[str, bytes] = {}
+        self._values = np.empty((index.resolution, index.resolution, index.channels), index.kind.dtype)
+        self._decode = index.kind.decoder(strict=index.packed)
+
+    def complain(self, what: str, sample: str | None = None, offset: int | None = None, remedy: str = _RESTORE,
+                 file: str = "") -> None:
+        self.problems.append(Problem(file or self._shard.name, what, sample, offset, remedy))
+
+    def offsets(self) -> np.ndarray | None:
+        """The offsets of the shard if they are usable: int64 [samples, 3]."""
+        place, shard = self._shard.offsets_location, self._shard
+        try:
+            if not storage.is_remote(place):
+                return read_offsets(shard)
+            return parse_offsets(shard, storage.read_bytes(place, partial(parse_offsets, shard)))
+        except FileNotFoundError:
+            self.complain("the offsets file is missing", file=shard.offsets)
+        except OSError as error:
+            self.complain(f"the offsets cannot be read ({error.strerror})", file=shard.offsets)
+        except InputError as error:
+            self.complain(str(error), remedy="", file=shard.offsets)
+        except ValueError as error:
+            self.complain(str(error), file=shard.offsets)
         return None
-    try:
-        if not storage.is_remote(place):
-            return read_offsets(shard)
-        return parse_offsets(shard, storage.read_bytes(place, partial(parse_offsets, shard)))
-    except OSError as error:
-        problems.append(Problem(shard.offsets, f"the offsets cannot be read ({error.strerror})"))
-    except InputError as error:
-        problems.append(Problem(shard.offsets, str(error), remedy=""))
-    except ValueError as error:
-        problems.append(Problem(shard.offsets, str(error)))
-    return None
 
+    @contextlib.contextmanager
+    def local_copy(self) -> Iterator[Path]:
+        """The shard as a local file, after a look at its size and SHA-256; fetched for as long as needed if it is remote.
 
-def _check_content(
-    content: mmap.mmap, index: DatasetIndex, shard: Shard, table: np.ndarray | None, deep: bool,
-    problems: list[Problem], slot: int, progress: pool.Progress,
-) -> None:
-    images, labels = _scan(content, index.encoding, shard, problems)
-    if (found := sum(map(len, images.values()))) != shard.samples:
-        problems.append(Problem(shard.name, f"{found} {index.kind.noun} are found, the index promises {shard.samples}"))
-    if table is None:
-        return
-    values = np.empty((index.resolution, index.resolution, index.channels), index.kind.dtype)
-    decode = index.kind.decoder(strict=index.packed)
-    for offset, size, label in table.tolist():
-        progress.done[slot] += 1
-        if progress.stopped:
+        Raises:
+            OSError, InputError: it is not there, or did not arrive whole.
+        """
+        shard = self._shard
+        if not storage.is_remote(shard.location):
+            path = storage.local_path(shard.location)
+            open_regular(path).close()  # a pipe would be waited for
+            try:
+                storage.check_file(path, shard.bytes, shard.sha256)
+            except ValueError as error:
+                self.complain(str(error))
+            yield path
             return
-        name, found_size = images[offset].pop(0) if images.get(offset) else (None, None)
+        with tempfile.NamedTemporaryFile(prefix="stylegan-dist-verify-") as file:
+            check = partial(storage.check_file, file.name, shard.bytes, shard.sha256)
+            try:
+                storage.download(shard.location, file.name, check, shard.bytes)
+            except InputError as error:
+                if os.path.getsize(file.name) != shard.bytes:
+                    raise
+                self.complain(str(error), remedy="")  # what has changed is found in what arrived
+            yield Path(file.name)
+
+    def scan(self, content: mmap.mmap) -> None:
+        """Walk the headers of the tar file."""
+        try:
+            for name, offset, size in members(content):
+                key, kind = key_and_ending(name)
+                if size >= 0 and kind.lower() == self._index.encoding:
+                    self._members[offset].append((name, size))
+                elif size >= 0 and kind.lower() == "cls":
+                    self._labels[key] = content[offset : offset + min(size, CLASS_BYTES)].strip()
+        except TarError as error:
+            self.complain(str(error), error.name, error.offset)
+        if (found := sum(map(len, self._members.values()))) != self._shard.samples:
+            self.complain(f"{found} {self._index.kind.noun} are found, the index promises {self._shard.samples}")
+
+    def sample(self, content: mmap.mmap, row: tuple[int, int, int], deep: bool) -> None:
+        """Compare a row of the offsets with the tar file; `deep`: decode the sample."""
+        offset, size, label = row
+        index = self._index
+        name, found_size = self._members[offset].pop(0) if self._members.get(offset) else (None, None)
         if found_size != size:
-            problems.append(Problem(
-                shard.name, f"the offsets promise a sample of {size} bytes here, the tar file has none", name, offset
-            ))
-        _check_label(label, name, labels, index, shard, offset, problems)
+            self.complain(f"the offsets promise a sample of {size} bytes here, the tar file has none", name, offset)
+        self._check_label(label, name, offset)
         if deep and offset + size <= len(content):
             try:
                 check_sample_size(size, index.most_sample_bytes)
-                decode(content[offset : offset + size], values)
+                self._decode(content[offset : offset + size], self._values)
             except ValueError as error:
-                problems.append(Problem(shard.name, f"the {index.kind.noun[:-1]} cannot be used ({error})", name, offset))
+                self.complain(f"the {index.kind.noun[:-1]} cannot be used ({error})", name, offset)
 
-
-def _check_label(
-    label: int, name: str | None, labels: dict[str, bytes], index: DatasetIndex, shard: Shard, offset: int,
-    problems: list[Problem],
-) -> None:
-    if index.classes is None:
-        in_range = label == NO_LABEL
-        expected = "none"
-    else:
-        in_range = 0 <= label < index.num_classes
-        expected = f"from 0 to {index.num_classes - 1}"
-    if not in_range:
-        problems.append(Problem(shard.offsets, f"the class is {label}, expected {expected}", name, offset))
-    # A label file is plain WebDataset; sets indexed elsewhere may carry labels in the offsets alone.
-    key = name and key_and_ending(name)[0]
-    if key in labels and index.classes is not None and not _is_class(labels[key], label):
-        text = labels[key].decode("ascii", "replace")
-        problems.append(Problem(
-            shard.name, f"the class in the tar file is {text!r}, the offsets say {label}", f"{key}.cls", offset
-        ))
-
-
-def _is_class(text: bytes, label: int) -> bool:
-    try:
-        return class_number(text) == label
-    except ValueError:
-        return False
-
-
-def _scan(
-    content: mmap.mmap, ending: str, shard: Shard, problems: list[Problem]
-) -> tuple[dict[int, list[tuple[str, int]]], dict[str, bytes]]:
-    """Walk the headers of a tar file: images as {payload offset: (name, bytes) of each with its bytes there}, labels by key."""
-    images: dict[int, list[tuple[str, int]]] = defaultdict(list)
-    labels: dict[str, bytes] = {}
-    try:
-        for name, offset, size in members(content):
-            key, kind = key_and_ending(name)
-            if size < 0:
-                continue
-            if kind.lower() == ending:
-                images[offset].append((name, size))
-            elif kind.lower() == "cls":
-                labels[key] = content[offset : offset + min(size, CLASS_BYTES)].strip()
-    except TarError as error:
-        problems.append(Problem(shard.name, str(error), error.name, error.offset))
-    return images, labels
-
-
-@contextlib.contextmanager
-def _local_copy(shard: Shard, problems: list[Problem]) -> Iterator[Path]:
-    """A shard as a local file, after a look at its size and SHA-256; fetched for as long as it is needed if it is remote.
-
-    Raises:
-        OSError, InputError: it is not there, or did not arrive whole.
-    """
-    if not storage.is_remote(shard.location):
-        path = storage.local_path(shard.location)
-        open_regular(path).close()  # a pipe would be waited for
-        try:
-            storage.check_file(path, shard.bytes, shard.sha256)
-        except ValueError as error:
-            problems.append(Problem(shard.name, str(error)))
-        yield path
-        return
-    with tempfile.NamedTemporaryFile(prefix="stylegan-dist-verify-") as file:
-        check = partial(storage.check_file, file.name, shard.bytes, shard.sha256)
-        try:
-            storage.download(shard.location, file.name, check, shard.bytes)
-        except InputError as error:
-            if os.path.getsize(file.name) != shard.bytes:
-                raise
-            problems.append(Problem(shard.name, str(error), remedy=""))  # what has changed is found in what arrived
-        yield Path(file.name)
+    def _check_label(self, label: int, name: str | None, offset: int) -> None:
+        index = self._index
+        if index.classes is None and label != NO_LABEL:
+            self.complain(f"the class is {label}, expected none", name, offset, file=self._shard.offsets)
+        elif index.classes is not None and not 0 <= label < index.num_classes:
+            self.complain(f"the class is {label}, expected from 0 to {index.num_classes - 1}", name, offset,
+                          file=self._shard.offsets)
+        # A label file is plain WebDataset; sets indexed elsewhere may carry labels in the offsets alone.
+        key = name and key_and_ending(name)[0]
+        if key in self._labels and index.classes is not None:
+            text = self._labels[key]
+            try:
+                same = class_number(text) == label
+            except ValueError:
+                same = False
+            if not same:
+                self.complain(f"the class in the tar file is {text.decode('ascii', 'replace')!r}, the offsets say {label}",
+                              f"{key}.cls", offset)

@@ -18,7 +18,6 @@ from stylegan_dist.data.index import DatasetIndex, load_index
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.readers import ReaderOptions
 from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.errors import InputError
 
 
 class Speed(NamedTuple):
@@ -44,10 +43,8 @@ def bench_data(data: str | os.PathLike, workers: Sequence[int], seconds: float =
         folder: for the temporary caches of remote shards; None: the system's temporary folder.
 
     Raises:
-        InputError: wrong numbers, or unusable data.
+        InputError: unusable data.
     """
-    if not workers or min(workers) < 0 or seconds <= 0 or batch < 1:
-        raise InputError("bench-data needs worker counts of 0 or more, a time above 0 and a batch of 1 or more")
     index = load_index(data)
     found = []
     for number in tqdm(workers, desc="measuring", unit="count"):

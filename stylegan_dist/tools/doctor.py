@@ -19,7 +19,7 @@ from stylegan_dist.ops import build, native
 from stylegan_dist.training.build import build_discriminator, build_generator
 from stylegan_dist.training.rules import DTYPES
 
-LIBRARIES = ("accelerate", "deepspeed", "webdataset", "wandb", "pillow", "numpy", "safetensors")
+LIBRARIES = ("accelerate", "deepspeed", "wandb", "pillow", "numpy", "safetensors")
 # Of the networks that the operators are tried with, and everything that a rule would choose.
 SMALL = ("run.batch=4", "generator.z_dim=32", "generator.w_dim=32", "generator.mapping_layers=2", "generator.channel_base=1024",
          "generator.channel_max=32", "discriminator.channel_base=1024", "discriminator.channel_max=32",

@@ -27,10 +27,8 @@ def peek(folder: str | os.PathLike, out: str | os.PathLike, columns: int = 16, r
     Returns: the corrupt samples that were met; others stand in for them.
 
     Raises:
-        InputError: wrong numbers, an unusable shard set, or a file that cannot be written.
+        InputError: too many samples, an unusable shard set, or a file that cannot be written.
     """
-    if columns < 1 or rows < 1:
-        raise InputError(f"columns and rows must be at least 1, not {columns} and {rows}")
     index = load_index(folder)
     count = min(columns * rows, index.num_samples)
     if (pixels := grid_pixels(count, index.resolution)) > MOST_PIXELS:

@@ -72,7 +72,7 @@ class Tick(Event):
             "time/sec_per_kimg": seconds / images * 1000,
             "data/replaced": state.replaced,
             "time/data_wait": stream.seconds_waited / seconds,
-            **{f"time/phase/{name}": total / count for name, (total, count) in phase_times.items()},
+            **{f"time/phase/{name}": mean for name, mean in phase_times.items()},
             "memory/peak_gib": peak_memory(run.engine.device) / 2**30,
             "ema/decay": state.ema.decay(state.nimg - batch, batch),
         }

@@ -15,30 +15,31 @@ class TickStatistics:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}  # 0 for a value that is reported as a sum
+        self._sums: dict[str, tuple[Tensor, int]] = {}  # and how many values; 0 for those that are reported as a sum
 
     def add(self, values: Mapping[str, Tensor], mean: bool = True) -> None:
         """Add scalars; a tick reports their mean, or their sum."""
         for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + mean
+            if name in self._sums:
+                before, count = self._sums[name]
+                self._sums[name] = before + value, count + mean
+            else:
+                self._sums[name] = value, int(mean)
 
     def take(self) -> dict[str, float]:
         """The means and sums since the last call. Waits for the device."""
         if not self._sums:
             return {}
-        values = torch.stack([value.double() for value in self._sums.values()]).tolist()
-        taken = {name: value / max(self._counts[name], 1) for name, value in zip(self._sums, values, strict=True)}
+        values = torch.stack([value.double() for value, _ in self._sums.values()]).tolist()
+        counts = [max(count, 1) for _, count in self._sums.values()]
+        taken = {name: value / count for name, value, count in zip(self._sums, values, counts, strict=True)}
         self._sums.clear()
-        self._counts.clear()
         return taken
 
     def facts(self) -> dict[str, list]:
         """name -> [sum, count], for state.json; a float32 goes through JSON unchanged."""
-        return {name: [value.item(), self._counts[name]] for name, value in self._sums.items()}
+        return {name: [value.item(), count] for name, (value, count) in self._sums.items()}
 
     def restore(self, facts: Mapping[str, Sequence], device: torch.device) -> None:
         """The inverse of `facts`."""
-        self._sums = {name: torch.tensor(value, device=device) for name, (value, _) in facts.items()}
-        self._counts = {name: count for name, (_, count) in facts.items()}
+        self._sums = {name: (torch.tensor(value, device=device), count) for name, (value, count) in facts.items()}

@@ -12,7 +12,7 @@ import torch
 
 
 class PhaseTimer:
-    """Sums the time of named stretches; CUDA events on a GPU, a wall clock on a CPU."""
+    """Measures named stretches; CUDA events on a GPU, a wall clock on a CPU."""
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
@@ -24,14 +24,13 @@ class PhaseTimer:
         yield
         self._stretches[name].append((begin, self._now()))
 
-    def take(self) -> dict[str, tuple[float, int]]:
-        """(seconds, count) by name since the last call. Waits for the device."""
+    def take(self) -> dict[str, float]:
+        """The mean seconds of each name since the last call. Waits for the device."""
         if self._on_gpu:
             torch.cuda.synchronize()
-        taken = {name: (sum(self._seconds(*s) for s in stretches), len(stretches))
-                 for name, stretches in self._stretches.items()}
+        means = {name: sum(self._seconds(*one) for one in every) / len(every) for name, every in self._stretches.items()}
         self._stretches.clear()
-        return taken
+        return means
 
     def _now(self) -> Any:
         if not self._on_gpu:

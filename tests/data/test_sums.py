@@ -113,20 +113,6 @@ def test_a_damaged_memory_costs_time_alone(shard, memory, damage):
     assert hashed(shard, memory=memory) == len(CONTENT)
 
 
-def test_the_memory_stays_small(shard, memory, monkeypatch):
-    monkeypatch.setattr(sums_module, "KEPT_FOLDERS", 5)
-    for _ in range(300):
-        os.utime(shard)
-        hashed(shard, memory=memory)
-    (log,) = memory.glob("*.sums")
-    assert log.stat().st_size < 30_000
-    assert hashed(shard, memory=memory) == 0
-    for number in range(10):
-        (shard.parent / str(number)).mkdir()
-        hashed(shutil.copy(shard, shard.parent / str(number)), memory=memory)
-    assert len(list(memory.glob("*.sums"))) <= 5
-
-
 def test_several_processes_read_a_file_once(shard, memory, monkeypatch):
     monkeypatch.setattr(Sums, "_digest", lambda self, file, digest=Sums._digest: time.sleep(0.3) or digest(self, file))
     context = multiprocessing.get_context("fork")

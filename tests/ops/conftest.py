@@ -23,10 +23,10 @@ def native_everywhere() -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of each large matrix of this folder, what is neither exhaustive nor in a pairwise sample is marked `full`."""
+    """Of each large matrix of this folder, what has no such mark and is not in a pairwise sample is marked `full`."""
     matrices = defaultdict(list)
     for item in items:
-        here = Path(__file__).parent in item.path.parents and not item.get_closest_marker("exhaustive")
+        here = Path(__file__).parent in item.path.parents and not any(map(item.get_closest_marker, ("full", "exhaustive")))
         if here and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             matrices[item.path, item.originalname].append(item)
     for cases in matrices.values():

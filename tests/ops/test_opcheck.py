@@ -114,10 +114,12 @@ OPERATORS = {function.__name__: function for function in (
 TRACED = {torch.float64: "nchw", torch.float32: "nhwc", torch.bfloat16: "strided", torch.float16: "nhwc"}
 
 
-def cases() -> Iterator[tuple[str, torch.dtype, str]]:
+def cases() -> Iterator:
+    """(name, dtype, layout); `full` but for the quick ones."""
     for name, dtype, layout in itertools.product(OPERATORS, DTYPES, LAYOUTS):
         if not name.startswith(("winograd", "layer_noise")) or (dtype, layout) == (torch.float32, "nhwc"):
-            yield name, dtype, layout
+            quick = (dtype, layout) == (torch.float32, "nchw")
+            yield pytest.param(name, dtype, layout, marks=() if quick else pytest.mark.full)
 
 
 @pytest.mark.parametrize(("name", "dtype", "layout"), list(cases()), ids=str)

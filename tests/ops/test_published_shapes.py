@@ -27,7 +27,7 @@ def networks():
     for name, resolution in PRESETS.items():
         config = load_config(ROOT / f"launch/presets/{name}.yaml", [])
         for c in (config.generator, config.discriminator):
-            yield [(channels_at(r, c.channel_base, c.channel_max), r) for r in resolutions(resolution)]
+            yield [(channels_at(r, c), r) for r in resolutions(resolution)]
 
 
 def layers():

@@ -41,7 +41,7 @@ class Run:
     def __init__(self, shards: Path, recorder: TapeRecorder | None, *overrides: str):
         index = load_index(shards)
         resolved = resolve(load_config(None, [*TINY, f"data.shards={shards}", *overrides]), index, 1, "cpu", False)
-        self.config, self.conditional = resolved.config, resolved.conditional
+        self.config, self.conditional, self.kind = resolved.config, resolved.conditional, index.kind
         self.state = TrainState(resolved, index, torch.device("cpu"))
         if recorder:
             for name, network in self.state.networks.items():
@@ -55,7 +55,8 @@ class Run:
     def train(self, steps: int) -> None:
         state, batch = self.state, self.config.run.batch
         for _ in range(steps):
-            parts = micro_batches(next(self.stream), self.config.run.batch_gpu, self.conditional, torch.device("cpu"))
+            parts = micro_batches(next(self.stream), self.config.run.batch_gpu, self.conditional, torch.device("cpu"),
+                                  self.kind)
             for phase in state.phases:
                 if (state.nimg // batch) % phase.interval == 0:
                     result = run_phase(state, phase, parts, {"stop": torch.tensor(float(state.nimg))})

@@ -43,13 +43,17 @@ def estimate(resolution: int, *overrides: str, world_size: int = 1, **options) -
 # Against real allocations
 
 
-@pytest.mark.parametrize(("resolution", "overrides"), [
+ALLOCATED = [
     (32, (*THIN, "run.batch=32", "run.batch_gpu=16", "loss.r2_gamma=1", "optim.g.name=SGD", "optim.g.lr=0.001",
           "optim.g.momentum=0.9")),
     (32, (*THIN, "run.batch=16", "run.batch_gpu=16", "discriminator.architecture=orig", "run.recompute=8", *NO_PENALTY)),
     (16, ("run.batch=4", "run.batch_gpu=4", "generator.channel_max=256", "discriminator.channel_max=256")),  # parameters
     (64, (*THIN, "run.batch=8", "run.batch_gpu=4", "run.recompute=16")),
-])
+]
+
+
+@pytest.mark.parametrize(("resolution", "overrides"), [
+    pytest.param(*case, marks=() if case[0] == 16 else pytest.mark.full) for case in ALLOCATED])
 def test_the_estimate_is_within_a_fifth_of_what_is_allocated(resolution, overrides):
     script = str(ROOT / "benchmarks/memory.py")
     result = finished([sys.executable, script, "--device", "cpu", "--resolution", str(resolution), *overrides])

@@ -77,7 +77,7 @@ def counted(state: TrainState) -> dict[str, int]:
     ("precision.dtype=bf16", "precision.top_resolutions=2"),
     ("loss.adversarial=relativistic",),
 ], ids=["plain", "orig", "bf16", "relativistic"])
-@pytest.mark.parametrize(("classes", "micro_batch"), [(0, 8), (3, 2)])
+@pytest.mark.parametrize(("classes", "micro_batch"), [pytest.param(0, 8, marks=pytest.mark.full), (3, 2)])
 def test_gradients_of_all_phases_are_equal_to_the_last_bit(settings, classes, micro_batch):
     conditional = f"data.conditional={str(classes > 0).lower()}"
     stored = make_state(conditional, *settings, classes=classes)
@@ -120,6 +120,7 @@ def test_recomputation_keeps_the_arithmetic_of_the_forward_pass():
     assert seen == [(False, torch.float32)] * 2
 
 
+@pytest.mark.full
 def test_a_run_may_switch_it_on_when_it_continues(labelled_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     def train(name: str, kimg: float, *overrides: str) -> dict[str, torch.Tensor]:
         command = ["train", *TINY, f"data.shards={labelled_shards}", f"run.dir={tmp_path / name}", f"run.kimg={kimg}"]
