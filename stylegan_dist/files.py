@@ -9,6 +9,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -101,6 +102,15 @@ def checked_descriptor(path: str | os.PathLike, flags: int, check: Callable[[os.
         os.close(descriptor)
         raise
     return descriptor
+
+
+def open_log(path: str | os.PathLike) -> FileIO:
+    """Open a file to append to. A pipe that nobody reads is an error, and nothing to wait for.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    return open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666))
 
 
 def try_lock(file: int, needed: bool = True) -> bool:

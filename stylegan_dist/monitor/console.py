@@ -13,7 +13,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from stylegan_dist.environment import takes_output
-from stylegan_dist.files import is_at
+from stylegan_dist.files import is_at, open_log
 
 # What a status line shows after the progress, in this order: metric, how it is written.
 STATUS_FIELDS = (
@@ -125,7 +125,7 @@ class Console:
         try:
             if self._log is None or not is_at(self._log, self._log_path):  # deleted or replaced: lines would go to nowhere
                 self._close_log()
-                self._log = open(self._log_path, "ab", buffering=0)  # noqa: SIM115 (stays open)
+                self._log = open_log(self._log_path)
             self._log.write(lines.encode("utf-8", "replace"))
         except OSError as error:
             if not self._log_warned:

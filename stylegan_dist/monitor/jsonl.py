@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from stylegan_dist.errors import InputError
-from stylegan_dist.files import is_at, replacing
+from stylegan_dist.files import is_at, open_log, open_regular, replacing
 from stylegan_dist.records import parse_json
 
 MAX_LINE = 1 << 20      # bytes of a record
@@ -111,11 +111,12 @@ class MetricsFile:
         if self.path.exists():
             self._clean(nimg)
         # Unbuffered: a record is one write, so it is with the kernel, safe from kill -9, when `append` returns.
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (it stays open for the life of the object)
+        self._file = open_log(self.path)
 
     def _clean(self, nimg: int | None) -> None:
         kept, damaged, beyond = [], [], 0
-        content = self.path.read_bytes()
+        with open_regular(self.path) as file:
+            content = file.read()
         for line in io.BytesIO(content):  # not splitlines, which also ends a line at a carriage return
             whole = line if line.endswith(b"\n") else line + b"\n"
             seen = _images_seen(line)

@@ -40,7 +40,7 @@ class RunFolder:
         try:
             (self.path / SAMPLES_NAME).mkdir(parents=True, exist_ok=True)
             self._held.append(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY))
-            self._held.append(os.open(self.path / LOCK_NAME, os.O_WRONLY | os.O_CREAT, 0o666))
+            self._held.append(os.open(self.path / LOCK_NAME, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666))
         except OSError as error:
             self.close()
             raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -15,7 +16,9 @@ from tiny_states import INDEX, config_with, new_state, save, step
 
 from stylegan_dist import files
 from stylegan_dist.config import Config, to_dict
+from stylegan_dist.config.schema import MonitorConfig
 from stylegan_dist.errors import InputError
+from stylegan_dist.monitor.monitor import Monitor
 from stylegan_dist.training import run_folder
 from stylegan_dist.training.run_folder import RunFolder, read_run_config
 
@@ -118,6 +121,21 @@ def test_folders_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write to .*run\.dir"):
         RunFolder(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", [".lock", "log.txt", "metrics.jsonl"])
+def test_a_pipe_that_nobody_reads_is_not_waited_for(name, tmp_path, capsys):
+    os.mkfifo(tmp_path / name)
+    try:
+        with contextlib.closing(RunFolder(tmp_path)):
+            monitor = Monitor(tmp_path, 0, 0, 8, MonitorConfig(wandb="disabled"), {})
+            monitor.line("hello")
+            monitor.finish(0)
+        found = capsys.readouterr()
+        text = found.out + found.err
+    except InputError as error:
+        text = str(error)
+    assert str(tmp_path if name == ".lock" else tmp_path / name) in text
 
 
 def test_config_of_a_run(tmp_path):
