@@ -21,6 +21,7 @@ from stylegan_dist.config import load_config
 from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import Kind
 from stylegan_dist.machine import supports_bf16
 from stylegan_dist.training.memory import Estimate, estimate_memory
 from stylegan_dist.training.rules import resolve
@@ -85,23 +86,23 @@ def compare(resolution: int, overrides: tuple[str, ...], device: torch.device) -
     batch = Batch(torch.arange(len(images)), {"sample": images, "label": torch.full((len(images),), -1)})
     if device.type == "cuda":
         state = TrainState(resolved, index, device)
-        step(state, batch)  # makes the optimizers' state
+        step(state, batch, index.kind)  # makes the optimizers' state
         torch.cuda.reset_peak_memory_stats(device)
-        step(state, batch)
+        step(state, batch, index.kind)
         return estimate, seconds, torch.cuda.max_memory_allocated(device)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as beginning:
         state = TrainState(resolved, index, device)
-        step(state, batch)
+        step(state, batch, index.kind)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as second_step:
-        step(state, batch)
+        step(state, batch, index.kind)
     (_, there), (peak, _) = allocated(beginning), allocated(second_step)
     return estimate, seconds, there + peak
 
 
-def step(state: TrainState, batch: Batch) -> None:
+def step(state: TrainState, batch: Batch, kind: Kind) -> None:
     """Every phase, once."""
     device = state.objective.device
-    parts = micro_batches(batch, state.config.run.batch_gpu, False, device)
+    parts = micro_batches(batch, state.config.run.batch_gpu, False, device, kind)
     for phase in state.phases:
         run_phase(state, phase, parts)
     state.ema.update(state.generator, 0, len(batch.index))

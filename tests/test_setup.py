@@ -85,7 +85,8 @@ def test_a_stop_ends_pip(tmp_path: Path):
     pid = tmp_path / "pid"
     venv = stub(tmp_path / "venv", f"echo $$ > {pid}.part; mv {pid}.part {pid}; sleep 10000")
     process = subprocess.Popen(["bash", ROOT / "launch/setup.sh", "demo"], env=os.environ | {"VENV": str(venv)},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored below `command &`
     wait_until(pid.exists)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT)

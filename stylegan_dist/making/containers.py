@@ -6,6 +6,7 @@ A listing counts every file that it meets: it is named, or left out with a reaso
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import mmap
@@ -145,8 +146,11 @@ class _Positioned(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         end = os.fstat(self._file.fileno()).st_size
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: end}[whence]
-        return self._at
+        position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: end}[whence]
+        if position < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._at = position
+        return position
 
     def read(self, size: int = -1) -> bytes:
         data = os.pread(self._file.fileno(), size if size >= 0 else os.fstat(self._file.fileno()).st_size, self._at)
@@ -165,12 +169,13 @@ class Archive(Files):
 
     def list(self) -> dict[str, str]:
         try:
-            infos = [info for info in self._opened().infolist() if not info.is_dir()]
+            listed = self._opened().infolist()
         except OSError:
             raise
         except Exception as error:  # zipfile has many kinds for damaged bytes
             raise InputError(f"{self.path} cannot be read: {error}") from None
-        first = min((info.header_offset for info in infos), default=0)
+        first = min((info.header_offset for info in listed), default=0)
+        infos = [info for info in listed if not info.is_dir()]
         if first and self._begins_with_a_member():  # `cat a.zip b.zip`: the table of contents at the end names those of b only
             raise InputError(f"{self.path} cannot be read: {first} bytes before its first file are not in its table of "
                              "contents, as where several zips were joined: unpack each into one folder, and give that")

@@ -41,7 +41,7 @@ class Run:
     def __init__(self, shards: Path, recorder: TapeRecorder | None, *overrides: str):
         index = load_index(shards)
         resolved = resolve(load_config(None, [*TINY, f"data.shards={shards}", *overrides]), index, 1, "cpu", False)
-        self.config, self.conditional = resolved.config, resolved.conditional
+        self.config, self.conditional, self.kind = resolved.config, resolved.conditional, index.kind
         self.state = TrainState(resolved, index, torch.device("cpu"))
         if recorder:
             for name, network in self.state.networks.items():
@@ -55,7 +55,8 @@ class Run:
     def train(self, steps: int) -> None:
         state, batch = self.state, self.config.run.batch
         for _ in range(steps):
-            parts = micro_batches(next(self.stream), self.config.run.batch_gpu, self.conditional, torch.device("cpu"))
+            batch_gpu, cpu = self.config.run.batch_gpu, torch.device("cpu")
+            parts = micro_batches(next(self.stream), batch_gpu, self.conditional, cpu, self.kind)
             for phase in state.phases:
                 if (state.nimg // batch) % phase.interval == 0:
                     result = run_phase(state, phase, parts, {"stop": torch.tensor(float(state.nimg))})
@@ -103,6 +104,22 @@ def test_replayed_phases_equal_ordinary_ones(case: str, labelled_shards: Path, m
     assert recorder.replays == sum(-(-10 // phase.interval) - WARM_UP for phase in plain.state.phases)
     assert not recorded.notices
     assert_same(plain, recorded)
+
+
+def test_a_weight_of_a_loss_moves_under_the_recordings(labelled_shards: Path):
+    """As a schedule moves it."""
+    recorder = TapeRecorder(())
+    plain, recorded, constant_weight = (Run(labelled_shards, r) for r in (None, recorder, None))
+    for run in (plain, recorded, constant_weight):
+        run.train(8)
+        if run is not constant_weight:
+            run.state.objective.set_weight("r1_gamma", 7.0)
+            run.state.objective.set_weight("path_length_weight", 0.25)
+        run.train(4)
+    assert recorder.replays > 0
+    assert_same(plain, recorded)
+    with pytest.raises(AssertionError):
+        assert_same(plain, constant_weight)
 
 
 def test_a_restored_state_is_what_replays_work_on(labelled_shards: Path):
