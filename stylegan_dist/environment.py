@@ -1,4 +1,4 @@
-"""What a process inherits from whoever started it, made usable: descriptors, streams, signals, the working folder."""
+"""Makes the inherited environment of a process usable: descriptors, streams, signals, the working folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files: small ones that are there whole or not at all, digests, opening those of others, and locks."""
+"""Files: atomic writing of small files, SHA-256, safe opening of foreign files, and locks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user of `accelerate launch` reads last: our line, not the launcher's traceback."""
+"""Prints our error message below the traceback of `accelerate launch`, where a user reads it last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this process may use of its machine, and what it has used."""
+"""The resources of this machine that the process may use, and those it has used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths and other text as people type them."""
+"""Checks paths and other text that a user typed, and expands `~`."""
 
 from __future__ import annotations
 

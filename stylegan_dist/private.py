@@ -1,7 +1,8 @@
-"""Folders and files that nobody but this user can have written.
+"""Folders and files that only this user can have written.
 
-What other users can write to, such as a name in the shared temporary folder, proves nothing and may lead elsewhere.
-Everything is checked on what was opened, not on a name, which could mean another file a moment later.
+Other users can write to some places, such as a name in the shared temporary folder. Such a place may hold forged
+content or lead to another file. Every check is made on an open descriptor, because a name can mean another file a
+moment later.
 """
 
 from __future__ import annotations

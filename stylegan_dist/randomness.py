@@ -1,18 +1,17 @@
 """Counter-based randomness: every draw is a pure function of (seed, purpose, image index).
 
-There is no generator object and no state. A draw is addressed, not consumed: the same address gives
-the same value on every device, in any process, in any order. That is what makes a run independent
-of the number of ranks, of micro-batching and of interruptions.
+There is no generator object and no state. A draw has an address. The same address gives the same value on every device,
+in any process and in any order. A run therefore does not depend on the number of ranks, on micro-batches or on
+interruptions.
 
-The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as
-1, 2, 3"). It maps a 128-bit counter and a 64-bit key to four 32-bit words. We address it as
+The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"). It maps
+a 128-bit counter and a 64-bit key to four 32-bit words. The address is
 
     key     = (seed, purpose)                      purpose: CRC-32 of a readable name such as "g_main.z"
     counter = (block, substream, index, index >> 32)
 
-where `block` counts groups of four words inside one draw and `substream` is free for the caller
-(layer noise uses the layer number). All arithmetic is done in int64, where the low 64 bits of a
-product are exact on CPU, CUDA and NumPy alike.
+`block` counts groups of four words inside one draw. `substream` is free for the caller: layer noise uses the layer
+number. All arithmetic is in int64, where the low 64 bits of a product are exact on CPU, CUDA and NumPy alike.
 """
 
 from __future__ import annotations

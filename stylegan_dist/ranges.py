@@ -1,4 +1,4 @@
-"""What a number may be: stated once where the number is declared, checked where it comes in, told to people."""
+"""Ranges of numbers. Each is declared with its number, checked when a value comes in, and shown to people."""
 
 from __future__ import annotations
 

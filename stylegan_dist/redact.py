@@ -1,4 +1,4 @@
-"""Keeping secrets out of what is sent to a tracker, printed or stored."""
+"""Masks secrets in text that is sent to a tracker, printed or stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML text that somebody else may have written: read with bounds, and refused with one line."""
+"""Reads YAML text that somebody else may have written, within bounds. An error is one line."""
 
 from __future__ import annotations
 

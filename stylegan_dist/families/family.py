@@ -1,4 +1,4 @@
-"""What a family of networks says of itself. Trainer, engines, checkpoints, memory estimate and tools know no more."""
+"""The interface of a family of networks. Nothing else of a family is used outside of its folder."""
 
 from __future__ import annotations
 

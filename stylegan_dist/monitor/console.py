@@ -1,4 +1,4 @@
-"""The lines a person reads: on the terminal, and with a time stamp in RUN_DIR/log.txt."""
+"""Lines for people: on the terminal, and with a time stamp in RUN_DIR/log.txt."""
 
 from __future__ import annotations
 

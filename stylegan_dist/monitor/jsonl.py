@@ -1,8 +1,8 @@
-"""`metrics.jsonl`, the truth about a run: one JSON object a line. Every other tracker is a reader or a copy of it.
+"""`metrics.jsonl`, the complete record of a run: one JSON object a line. Other trackers copy it.
 
-Every record has `nimg` (int, images seen), `kimg` (float, nimg / 1000), `segment` (int, restarts before this
-record) and `time` (float, unix seconds); the rest are metrics by name. JSON has no NaN and no infinity, so they
-are written as the strings "NaN", "Infinity" and "-Infinity", which `float()` understands.
+Every record has `nimg` (int, images seen), `kimg` (float, nimg / 1000), `segment` (int, restarts before this record)
+and `time` (float, unix seconds). The rest are metrics by name. JSON has no NaN and no infinity, so they are written as
+the strings "NaN", "Infinity" and "-Infinity", which `float()` understands.
 """
 
 from __future__ import annotations

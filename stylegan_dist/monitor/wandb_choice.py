@@ -1,7 +1,8 @@
-"""What the user has told W&B, outside of our configuration: opt-outs, the server, a login, names of the run.
+"""The user's W&B settings outside of our configuration: opt-outs, the server, a login, names of the run.
 
-W&B itself is asked, because its defaults change: its settings know the server and the files, its reader of netrc the key.
-All of it is on this machine; only W&B's own look at a Kubernetes pod's name may use the network, so call it in the background.
+W&B itself is asked, because its defaults change. Its settings know the server and the files. Its reader of netrc knows
+the key. All of this is on this machine, with one exception: W&B looks up the name of a Kubernetes pod and may use the
+network for that. Call this module in the background.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Weights & Biases as a copy of metrics.jsonl: best effort, never in the way of training.
+"""Weights & Biases as a copy of metrics.jsonl. It works as well as it can and never delays training.
 
-W&B may be slow, unreachable, or die under us. So every call into it is made by one background thread with a bounded
-queue: `log` and its sisters return at once, and cannot raise. The first failure prints one warning; after
-`MAX_FAILURES` in a row the tracker turns itself off. Nothing is lost then: metrics.jsonl has every record.
-The end of the run waits for W&B for a bounded time, and then kills the processes that it has started here.
+W&B may be slow, unreachable or crash. One background thread with a bounded queue therefore makes every call into it.
+`log` and its siblings return at once and cannot raise. The first failure prints one warning. After `MAX_FAILURES` in a
+row the tracker turns itself off. No data is lost then, because metrics.jsonl has every record. The end of the run waits
+for W&B for a bounded time. After that it kills the processes that W&B has started here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Layers with an equalised learning rate (Karras et al. 2018, section 4.1), and the precision policy.
 
-Parameters are stored with unit variance and scaled when used, so that Adam changes all of them at the
-same relative speed.
+Parameters are stored with unit variance and scaled when they are used. Adam then changes all of them at the same
+relative speed.
 """
 
 from __future__ import annotations

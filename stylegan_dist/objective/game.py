@@ -1,6 +1,6 @@
 """The game of a generator and a discriminator with gradient penalties, for generators of any family.
 
-All randomness is addressed by (seed, "phase.purpose", global image number).
+The address of every draw is (seed, "phase.purpose", global image number).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A phase is data: which network learns, from which losses, how often.
+"""A phase is data: the network that learns, its losses, and its interval.
 
-Every loss works on a micro-batch and returns *shares of global means*: sums over its images divided by
-the number of images in the global batch. Shares of all micro-batches and all ranks add up to the mean,
-so no result depends on how the batch was split.
+Every loss works on a micro-batch and returns *shares of global means*: sums over its images, divided by the number of
+images in the global batch. The shares of all micro-batches and ranks add up to the mean. No result depends on how the
+batch was split.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast does a shard set come off this machine's disks and through its decoders?"""
+"""Measures how fast a shard set is read from this machine's disks and decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine has for training, and whether its native operators compute what they should."""
+"""Reports what this machine has for training, and checks its native operators."""
 
 from __future__ import annotations
 

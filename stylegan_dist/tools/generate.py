@@ -1,10 +1,9 @@
-"""Pictures from the averaged generator of a run, by seed; arrays and sounds, too, where it was trained on these.
+"""Pictures of the averaged generator of a run, by seed. A run of arrays or sounds gives these, too.
 
-The picture of a seed depends on the seed, the class and the truncation alone: not on the other seeds,
-their order or the batch. To that end each is computed alone: matrix products and convolutions sum in
-another order for another batch, which moves about one pixel value in 10,000 by one level. So do the
-native operators, so that they are not taken because they happen to be there, and nobody waits for
-a compiler in order to see a picture.
+The picture of a seed depends on the seed, the class and the truncation alone, not on the other seeds, their order or
+the batch. Each picture is therefore computed alone. Matrix products and convolutions sum in another order for another
+batch, which moves about one pixel value in 10,000 by one level. Native operators do the same. They are therefore used
+only on request, and nobody waits for a compiler in order to see a picture.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A contact sheet of a shard set: what the networks will be shown."""
+"""A contact sheet of a shard set, as the networks see it."""
 
 from __future__ import annotations
 

@@ -6,12 +6,13 @@
         state.json                                           images seen, running means, identities
         manifest.json                                        sizes and SHA-256 of the others, written last
 
-Whatever engine trained: tensors are whole and have their own names. A file that would become too large is cut
-into g-00001-of-00003.safetensors and so on, between tensors. The ranks take turns in writing files.
+Tensors are complete and have the names of the parameters, whatever engine trained. A file that would become too large
+is split between tensors into g-00001-of-00003.safetensors and so on. The ranks write files in turn.
 
-The folder is written under a hidden name, synced and renamed, and goes back to a hidden name before it is removed.
-So a process that is killed never leaves a part of a checkpoint, and one that is not whole was damaged later.
-The newest is found by looking, never by a pointer. No pickle is involved anywhere. `saved.py` reads.
+The folder is written under a hidden name, synced and renamed. It gets a hidden name again before it is removed. A
+killed process therefore never leaves part of a checkpoint under its final name, and an incomplete checkpoint was
+damaged later. The newest checkpoint is found by looking at the folder, not by a pointer. No pickle is used. `saved.py`
+reads checkpoints.
 """
 
 from __future__ import annotations

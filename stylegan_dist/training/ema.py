@@ -1,4 +1,4 @@
-"""The averaged generator, the one that is shown, saved and evaluated."""
+"""The averaged generator. It is the one that is shown, saved and evaluated."""
 
 from __future__ import annotations
 

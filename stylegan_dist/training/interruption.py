@@ -1,4 +1,4 @@
-"""A polite stop: the first SIGTERM, Ctrl-C or lost terminal asks the run to save its state and end."""
+"""A request to stop: after the first SIGTERM, Ctrl-C or lost terminal, the run saves its state and ends."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How much memory training will take on each rank, and which micro-batch fits.
+"""An estimate of the memory that training takes on each rank, and of the micro-batch that fits.
 
-The phases of one micro-batch run on the meta device, where tensors have shapes and no values, while every
-storage that comes and goes is counted. So activations, double backward passes and recomputation are not
-modelled but happen. What an engine keeps of each network is arithmetic (`Kept`).
+The phases of one micro-batch run on the meta device, where tensors have shapes and no values. Every storage that is
+made or freed is counted. Activations, double backward passes and recomputation are therefore executed, not modelled.
+The bytes that an engine holds of each network are computed (`Kept`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run is going to do, in words: the header of a start, and the output of --dry-run."""
+"""The description of a run in words: the header of a start, and the output of --dry-run."""
 
 from __future__ import annotations
 

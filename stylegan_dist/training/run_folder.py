@@ -1,4 +1,4 @@
-"""The folder of a run: who may write there, what it was trained with, where it continues."""
+"""The folder of a run: its lock, its configuration, and the point from which the run continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading one checkpoint. A disk may have damaged it, or somebody may have made it up, so nothing is taken on trust."""
+"""Reads one checkpoint. Every value is checked, because a disk may have damaged it or somebody may have made it up."""
 
 from __future__ import annotations
 

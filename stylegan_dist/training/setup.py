@@ -1,4 +1,4 @@
-"""Setting up a run: its data and configuration, its folder and starting point, what it trains, reads and records."""
+"""Setup of a run: data and configuration, folder and starting point, networks, stream and monitor."""
 
 from __future__ import annotations
 

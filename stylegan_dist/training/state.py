@@ -1,4 +1,4 @@
-"""Everything that training changes: what a checkpoint holds."""
+"""The state of training. A checkpoint holds all of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has been measured since the last tick."""
+"""Statistics since the last tick."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""StyleGAN2's part of the objective: style mixing, path length regularisation, the mean of w."""
+"""StyleGAN2's part of the objective: style mixing, path length regularisation, the running mean of w."""
 
 from __future__ import annotations
 
