@@ -13,11 +13,11 @@ import torch
 from tqdm import tqdm
 
 from stylegan_dist.data import storage
-from stylegan_dist.data.demand import open_cache
 from stylegan_dist.data.index import DatasetIndex, load_index
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.readers import ReaderOptions
 from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.data.working_set import open_cache
 
 
 class Speed(NamedTuple):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from stylegan_dist.config.schema import DataConfig
 from stylegan_dist.data.batches import Replaced
-from stylegan_dist.data.demand import open_cache
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.data.working_set import open_cache
 from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels, save_grid
 

@@ -10,10 +10,10 @@ import torch
 
 from stylegan_dist.config import Config, dump_config
 from stylegan_dist.data.cache import default_folder
-from stylegan_dist.data.demand import node_demand
 from stylegan_dist.data.index import DatasetIndex, load_index
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import blobs
+from stylegan_dist.data.working_set import working_set
 from stylegan_dist.engine.choice import choose_engine
 from stylegan_dist.engine.graphs import why_no_graphs
 from stylegan_dist.errors import InputError
@@ -95,15 +95,15 @@ def cache_facts(config: Config, index: DatasetIndex, world_size: int) -> list[tu
     """What a node with all these processes keeps of remote shards at a time."""
     if not any(blobs(shard) for shard in index.shards):
         return []
-    d, demand = config.data, cache_demand(config, index, 0, world_size, range(world_size))
+    d, size = config.data, working_set_of(config, index, 0, world_size, range(world_size))
     folder = default_folder() if d.cache == "auto" else d.cache
-    return [("cache", f"{folder}, up to {d.cache_gb:g} GB; a node with all processes needs {demand / 1e9:.3g} GB at a time")]
+    return [("cache", f"{folder}, up to {d.cache_gb:g} GB; a node with all processes needs {size / 1e9:.3g} GB at a time")]
 
 
-def cache_demand(config: Config, index: DatasetIndex, nimg: int, world_size: int, ranks: Iterable[int]) -> int:
+def working_set_of(config: Config, index: DatasetIndex, nimg: int, world_size: int, ranks: Iterable[int]) -> int:
     """Bytes of remote shards that a node with these ranks must hold at once, in a run that continues at `nimg` images."""
     plan = stream_plan(config, nimg, world_size)
-    return node_demand(index, plan, ranks, steps=1 + config.data.workers * config.data.prefetch)
+    return working_set(index, plan, ranks, steps=1 + config.data.workers * config.data.prefetch)
 
 
 def stream_plan(config: Config, nimg: int = 0, world_size: int = 1, rank: int = 0) -> StreamPlan:

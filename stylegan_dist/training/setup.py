@@ -13,9 +13,9 @@ import torch
 
 from stylegan_dist.config import Config, to_dict
 from stylegan_dist.data.cache import NodeCache
-from stylegan_dist.data.demand import open_cache
 from stylegan_dist.data.readers import ReaderOptions
 from stylegan_dist.data.stream import BatchStream
+from stylegan_dist.data.working_set import open_cache
 from stylegan_dist.engine import Engine
 from stylegan_dist.engine.preflight import check_agreement
 from stylegan_dist.errors import InputError, Interrupted
@@ -25,7 +25,7 @@ from stylegan_dist.redact import redact
 from stylegan_dist.training.checkpoint import checkpoint_folder
 from stylegan_dist.training.compiled import networks_to_compile, why_not_compiled
 from stylegan_dist.training.interruption import why_nohup_fails
-from stylegan_dist.training.plan import Execution, cache_demand, header_facts, load_index_of, stream_plan
+from stylegan_dist.training.plan import Execution, header_facts, load_index_of, stream_plan, working_set_of
 from stylegan_dist.training.rules import resolve, steps_in
 from stylegan_dist.training.run_folder import RunFolder
 from stylegan_dist.training.state import TrainState
@@ -85,8 +85,8 @@ class Run:
     def _open_cache(self, nimg: int) -> NodeCache | None:
         d, hosts, rank = self.config.data, self.engine.hosts, self.engine.rank
         here = [other for other, host in enumerate(hosts) if host == hosts[rank]]
-        demand = cache_demand(self.config, self.index, nimg, self.engine.world_size, here)
-        return open_cache(d.cache, d.cache_gb, self.index, demand, claim=rank == here[0], verify=d.verify)
+        size = working_set_of(self.config, self.index, nimg, self.engine.world_size, here)
+        return open_cache(d.cache, d.cache_gb, self.index, size, claim=rank == here[0], verify=d.verify)
 
     def _restore(self, nimg: int) -> None:
         folder = checkpoint_folder(self.dir, nimg)

@@ -19,11 +19,11 @@ from stylegan_dist.cli import main
 from stylegan_dist.data import cache as cache_module
 from stylegan_dist.data import reader as reader_module
 from stylegan_dist.data.cache import NodeCache
-from stylegan_dist.data.demand import open_cache
 from stylegan_dist.data.index import load_index
 from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import ShardReader, blobs
+from stylegan_dist.data.working_set import open_cache
 from stylegan_dist.errors import InputError
 from stylegan_dist.kinds.image import ImageOptions
 from stylegan_dist.making.pack import PackOptions, pack

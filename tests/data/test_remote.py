@@ -24,11 +24,11 @@ from servers import ALL_FAULTS, altered, error_500, http_server, s3_server, shor
 from stylegan_dist.data import cache as cache_module
 from stylegan_dist.data import storage
 from stylegan_dist.data.cache import NodeCache
-from stylegan_dist.data.demand import node_demand
 from stylegan_dist.data.index import load_index, read_index
 from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import blobs
+from stylegan_dist.data.working_set import working_set
 from stylegan_dist.errors import InputError, LocalInputError
 from stylegan_dist.kinds.image import ImageOptions
 from stylegan_dist.making.pack import PackOptions, pack
@@ -177,12 +177,12 @@ def test_a_bucket_without_shards(bucket):
         load_index("s3://bucket/nothing")
 
 
-def test_a_cache_of_just_the_demand(server, shards, tmp_path):
+def test_a_cache_of_just_the_working_set(server, shards, tmp_path):
     """Files go and come again, and the limit holds all the time."""
     options = {**ORDER, "lanes": 4, "block": 4, "batch": 8, "workers": 1, "prefetch": 1, "world_size": 2}
     index, here = load_index(server.url), load_index(shards)
     plans = [StreamPlan(ORDER["seed"], 4, 4, 8, world_size=2, start=8 * step) for step in range(48)]
-    cache = NodeCache(tmp_path / "cache", max(node_demand(index, plan, range(2), 2) for plan in plans))
+    cache = NodeCache(tmp_path / "cache", max(working_set(index, plan, range(2), 2) for plan in plans))
     assert cache.limit < 0.9 * sum(blob.bytes for shard in index.shards for blob in blobs(shard))
     ours, theirs = ([stream_of(source, **options, rank=rank, cache=cache) for rank in range(2)] for source in (index, here))
     for _ in range(48):
@@ -198,7 +198,7 @@ def test_prefetch_precedes_need(server, tmp_path):
     """Before a batch is asked for, all its shards are there, through four ends of epochs; the reader fetches nothing itself."""
     index = load_index(server.url)
     plans = [StreamPlan(ORDER["seed"], 4, 4, 8, start=8 * step) for step in range(48)]
-    cache = NodeCache(tmp_path, max(node_demand(index, plan, [0], 1) for plan in plans))
+    cache = NodeCache(tmp_path, max(working_set(index, plan, [0], 1) for plan in plans))
     assert cache.limit < 0.9 * sum(blob.bytes for shard in index.shards for blob in blobs(shard))
     stream = stream_of(index, **{**ORDER, "lanes": 4, "block": 4, "batch": 8}, cache=cache)
     next(stream)

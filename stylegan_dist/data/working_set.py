@@ -15,7 +15,7 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.redact import redact
 
 
-def node_demand(index: DatasetIndex, plan: StreamPlan, ranks: Iterable[int], steps: int) -> int:
+def working_set(index: DatasetIndex, plan: StreamPlan, ranks: Iterable[int], steps: int) -> int:
     """Bytes of the remote shards that a node's cache must hold at once: those that its ranks read from, and the next ones.
 
     Args:
@@ -27,14 +27,14 @@ def node_demand(index: DatasetIndex, plan: StreamPlan, ranks: Iterable[int], ste
     return order_of(index, plan).most_held(sizes, plan.start, plan.batch, parts, steps)
 
 
-def open_cache(folder: str | os.PathLike, gigabytes: float, index: DatasetIndex, demand: int,
+def open_cache(folder: str | os.PathLike, gigabytes: float, index: DatasetIndex, size: int,
                claim: bool = False, verify: str = "once") -> NodeCache | None:
     """The node's cache, or None where all data is local.
 
     Args:
         folder: "auto" for one on the node's local disk.
         gigabytes: its limit, 10^9 bytes.
-        demand: bytes that it must hold at once.
+        size: bytes that it must hold at once.
         claim: tell other runs so, on behalf of all processes of this run on the node.
         verify: when what is there is compared with its SHA-256 (`NodeCache`).
 
@@ -45,12 +45,12 @@ def open_cache(folder: str | os.PathLike, gigabytes: float, index: DatasetIndex,
         return None
     if storage.is_remote(os.fspath(folder)):
         raise InputError(f"data.cache is {redact(os.fspath(folder))}: set it to a folder on a local disk")
-    if demand > gigabytes * 1e9:
+    if size > gigabytes * 1e9:
         raise InputError(
-            f"data.cache_gb={gigabytes:g} is too small: this node reads from {demand / 1e9:.3g} GB of shards at a time, with "
-            f"the next ones; set data.cache_gb={demand / 1e9 * 1.1:.2g} or more, or lower data.lanes or data.block"
+            f"data.cache_gb={gigabytes:g} is too small: this node reads from {size / 1e9:.3g} GB of shards at a time, with "
+            f"the next ones; set data.cache_gb={size / 1e9 * 1.1:.2g} or more, or lower data.lanes or data.block"
         )
     cache = NodeCache(default_folder() if folder == "auto" else folder, gigabytes * 1e9, verify)
     if claim:
-        cache.claim(index.fingerprint, demand, sum(blob.bytes for shard in index.shards for blob in blobs(shard)))
+        cache.claim(index.fingerprint, size, sum(blob.bytes for shard in index.shards for blob in blobs(shard)))
     return cache
