@@ -119,9 +119,9 @@ class NoiseAddresses:
 
 
 def noise_address(seed: int, purpose: str, index: torch.Tensor) -> torch.Tensor:
-    """All that a layer needs in order to draw its noise: int64 [N, 2], the Philox key and the image number of each image.
+    """The address from which layers draw their noise: int64 [N, 2], the Philox key and the image number of each image.
 
-    A tensor, so that compiled, exported and recorded networks take it as an input like others.
+    It is a tensor, so that compiled, exported and recorded networks take it as an input.
     """
     key = purpose_id(purpose) << 32 | seed
     key -= (key >> 63) << 64  # as a signed number
@@ -223,8 +223,8 @@ def _addressed(seed: int, purpose: str, index: torch.Tensor, block: torch.Tensor
 def _box_muller(random_words: torch.Tensor) -> torch.Tensor:
     """Standard normals from pairs of 32-bit words (Box and Muller 1958): int64 [..., 4] -> float32 [..., 4].
 
-    Computed in float64 and rounded once: the last bits of log, sin and cos differ between math
-    libraries, but hardly ever survive the rounding, so CPU and GPU draw the same noise.
+    Computed in float64 and rounded once. The last bits of log, sin and cos differ between math libraries. They hardly ever
+    survive the rounding, so CPU and GPU draw the same noise.
     """
     u = (random_words.double() + 0.5) * 2.0**-32
     radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))

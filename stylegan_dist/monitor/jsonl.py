@@ -22,7 +22,7 @@ from stylegan_dist.files import is_at, replacing
 from stylegan_dist.records import parse_json
 
 MAX_LINE = 1 << 20      # bytes of a record
-MAX_PENDING = 10_000    # records that wait for room on the disk, some 15 MB
+MAX_PENDING = 10_000    # records that wait for space on the disk, some 15 MB
 
 
 class MetricsFile:
@@ -92,7 +92,7 @@ class MetricsFile:
     def _write(self, line: bytes) -> None:
         """Write one line, or nothing of it."""
         if self._file.closed or not is_at(self._file, self.path):
-            if not self._file.closed:  # else it could not be opened the last time, which was told
+            if not self._file.closed:  # else it could not be opened the last time, and a warning was shown
                 self._warn(f"{self.path.name} was deleted or replaced while the run was going on; it begins anew, without "
                            "what it had")
             self._file.close()
@@ -102,7 +102,7 @@ class MetricsFile:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            # On a full disk half a line may be in the file; the next record must not be glued to it.
+            # On a full disk half a line may be in the file. The next record must not follow on the same line.
             self._file.truncate(start)
             raise
 

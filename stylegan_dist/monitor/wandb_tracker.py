@@ -143,7 +143,7 @@ class WandbTracker:
             self._warn_once("W&B does not keep up, some records are left out there; metrics.jsonl has all of them")
 
     def _work(self) -> None:
-        """The background thread: start the run, make the calls in order until None comes, let go of W&B."""
+        """The background thread: start the run, make the calls in order until None comes, disconnect from W&B."""
         try:
             self._start()
         except Exception as error:
@@ -176,7 +176,7 @@ class WandbTracker:
         folder.mkdir(exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder} is not writable")
-        if not self._others:  # the service of another process, maybe long gone, which we could not end
+        if not self._others:  # the service of another process, which may have ended, and which we could not end
             os.environ.pop("WANDB_SERVICE", None)
         try:
             self._run = self._init(run_id)
@@ -274,7 +274,7 @@ def _service_processes() -> set[psutil.Process]:
 
 
 def _teardown() -> None:
-    """Let go of W&B's service, dead or alive, so that neither exit hooks nor child processes look for it."""
+    """Disconnect from W&B's service, dead or alive, so that neither exit hooks nor child processes look for it."""
     # Not an import: there may have been none.
     wandb: Any = sys.modules.get("wandb")
     # A dead service raises here, after W&B has removed its hooks; one that was killed makes W&B want to exit.

@@ -17,7 +17,7 @@ from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels, save_grid
 
 def peek(folder: str | os.PathLike, out: str | os.PathLike, columns: int = 16, rows: int = 8,
          seed: int = 0) -> list[Replaced]:
-    """Draw samples of a shard set, spread over all shards, as one PNG.
+    """Draw samples from all shards of a set as one PNG.
 
     Args:
         folder: of the shard set, or its URL: then the shards with the chosen samples are fetched.

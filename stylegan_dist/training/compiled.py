@@ -46,8 +46,8 @@ def networks_to_compile(device_type: str) -> tuple[str, ...]:
 def compile_networks(state: TrainState, ranks: Ranks, networks: Sequence[str], part: MicroBatch) -> str:
     """Let the phases use compiled networks from now on, if all ranks can compile them. Changes nothing else.
 
-    Everything is compiled here and now, in a trial of the main phases: a step later must not take minutes on one
-    rank while the others wait, or fail.
+    Everything is compiled at once, in a trial of the main phases. A later step must not fail, or take minutes on one rank while
+    the others wait.
 
     Args:
         networks: "g", "d" or both.
