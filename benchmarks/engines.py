@@ -102,7 +102,7 @@ def measure(args: argparse.Namespace) -> None:
     run = config.run
     engine = Engine(run)
     index = DatasetIndex(args.resolution, 3, "png", None, None, [Shard("none.tar", 1, 0, "", "none.npy", "")])
-    resolved = resolve(config, index, engine.world_size, engine.device.type, engine.supports_bf16, engine.spreads("g"))
+    resolved = resolve(config, index, engine.world)
     config = resolved.config
     set_arithmetic(config)
     state = TrainState(resolved, index, engine.device, engine)
@@ -135,7 +135,7 @@ def measure(args: argparse.Namespace) -> None:
         alone += apart / phase.interval
         sent += bytes_ / phase.interval
     held = [value for learner in state.learners.values() for _, value, _ in learner.local()]
-    if not engine.spreads("g"):
+    if not engine.shards("g"):
         held = [p for network in state.networks.values() for p in network.parameters()] + list(state.ema.network.parameters())
     else:
         held += list(state.discriminator.parameters()) + held[:len(list(state.generator.parameters()))]  # D; average

@@ -23,6 +23,7 @@ from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
 from stylegan_dist.kinds import Kind
 from stylegan_dist.machine import supports_bf16
+from stylegan_dist.ranks import World
 from stylegan_dist.training.memory import Estimate, estimate_memory
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.setup import set_arithmetic
@@ -76,7 +77,7 @@ def compare(resolution: int, overrides: tuple[str, ...], device: torch.device) -
     shard = Shard("none.tar", 1, 0, "", "none.npy", "")
     index = DatasetIndex(resolution, 3, "png", None, None, [shard])
     config = load_config(None, list(overrides))
-    resolved = resolve(config, index, 1, device.type, supports_bf16(device.type))
+    resolved = resolve(config, index, World(1, device.type, supports_bf16(device.type)))
     set_arithmetic(resolved.config)
     begin = time.perf_counter()
     estimate = estimate_memory(resolved, index, 1, device.type)

@@ -30,6 +30,7 @@ from counting import CountedPhase, Rates, count_step, empty_index  # noqa: E402
 from stylegan_dist.config import load_config  # noqa: E402
 from stylegan_dist.config.schema import Config  # noqa: E402
 from stylegan_dist.errors import InputError  # noqa: E402
+from stylegan_dist.ranks import World  # noqa: E402
 from stylegan_dist.training.rules import resolve  # noqa: E402
 
 # What long kernels reach of the data sheet's numbers: matrix units slow down at their power limit, memory is refreshed.
@@ -79,7 +80,7 @@ def main() -> int:
         if args.batch:
             fit_groups(config)
         index = empty_index(args.resolution or resolution_of(args.preset), classes=args.classes)
-        resolved = resolve(config, index, 1, "cuda", GPUS[args.gpu].bf16)
+        resolved = resolve(config, index, World(1, "cuda", GPUS[args.gpu].bf16))
         precision, batch = resolved.config.precision, resolved.config.run.batch
         rates = rates_of(GPUS[args.gpu], precision.tf32)
         if args.rates:

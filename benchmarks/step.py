@@ -106,7 +106,7 @@ def measure(args: argparse.Namespace) -> None:
     fit_groups(config)
     engine = Engine(replace(config.run, cuda_graphs=False))
     index = empty_index(args.resolution or resolution_of(args.preset), args.channels, args.classes)
-    resolved = resolve(config, index, engine.world_size, engine.device.type, engine.supports_bf16)
+    resolved = resolve(config, index, engine.world)
     config = resolved.config
     set_arithmetic(config)
 

@@ -28,6 +28,23 @@ from stylegan_dist.errors import InputError, RankLost
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class World:
+    """What rules must know of the machines.
+
+    Attributes:
+        size: number of processes.
+        device_type: "cuda" or "cpu".
+        bf16: whether the device computes in bfloat16 natively.
+        sharded_generator: whether no rank holds the whole generator.
+    """
+
+    size: int = 1
+    device_type: str = "cpu"
+    bf16: bool = False
+    sharded_generator: bool = False
+
+
 class Ranks:
     """This process among the others of a run.
 

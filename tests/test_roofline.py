@@ -19,6 +19,7 @@ from roofline import GPUS, rates_of  # noqa: E402
 from stylegan_dist import ops  # noqa: E402
 from stylegan_dist.config import load_config  # noqa: E402
 from stylegan_dist.ops import native  # noqa: E402
+from stylegan_dist.ranks import World  # noqa: E402
 from stylegan_dist.training.rules import resolve  # noqa: E402
 
 SMALL = ("run.batch=4", "generator.channel_max=64", "discriminator.channel_max=64", "generator.mapping_layers=2",
@@ -27,7 +28,7 @@ SMALL = ("run.batch=4", "generator.channel_max=64", "discriminator.channel_max=6
 
 def resolved_for(resolution: int, *overrides: str):
     index = empty_index(resolution)
-    return resolve(load_config(None, [*SMALL, *overrides]), index, 1, "cuda", True), index
+    return resolve(load_config(None, [*SMALL, *overrides]), index, World(1, "cuda", bf16=True)), index
 
 
 def counted(function) -> list[Kernel]:

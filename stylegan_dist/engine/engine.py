@@ -28,7 +28,7 @@ from stylegan_dist.engine.watch import Watch, connection_closed
 from stylegan_dist.engine.zero import ZeroLearner
 from stylegan_dist.errors import InputError, RankLost
 from stylegan_dist.machine import available_cores, supports_bf16
-from stylegan_dist.ranks import Ranks, host_name
+from stylegan_dist.ranks import Ranks, World, host_name
 
 
 class Engine(Ranks):
@@ -54,7 +54,7 @@ class Engine(Ranks):
             self.choice = choose_engine(os.environ)
             return registration_of_this_rank(os.environ, self.choice, settings.device, settings.world_size)
 
-        # Kept until the process group exists: it may serve the store through which that is made.
+        # Needed until the process group exists: it may serve the store through which that is made.
         rendezvous = Rendezvous(os.environ, launched, wait, examine)
         forget_plugin(os.environ)
         self.hosts = rendezvous.hosts
@@ -87,10 +87,10 @@ class Engine(Ranks):
             self.reduction = "buckets" if self.device.type == "cuda" and self.no_graphs else "flat"
 
     @property
-    def supports_bf16(self) -> bool:
-        return supports_bf16(self.device.type)
+    def world(self) -> World:
+        return World(self.world_size, self.device.type, supports_bf16(self.device.type), self.shards("g"))
 
-    def spreads(self, network: str) -> bool:
+    def shards(self, network: str) -> bool:
         """Whether no rank holds the whole of "g" or "d"."""
         zero = self.choice[network]
         return zero is not None and zero.stage == 3

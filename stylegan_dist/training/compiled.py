@@ -21,17 +21,17 @@ from stylegan_dist.ranks import Ranks
 from stylegan_dist.training.state import TrainState
 
 
-def why_not_compiled(config: Config, spread_generator: bool) -> str:
+def why_not_compiled(config: Config, sharded_generator: bool) -> str:
     """Why networks are not compiled; empty if they are.
 
     Args:
-        spread_generator: whether no rank holds the whole generator.
+        sharded_generator: whether no rank holds the whole generator.
     """
     if config.run.compile == "auto":
         return "auto: a run of minutes loses more than it gains, and GPUs are not measured yet"
     if not config.run.compile:
         return "run.compile"
-    if spread_generator:
+    if sharded_generator:
         return "ZeRO-3 fetches parameters layer by layer"
     if config.run.recompute:
         return "run.recompute"

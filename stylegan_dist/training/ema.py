@@ -58,7 +58,7 @@ class AveragedGenerator:
         return float(sum(p.double().sum() for p in self.network.parameters()))
 
 
-class SpreadAverage(AveragedGenerator):
+class ShardedAverage(AveragedGenerator):
     """The same average, of which each rank holds a part, on the device or on the host.
 
     Args:

@@ -63,7 +63,7 @@ def train(config: Config) -> None:
         raise
     if failure is not None:  # not inside the handler, where the failed tensors are still alive
         index = load_index_of(config)
-        resolved = resolve(config, index, engine.world_size, engine.device.type, engine.supports_bf16, engine.spreads("g"))
+        resolved = resolve(config, index, engine.world)
         proposal = propose_batch_gpu(resolved, index, engine.world_size, engine.device.type, free, engine.choice)
         raise LocalInputError(f"out of memory ({failure}); {proposal}")
     # Where one rank fails alone, leaving the process group would wait for the others, which wait for this rank.

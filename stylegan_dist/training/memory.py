@@ -2,7 +2,7 @@
 
 The phases of one micro-batch run on the meta device, where tensors have shapes and no values. Every storage that is
 made or freed is counted. Activations, double backward passes and recomputation are therefore executed, not modelled.
-The bytes that an engine holds of each network are computed (`Kept`).
+The bytes that an engine holds of each network are computed (`Resident`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_
 
 
 @dataclass(frozen=True)
-class Kept:
+class Resident:
     """Bytes of one network that a rank holds during the whole run.
 
     Attributes:
@@ -57,7 +57,7 @@ class Kept:
     streamed: bool = False
 
 
-def kept_by_data_parallel(parameters: int, optimizer: int, step: int, buckets: bool) -> Kept:
+def resident_in_data_parallel(parameters: int, optimizer: int, step: int, buckets: bool) -> Resident:
     """Every rank holds everything.
 
     Args:
@@ -67,10 +67,10 @@ def kept_by_data_parallel(parameters: int, optimizer: int, step: int, buckets: b
     """
     # The gradients of the parameters live on while their flat sum is used; the mask of finite values has a byte a number.
     update = parameters + max(parameters // _FLOAT, step)
-    return Kept(parameters, optimizer, parameters, parameters if buckets else 0, update)
+    return Resident(parameters, optimizer, parameters, parameters if buckets else 0, update)
 
 
-def kept_by_zero(parameters: int, optimizer: int, step: int, zero: Zero, ranks: int, host: bool) -> Kept:
+def resident_in_zero(parameters: int, optimizer: int, step: int, zero: Zero, ranks: int, host: bool) -> Resident:
     """DeepSpeed (Rajbhandari et al. 2020, section 5), in float32.
 
     Args:
@@ -88,7 +88,7 @@ def kept_by_zero(parameters: int, optimizer: int, step: int, zero: Zero, ranks: 
     if zero.stage == 3:
         fetched = min(parameters, _FLOAT * zero.buffers.get("stage3_max_live_parameters", _LIVE))
         copies += fetched
-    return Kept(
+    return Resident(
         parameters=copies + (part if zero.stage == 3 else parameters),
         optimizer=optimizer / ranks * on_device,
         gradients=parameters if zero.stage == 1 else part * on_device,
@@ -103,11 +103,11 @@ class Estimate:
     """Peak memory of one rank, in bytes, without what Python, PyTorch and the driver take for themselves.
 
     Attributes:
-        kept: what -> bytes that are there all the time.
+        resident: what -> bytes that are there all the time.
         phases: phase -> bytes that it needs on top at its worst moment.
     """
 
-    kept: Mapping[str, float]
+    resident: Mapping[str, float]
     phases: Mapping[str, float]
 
     @property
@@ -117,11 +117,11 @@ class Estimate:
 
     @property
     def peak(self) -> float:
-        return sum(self.kept.values()) + self.phases[self.worst]
+        return sum(self.resident.values()) + self.phases[self.worst]
 
     def lines(self) -> list[str]:
         """One for each contribution in GiB, and the peak."""
-        rows = [*self.kept.items(), *((f"{name} on top, at its worst moment", size) for name, size in self.phases.items()),
+        rows = [*self.resident.items(), *((f"{name} on top, at its worst moment", size) for name, size in self.phases.items()),
                 (f"peak of tensors on each rank, in {self.worst}", self.peak)]
         return [f"{size / 2**30:8.3f} GiB  {what}" for what, size in rows]
 
@@ -147,20 +147,20 @@ def estimate_memory(resolved: Resolved, index: DatasetIndex, world_size: int = 1
         average = average / world_size if config.ema.placement == "sharded" or device_type == "cpu" else 0
     buckets = world_size > 1 and (config.run.reduction == "buckets" or
                                   (config.run.reduction == "auto" and device_type == "cuda"))
-    kept = {}
+    resident = {}
     for name, network in state.networks.items():
         optimizer, step = _measure_optimizer(tracker, network, state.optimizers[name], device_type)
         if getattr(config.optim, name).l1:
             step = max(step, sizes[name])
         zero = choice[name]
-        kept[name] = (kept_by_zero(sizes[name], optimizer, step, zero, world_size, device_type == "cpu") if zero
-                      else kept_by_data_parallel(sizes[name], optimizer, step, buckets))
+        resident[name] = (resident_in_zero(sizes[name], optimizer, step, zero, world_size, device_type == "cpu") if zero
+                      else resident_in_data_parallel(sizes[name], optimizer, step, buckets))
 
     images = config.run.batch // world_size
     pixels = index.channels * index.resolution**2
     contributions: dict[str, float] = {"averaged generator": average, "real images of a step": images * pixels * _FLOAT,
                                        "buffers, noise addresses": buffers + rest}
-    for name, k in kept.items():
+    for name, k in resident.items():
         contributions |= {f"{NETWORKS[name]}: parameters": k.parameters, f"{NETWORKS[name]}: optimizer state": k.optimizer,
                           f"{NETWORKS[name]}: gradients": k.gradients}
         if k.buffers:
@@ -172,7 +172,7 @@ def estimate_memory(resolved: Resolved, index: DatasetIndex, world_size: int = 1
                       torch.empty(size, dtype=torch.int64, device=meta))
     phases: dict[str, float] = {}
     for phase in state.phases:
-        k = kept[phase.network]
+        k = resident[phase.network]
         with native.using(config.ops.path, planned=device_type):
             backward: float = _measure_phase(tracker, state, phase, part, accumulated=images > size, streamed=k.streamed)
         if not k.streamed:

@@ -20,6 +20,7 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.families import family_named
 from stylegan_dist.machine import supports_bf16
 from stylegan_dist.ops import native
+from stylegan_dist.ranks import World
 from stylegan_dist.training.compiled import why_not_compiled
 from stylegan_dist.training.memory import estimate_memory, planning_state
 from stylegan_dist.training.rules import Resolved, resolve, steps_in
@@ -71,13 +72,13 @@ def describe_plan(config: Config, world_size: int) -> str:
     index = load_index_of(config)
     device_type = "cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu"
     choice = choose_engine(os.environ)
-    spread = (zero := choice["g"]) is not None and zero.stage == 3
-    resolved = resolve(config, index, world_size, device_type, supports_bf16(device_type), spread)
+    sharded = (zero := choice["g"]) is not None and zero.stage == 3
+    resolved = resolve(config, index, World(world_size, device_type, supports_bf16(device_type), sharded))
     estimate = estimate_memory(resolved, index, world_size, device_type, choice)
     state = planning_state(resolved, index)
     no_graphs = why_no_graphs(config.run.cuda_graphs, device_type, bool(choice.zero), config.run.reduction)
     facts = header_facts(resolved, index, state, Execution(f"{world_size} x {device_type}, {choice.describe()}", "",
-                                                           why_not_compiled(resolved.config, spread), no_graphs))
+                                                           why_not_compiled(resolved.config, sharded), no_graphs))
     c, total = resolved.config, steps_in(resolved.config)
     uses = ", ".join(f"{phase.name} {-(-total // phase.interval):,} x" for phase in state.phases)
     facts += [

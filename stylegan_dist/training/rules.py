@@ -22,6 +22,7 @@ from stylegan_dist.families import family_named
 from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels
 from stylegan_dist.objective.adversarial import ADVERSARIAL
 from stylegan_dist.ops import native
+from stylegan_dist.ranks import World
 from stylegan_dist.records import shorten
 from stylegan_dist.redact import redact
 
@@ -47,18 +48,15 @@ class Resolved:
         return self.num_classes > 0
 
 
-def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: str, bf16_ok: bool,
-            spread_generator: bool = False) -> Resolved:
+def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Resolved:  # noqa: B008 - frozen
     """Replace every `auto` and check what can be checked before anything is built.
 
     Args:
-        world_size: number of processes; it decides `batch_gpu` and nothing that changes the result.
-        device_type: "cuda" or "cpu".
-        bf16_ok: whether the device computes in bfloat16 natively.
-        spread_generator: whether no rank holds the whole generator.
+        world: its size decides `batch_gpu` and nothing that changes the result.
     Raises:
         InputError: values that do not fit each other, the data or the world.
     """
+    world_size, bf16 = world.size, world.device_type == "cuda" and world.bf16
     if not 1 <= world_size <= MOST_IMAGES:
         raise InputError(f"run.world_size={world_size} must be from 1 to {MOST_IMAGES}")
     config = copy.deepcopy(config)
@@ -80,8 +78,8 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
     auto(run, "run", "batch", min(8 * min(4096 // resolution, 32), 64), "from the resolution")
     family.resolve(config, resolution, auto)
     auto(config.ema, "ema", "half_life_kimg", run.batch * 10 / 32, "10 kimg at batch 32, in proportion")
-    auto(config.ema, "ema", "placement", "sharded" if spread_generator else "device", "as the generator's parameters")
-    if config.ema.placement == "device" and spread_generator:
+    auto(config.ema, "ema", "placement", "sharded" if world.sharded_generator else "device", "as the generator's parameters")
+    if config.ema.placement == "device" and world.sharded_generator:
         raise InputError("ema.placement=device needs the whole generator on every rank, which ZeRO-3 spreads: set "
                          "ema.placement=sharded, or ZeRO-2 for the generator")
     for name in ("g", "d"):
@@ -95,13 +93,12 @@ def resolve(config: Config, index: DatasetIndex, world_size: int, device_type: s
                 setattr(optimizer, key, _own_default(optimizer, f"optim.{name}", key))
 
     precision = config.precision
-    on_gpu = device_type == "cuda"
-    auto(precision, "precision", "dtype", "bf16" if on_gpu and bf16_ok else "fp32",
-         "this GPU has bfloat16" if on_gpu and bf16_ok else "this device has no fast bfloat16")
+    auto(precision, "precision", "dtype", "bf16" if bf16 else "fp32",
+         "this GPU has bfloat16" if bf16 else "this device has no fast bfloat16")
     auto(precision, "precision", "clamp", FP16_CLAMP if precision.dtype == "fp16" else 0.0, "from the dtype")
     auto(precision, "precision", "channels_last", True, "faster convolutions on CPUs and on tensor cores")
 
-    path = native.path(device_type, config.ops.path)
+    path = native.path(world.device_type, config.ops.path)
     if path.name != "fused" and (config.ops.require_fused or config.ops.path == "fused"):
         setting = "ops.require_fused=true" if config.ops.require_fused else "ops.path=fused"
         raise InputError(f"{setting}, but the operators are those of PyTorch: {path.reason}; `stylegan-dist doctor` says more")

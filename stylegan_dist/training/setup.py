@@ -51,8 +51,7 @@ class Run:
         self.engine = engine
         self.index = engine.together(lambda: load_index_of(config))
         self.resolved = engine.together(
-            lambda: resolve(config, self.index, engine.world_size, engine.device.type, engine.supports_bf16,
-                            spread_generator=engine.spreads("g"))
+            lambda: resolve(config, self.index, engine.world)
         )
         self.config = self.resolved.config
         self.dir = Path(self.config.run.dir)
@@ -66,7 +65,7 @@ class Run:
         self.state = TrainState(self.resolved, self.index, engine.device, engine)
         if start:
             engine.together(lambda: self._restore(start))
-        self.no_compile = why_not_compiled(self.config, any(engine.spreads(name) for name in self.state.networks))
+        self.no_compile = why_not_compiled(self.config, any(engine.shards(name) for name in self.state.networks))
         self.to_compile = () if self.no_compile else networks_to_compile(engine.device.type)
         self.timer = PhaseTimer(engine.device)
         self.stream: BatchStream | None = None

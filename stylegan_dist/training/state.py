@@ -19,7 +19,7 @@ from stylegan_dist.objective.phases import main_share
 from stylegan_dist.ranks import Ranks
 from stylegan_dist.training.build import build_discriminator, build_generator, build_optimizer
 from stylegan_dist.training.checkpoint import Tensors
-from stylegan_dist.training.ema import AveragedGenerator, SpreadAverage, restore_buffers
+from stylegan_dist.training.ema import AveragedGenerator, ShardedAverage, restore_buffers
 from stylegan_dist.training.rules import Resolved
 from stylegan_dist.training.saved import NAMES, STATE, Expected, SavedTensors, expected_of, load_state
 from stylegan_dist.training.statistics import TickStatistics
@@ -67,7 +67,7 @@ class TrainState:
         self.ema = average
         if config.ema.placement != "device":
             host = torch.device("cpu") if config.ema.placement == "cpu" else device
-            self.ema = SpreadAverage(average, self.learners["g"], host)
+            self.ema = ShardedAverage(average, self.learners["g"], host)
 
     def tensors(self) -> Tensors:
         """File name -> tensors by name."""

@@ -129,7 +129,7 @@ def train(case: dict, engine: engines.Engine, draws: Draws, phases: Phases) -> N
     engine.reduction = "buckets" if case["engine"] == "ddp" else "flat"
     recorder = TapeRecorder([name for name in FORBIDDEN if name not in ONLY_ON_CPUS])
     engine._recorder = recorder if case["engine"] == "recorded" else None
-    resolved = resolve(config, index, engine.world_size, "cpu", False, engine.spreads("g"))
+    resolved = resolve(config, index, engine.world)
     config, out = resolved.config, Path(case["out"])
     state = TrainState(resolved, index, engine.device, engine)
     if case["start"]:

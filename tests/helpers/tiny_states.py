@@ -19,7 +19,7 @@ TINY = ["data.shards=somewhere", "run.batch=4", "generator.z_dim=8", "generator.
 
 
 def config_with(*overrides: str):
-    return resolve(load_config(None, [*TINY, *overrides]), INDEX, 1, "cpu", False)
+    return resolve(load_config(None, [*TINY, *overrides]), INDEX)
 
 
 def new_state(*overrides: str) -> TrainState:

@@ -20,6 +20,7 @@ from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
 from stylegan_dist.ops import native
 from stylegan_dist.private import user_folder
+from stylegan_dist.ranks import World
 from stylegan_dist.training.rules import resolve
 
 pytestmark = pytest.mark.slow
@@ -158,10 +159,10 @@ def test_published_presets_fit_eight_processes(resolution: int):
     index = DatasetIndex(resolution, 3, "png", None, None, [shard])
     for preset in (f"ffhq{resolution}.yaml", "auto.yaml"):
         config = load_config(ROOT / "launch/presets" / preset)
-        per_rank = {n: resolve(config, index, n, "cuda", True).config.run for n in (1, 2, 4, 8)}
+        per_rank = {n: resolve(config, index, World(n, "cuda", bf16=True)).config.run for n in (1, 2, 4, 8)}
         assert all(run.batch // n % run.batch_gpu == 0 for n, run in per_rank.items())
         with pytest.raises(InputError, match="out of 1, 2, 4, 8"):
-            resolve(load_config(ROOT / "launch/presets" / f"ffhq{resolution}.yaml"), index, 16, "cuda", True)
+            resolve(load_config(ROOT / "launch/presets" / f"ffhq{resolution}.yaml"), index, World(16, "cuda", bf16=True))
 
 
 def test_help_config_lists_every_key(capsys: pytest.CaptureFixture):

@@ -29,7 +29,7 @@ def make_run(path: Path, classes: int, channels: int = 3, resolution: int = 32) 
     """A run whose averaged generator has random parameters; nothing was trained."""
     names = [f"class{i}" for i in range(classes)] or None
     index = DatasetIndex(resolution, channels, "png", names, [4] * classes or None, [Shard("a.tar", 8, 1, "x", "a.npy", "y")])
-    resolved = resolve(load_config(None, TINY), index, 1, "cpu", False)
+    resolved = resolve(load_config(None, TINY), index)
     state = TrainState(resolved, index, torch.device("cpu"))
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():

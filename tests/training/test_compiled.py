@@ -46,7 +46,7 @@ def make_state(shards: Path, *overrides: str) -> tuple[TrainState, MicroBatch]:
     torch._dynamo.utils.counters.clear()
     index = load_index(shards)
     config = load_config(None, [*TINY, f"data.shards={shards}", *overrides])
-    resolved = resolve(config, index, 1, "cpu", False)
+    resolved = resolve(config, index)
     state = TrainState(resolved, index, torch.device("cpu"))
     with torch.no_grad():
         for name, parameter in state.generator.named_parameters():

@@ -40,7 +40,7 @@ class Run:
 
     def __init__(self, shards: Path, recorder: TapeRecorder | None, *overrides: str):
         index = load_index(shards)
-        resolved = resolve(load_config(None, [*TINY, f"data.shards={shards}", *overrides]), index, 1, "cpu", False)
+        resolved = resolve(load_config(None, [*TINY, f"data.shards={shards}", *overrides]), index)
         self.config, self.conditional, self.kind = resolved.config, resolved.conditional, index.kind
         self.state = TrainState(resolved, index, torch.device("cpu"))
         if recorder:

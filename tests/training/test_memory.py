@@ -18,6 +18,7 @@ from stylegan_dist.config import load_config
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.engine.choice import Choice, Zero
 from stylegan_dist.machine import _left_in, available_memory
+from stylegan_dist.ranks import World
 from stylegan_dist.training.memory import Estimate, StorageTracker, estimate_memory, is_out_of_memory, propose_batch_gpu
 from stylegan_dist.training.rules import Resolved, micro_batch_sizes, resolve
 
@@ -32,7 +33,7 @@ def make_index(resolution: int) -> DatasetIndex:
 
 
 def resolved_for(resolution: int, *overrides: str, world_size: int = 1) -> Resolved:
-    return resolve(load_config(None, list(overrides)), make_index(resolution), world_size, "cpu", False)
+    return resolve(load_config(None, list(overrides)), make_index(resolution), World(world_size, "cpu"))
 
 
 def estimate(resolution: int, *overrides: str, world_size: int = 1, **options) -> Estimate:
@@ -100,55 +101,55 @@ def test_the_tracker_sees_what_autograd_saves():
 
 def test_activations_grow_with_the_micro_batch_and_parameters_do_not():
     small, large = (estimate(32, *THIN, "run.batch=32", f"run.batch_gpu={n}") for n in (4, 16))
-    assert small.kept == large.kept
+    assert small.resident == large.resident
     for name, size in small.phases.items():
         # What does not grow are double backward passes' sums over the batch, and casts of weights.
         assert 2.2 < large.phases[name] / size <= 4.01, name
-    assert large.peak == sum(large.kept.values()) + max(large.phases.values())
+    assert large.peak == sum(large.resident.values()) + max(large.phases.values())
 
 
 def test_recomputation_makes_phases_of_first_order_much_smaller():
     stored, recomputed = (estimate(128, *THIN, "run.batch=4", f"run.recompute={r}") for r in (0, 8))
     for name in ("g_main", "d_main"):
         assert recomputed.phases[name] < 0.7 * stored.phases[name]
-    assert stored.kept == recomputed.kept
+    assert stored.resident == recomputed.resident
 
 
 @pytest.mark.parametrize(("name", "copies"), [("Adam", 2), ("AdamW", 2), ("RMSprop", 1), ("Adadelta", 2), ("SGD", 0)])
 def test_optimizer_state(name, copies):
-    kept = estimate(16, *THIN, f"optim.g.name={name}", "optim.g.lr=0.01", *NO_PENALTY).kept
-    assert kept["generator: optimizer state"] == copies * kept["generator: parameters"]
-    assert kept["generator: gradients"] == kept["generator: parameters"]
-    assert kept["discriminator: optimizer state"] == 2 * kept["discriminator: parameters"]
+    resident = estimate(16, *THIN, f"optim.g.name={name}", "optim.g.lr=0.01", *NO_PENALTY).resident
+    assert resident["generator: optimizer state"] == copies * resident["generator: parameters"]
+    assert resident["generator: gradients"] == resident["generator: parameters"]
+    assert resident["discriminator: optimizer state"] == 2 * resident["discriminator: parameters"]
 
 
 def test_what_zero_spreads_over_the_ranks():
     """Rajbhandari et al. 2020, figure 1: which of parameters, gradients and optimizer state is divided by the ranks."""
     ranks = 4
     buckets = {"reduce_bucket_size": 1000}
-    whole = estimate(32, *THIN, "run.batch=16", "run.batch_gpu=4", world_size=ranks).kept
+    whole = estimate(32, *THIN, "run.batch=16", "run.batch_gpu=4", world_size=ranks).resident
     p = whole["generator: parameters"]
     for stage in (1, 2, 3):
         zero = Zero(stage, False, buckets)
         found = estimate(32, *THIN, "run.batch=16", "run.batch_gpu=4", world_size=ranks, choice=Choice({"g": zero}))
-        kept = found.kept
-        assert kept["generator: optimizer state"] == 2 * p / ranks
-        assert kept["generator: gradients"] == (p if stage == 1 else p / ranks)
-        assert {key: value for key, value in kept.items() if "discriminator" in key} == \
+        resident = found.resident
+        assert resident["generator: optimizer state"] == 2 * p / ranks
+        assert resident["generator: gradients"] == (p if stage == 1 else p / ranks)
+        assert {key: value for key, value in resident.items() if "discriminator" in key} == \
             {key: value for key, value in whole.items() if "discriminator" in key}
-        assert kept["generator: buffers for communication"] == 4000
+        assert resident["generator: buffers for communication"] == 4000
     offloaded = Choice({"g": Zero(2, True, buckets)})
     on_gpu = estimate(32, *THIN, "run.batch=16", "run.batch_gpu=4", world_size=ranks, device_type="cuda", choice=offloaded)
-    assert on_gpu.kept["generator: optimizer state"] == 0
-    assert on_gpu.kept["generator: parameters"] == p
+    assert on_gpu.resident["generator: optimizer state"] == 0
+    assert on_gpu.resident["generator: parameters"] == p
     here = estimate(32, *THIN, "run.batch=16", "run.batch_gpu=4", world_size=ranks, choice=offloaded)
-    assert here.kept["generator: optimizer state"] == 2 * p / ranks, "the host is the device"
+    assert here.resident["generator: optimizer state"] == 2 * p / ranks, "the host is the device"
 
 
 def test_the_average_is_where_it_is_placed():
-    kept = {place: estimate(16, *THIN, "run.batch=8", f"ema.placement={place}", world_size=2, device_type="cuda").kept
+    resident = {place: estimate(16, *THIN, "run.batch=8", f"ema.placement={place}", world_size=2, device_type="cuda").resident
             for place in ("device", "sharded", "cpu")}
-    average = {place: k["averaged generator"] for place, k in kept.items()}
+    average = {place: k["averaged generator"] for place, k in resident.items()}
     assert average["sharded"] == average["device"] / 2
     assert average["cpu"] == 0
 

@@ -60,7 +60,7 @@ def make_index(channels: int, conditional: bool) -> DatasetIndex:
 
 
 def make_config(index: DatasetIndex, *overrides: str):
-    return resolve(load_config(None, [*SMALL, *overrides]), index, world_size=1, device_type="cpu", bf16_ok=False)
+    return resolve(load_config(None, [*SMALL, *overrides]), index)
 
 
 def make_case(*overrides: str, channels: int = 1, conditional: bool = False) -> Case:

@@ -29,7 +29,7 @@ GRADIENTS = {"g_main": "g", "g_path": "g", "d_main": "d", "d_penalty": "d"}
 def make_state(*overrides: str, classes: int = 0) -> TrainState:
     names = [str(i) for i in range(classes)] or None
     index = DatasetIndex(RESOLUTION, 3, "png", names, [3] * classes or None, [Shard("a.tar", 1, 0, "", "a.npy", "")])
-    resolved = resolve(load_config(None, [*SMALL, *overrides]), index, 1, "cpu", False)
+    resolved = resolve(load_config(None, [*SMALL, *overrides]), index)
     state = TrainState(resolved, index, torch.device("cpu"))
     for seed, network in enumerate(state.networks.values()):
         reference.randomize(network, seed)  # with noise, and with biases

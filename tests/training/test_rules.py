@@ -17,6 +17,7 @@ from stylegan_dist.config.schema import OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
 from stylegan_dist.objective.phases import Phase, main_share
+from stylegan_dist.ranks import World
 from stylegan_dist.training.build import build_optimizer
 from stylegan_dist.training.rules import optimizer_arguments, resolve, steps_in
 
@@ -31,7 +32,7 @@ def index_of(resolution: int = 64, classes: int = 0) -> DatasetIndex:
 def resolve_with(*overrides: str, resolution: int = 64, classes: int = 0, world: int = 1, device: str = "cpu",
                  bf16: bool = False):
     config = load_config(None, ["data.shards=somewhere", *overrides])
-    return resolve(config, index_of(resolution, classes), world, device, bf16)
+    return resolve(config, index_of(resolution, classes), World(world, device, bf16))
 
 
 def values(node, prefix: str = "") -> dict:
@@ -66,7 +67,7 @@ def test_rules_by_resolution(resolution, expected):
 def test_no_auto_remains_and_each_is_explained():
     before = load_config(None, ["data.shards=somewhere"])
     untouched = to_dict(before)
-    resolved = resolve(before, index_of(), 1, "cpu", False)
+    resolved = resolve(before, index_of())
     assert to_dict(before) == untouched, "the configuration given is left alone"
     explained = [note.split(" = ")[0] for note in resolved.notes]
     # Settled by launcher, machine and account.
@@ -84,7 +85,7 @@ def test_no_auto_remains_and_each_is_explained():
 
 def test_resolving_twice_changes_nothing():
     once = resolve_with(classes=3).config
-    again = resolve(once, index_of(classes=3), 1, "cpu", False)
+    again = resolve(once, index_of(classes=3))
     assert again.config == once
     assert again.notes == []
 
@@ -129,7 +130,7 @@ def test_nothing_but_the_micro_batch_depends_on_the_world():
 def test_presets_resolve(preset):
     for resolution in (16, 256):
         config = load_config(preset, ["data.shards=somewhere"])
-        assert resolve(config, index_of(resolution), 2, "cuda", True).config.run.batch_gpu > 0
+        assert resolve(config, index_of(resolution), World(2, "cuda", bf16=True)).config.run.batch_gpu > 0
 
 
 PUBLISHED = {  # Karras et al. 2020b, appendix C, and the configurations that came with it
@@ -145,7 +146,7 @@ PUBLISHED = {  # Karras et al. 2020b, appendix C, and the configurations that ca
 def test_published_recipes(preset):
     resolution = int(preset.removeprefix("ffhq")) if preset.startswith("ffhq") else 32
     path = PRESETS[0].with_name(f"{preset}.yaml")
-    c = resolve(load_config(path, ["data.shards=somewhere"]), index_of(resolution), 2, "cuda", True).config
+    c = resolve(load_config(path, ["data.shards=somewhere"]), index_of(resolution), World(2, "cuda", bf16=True)).config
     g, d, loss = c.generator, c.discriminator, c.loss
     expected, lr = PUBLISHED[preset]
     assert (c.run.kimg, c.run.batch, d.mbstd_group, g.channel_base, loss.r1_gamma, c.ema.half_life_kimg, c.ema.rampup,
@@ -182,7 +183,7 @@ def test_the_micro_batch_is_valid_or_the_launch_is_refused(batch, world, group, 
     config.run.batch, config.discriminator.mbstd_group = batch, group
     config.loss.path_length_shrink, config.loss.path_length_weight = shrink, weight
     try:
-        size = resolve(config, index_of(resolution), world, "cpu", False).config.run.batch_gpu
+        size = resolve(config, index_of(resolution), World(world, "cpu")).config.run.batch_gpu
     except InputError:
         assert not possible
         return
@@ -333,4 +334,4 @@ def test_the_unit_of_micro_batches_is_the_least_common_multiple():
     for group, shrink in ((4, 2), (4, 3), (6, 4), (1, 5), (8, 8)):
         config = load_config(None, [f"discriminator.mbstd_group={group}", f"loss.path_length_shrink={shrink}",
                                     f"run.batch={math.lcm(group, shrink) * 7}"])
-        assert resolve(config, index_of(1024), 7, "cpu", False).config.run.batch_gpu == math.lcm(group, shrink)
+        assert resolve(config, index_of(1024), World(7, "cpu")).config.run.batch_gpu == math.lcm(group, shrink)

@@ -16,6 +16,7 @@ from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.index import load_index
 from stylegan_dist.monitor.monitor import NullMonitor
 from stylegan_dist.ops import native
+from stylegan_dist.ranks import World
 from stylegan_dist.training.loop import step
 from stylegan_dist.training.memory import planning_state
 from stylegan_dist.training.rules import resolve
@@ -33,7 +34,8 @@ def test_whole_steps(path: str, overrides: tuple[str, ...], small_shards: Path):
     if path == "fused" and not native.native().devices:
         pytest.skip(native.native().reason)
     index = load_index(small_shards)
-    resolved = resolve(load_config(None, [*TINY, f"data.shards={small_shards}", *overrides]), index, 1, "cuda", True)
+    config = load_config(None, [*TINY, f"data.shards={small_shards}", *overrides])
+    resolved = resolve(config, index, World(1, "cuda", bf16=True))
     config, count, timer = resolved.config, resolved.config.run.batch, PhaseTimer(META)
     images = torch.zeros(count, index.channels, index.resolution, index.resolution, dtype=torch.uint8)
     numbers = torch.arange(count)
