@@ -28,12 +28,11 @@ MAX_PENDING = 10_000    # records that wait for space on the disk, some 15 MB
 class MetricsFile:
     """Append-only writer of one `metrics.jsonl`; only one process may have it open.
 
-    Opening it drops the records with more than `nimg` images: what lies beyond the checkpoint will be trained, and
-    recorded, again. Lines that are no records, such as a torn last line that a lost machine leaves behind, are moved to
-    `metrics.jsonl.damaged`.
+    Opening it drops the records with more than `nimg` images, because they will be trained and recorded again. Lines that are
+    no records are moved to `metrics.jsonl.damaged`. A lost machine may leave such a line at the end.
 
-    Records that cannot be written wait in memory for the next one; of more than `MAX_PENDING` the oldest are given up.
-    A file that somebody else has deleted or replaced is opened anew.
+    Records that cannot be written wait in memory for the next one. Of more than `MAX_PENDING` the oldest are dropped. A file
+    that somebody else has deleted or replaced is opened anew.
 
     Args:
         segment: restarts of the run so far.

@@ -38,9 +38,9 @@ KILL_SECONDS = 3.0        # in which what is left of W&B goes, once its processe
 class WandbTracker:
     """One W&B run for the life of a training run.
 
-    The run id is kept in RUN_DIR/wandb_id, so every restart continues the same run; W&B's own files lie below
-    RUN_DIR/wandb. The x-axis of every chart is `nimg`, which is also W&B's step. W&B drops a step below the last one
-    it has, so after a roll-back its curves continue where the new segment overtakes the old one.
+    The run id is stored in RUN_DIR/wandb_id, so every restart continues the same run. W&B's own files lie below RUN_DIR/wandb.
+    The x-axis of every chart is `nimg`, which is also W&B's step. W&B drops a step below its last one. After a roll-back its
+    curves therefore continue where the new segment overtakes the old one.
 
     Args:
         run_dir: folder of the training run; must exist
@@ -235,7 +235,7 @@ class WandbTracker:
         )
 
     def _find_processes(self) -> None:
-        """Remember W&B's processes: the children of one that has gone cannot be found."""
+        """Record W&B's processes, because the children of an ended process cannot be found."""
         self._processes |= _service_processes() - self._others
 
     def _kill_processes(self) -> None:

@@ -21,7 +21,7 @@ from stylegan_dist.data.working_set import open_cache
 
 
 class Speed(NamedTuple):
-    """What one number of reader processes achieved."""
+    """The measured speed with one number of reader processes."""
 
     workers: int            # 0: in the process that trains
     cold: bool              # the first pass, from the disk or the network; else what is read was read before

@@ -47,12 +47,12 @@ class GenerateOptions:
 def generate(run_dir: str | os.PathLike, out: str | os.PathLike, options: GenerateOptions) -> Path:
     """Write one PNG a seed, and a grid of them; returns the path of the grid.
 
-    A run that was trained on arrays also gives each array as .npy, [C, H, W] in the dtype and range of the data,
-    and if these are log-mel spectrograms a sound as .wav.
+    A run of arrays also gives each array as .npy, [C, H, W] in the dtype and range of the data. If these are log-mel
+    spectrograms, it also gives a sound as .wav.
 
     Raises:
         InputError: no such run, no checkpoint, a class or device that does not exist, an unwritable folder, native
-            operators that are wanted and cannot be had.
+            operators that are asked for and not available.
     """
     if not math.isfinite(options.truncation):
         raise InputError(f"--trunc {options.truncation} must be a number, usually from 0 to 1")

@@ -24,7 +24,7 @@ def peek(folder: str | os.PathLike, out: str | os.PathLike, columns: int = 16, r
         out: the PNG file; replaced if it is there.
         columns, rows: of the sheet; fewer where the set has fewer samples.
         seed: which samples; the same seed shows the same.
-    Returns: the corrupt samples that were met; others stand in for them.
+    Returns: the corrupt samples that were met. Others replace them.
 
     Raises:
         InputError: too many samples, an unusable shard set, or a file that cannot be written.
