@@ -1,4 +1,6 @@
-"""Types of the command line's arguments: numbers in their range, and paths. Each names the argument that is wrong."""
+"""Types for `ArgumentParser.add_argument`: numbers in a range, paths and text. An error names the argument that is
+wrong.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from stylegan_dist.ranges import Range
 from stylegan_dist.redact import redact
 from stylegan_dist.tools.data_commands import add_bench_data, add_peek
 
-SECONDS_TO_SPEAK = 10  # for the rank that prints an error, by which it may be later than others
+SECONDS_TO_SPEAK = 10  # by which the rank that prints an error may be later than the others
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with usable_environment():
             return _run(parser, argv)
-    except InputError as error:  # the environment is not
+    except InputError as error:  # the environment cannot be made usable
         _say_error(error)
         return EXIT_BAD_INPUT
 
@@ -69,11 +69,11 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         trains = args.run is _train
         return args.run(args)
     except InputError as error:
-        # Ranks fail together and say the same; one line is enough on each machine, which may have a log of its own.
+        # Ranks fail together with the same error. One line is enough on each machine, which may have a log of its own.
         first_here = "0" in (os.environ.get("RANK") or "0", os.environ.get("LOCAL_RANK"))
         if first_here or not trains or isinstance(error, LocalInputError):
             _say_error(error)
-        else:  # a launcher kills all when the first ends, which must not happen before somebody has spoken
+        else:  # a launcher kills all when the first ends, which must not happen before the error is printed
             time.sleep(SECONDS_TO_SPEAK)
         return EXIT_BAD_INPUT
     except RankLost as error:

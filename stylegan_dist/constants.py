@@ -15,8 +15,8 @@ P = ParamSpec("P")
 def constant(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """`functools.cache` for a function whose result is a tensor on a device that is one of its arguments.
 
-    While networks are traced, exported or planned, tensors are fake ones; these are not cached, because real tensors cannot
-    be combined with them later. A tensor that is made in inference mode can be differentiated through like any other.
+    Tensors are fake ones while networks are traced, exported or planned. Fake tensors are not cached, because they cannot be
+    combined with real ones later. A tensor that is made in inference mode can be differentiated through like any other.
     """
     made: dict[tuple, Tensor] = {}
 

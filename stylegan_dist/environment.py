@@ -1,4 +1,4 @@
-"""What a process inherits from whoever started it, made usable: descriptors, streams, signals, the working folder."""
+"""Makes the inherited environment of a process usable: descriptors, streams, signals, the working folder."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ WRITE_SECONDS = 5.0  # that stderr may be full before what it should show is dro
 
 @contextlib.contextmanager
 def usable_environment() -> Iterator[None]:
-    """For the time of a command.
+    """Make the inherited environment usable for the time of a command.
 
-    - A standard stream that was closed leads nowhere; otherwise the next file that is opened would take its place, and
-      whatever a library prints would go there.
-    - Output that nobody reads any more (`| head`) is dropped, and stderr never blocks.
-    - Signals that ask to stop are not blocked, as the threads of some launchers leave them.
+    - A standard stream that was closed is replaced by /dev/null. Otherwise the next file that is opened would take its place,
+      and the output of libraries would go there.
+    - Output without a reader (`| head`) is dropped, and stderr never blocks.
+    - Signals that ask to stop are unblocked. The threads of some launchers leave them blocked.
 
     Raises:
         InputError: the working folder is gone.

@@ -1,4 +1,4 @@
-"""The ways in which a run ends early on purpose, and the exit codes of every command."""
+"""Exceptions that end a run on purpose, and the exit codes of every command."""
 
 import signal
 

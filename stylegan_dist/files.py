@@ -1,4 +1,4 @@
-"""Files: small ones that are there whole or not at all, digests, opening those of others, and locks."""
+"""Files: atomic writing of small files, SHA-256, safe opening of foreign files, and locks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO, BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, which becomes `path` at the end, or is removed after an error."""
+    """A temporary name to write to. At the end it is renamed to `path`, after an error it is removed."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def is_at(file: IO | int, path: str | os.PathLike) -> bool:
-    """Whether an open file (or descriptor) is the one at the path; what is written to a deleted one goes nowhere.
+    """Whether an open file (or descriptor) is the one at the path. Writes to a deleted file are lost.
 
     Raises:
         OSError: that cannot be found out.
@@ -52,7 +52,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
-    """In hexadecimal, read in blocks. (Python 3.10, which is supported, has no hashlib.file_digest.)
+    """The digest of a file, in hexadecimal, read in blocks. Python 3.10 is supported and has no hashlib.file_digest.
 
     Raises:
         OSError: the file cannot be read.
@@ -74,7 +74,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 def regular_descriptor(path: str | os.PathLike) -> int:
-    """A descriptor for reading a file. Pipes and devices are refused, where reading could wait for ever.
+    """A descriptor for reading a file. Pipes and devices are refused, because reading them could wait for ever.
 
     Raises:
         OSError: it cannot be opened; ESPIPE: it is a pipe, a socket or a device.
@@ -130,7 +130,7 @@ def try_lock(file: int, needed: bool = True) -> bool:
 
 
 def unlock_and_close(file: int) -> None:
-    """Closing alone does not unlock a file where another thread has forked a process meanwhile, which inherits the lock."""
+    """Unlock, then close. Closing alone does not unlock a file whose descriptor another process has inherited by a fork."""
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_UN)
     os.close(file)

@@ -1,4 +1,4 @@
-"""What a user of `accelerate launch` reads last: our line, not the launcher's traceback."""
+"""Prints our error message below the traceback of `accelerate launch`, where a user reads it last."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if select.select([int(launcher)], [], [], int(patience))[0]:
 def leave_last_word(text: str) -> None:
     """Have the launcher show `text` as the reason of its failure, and show it once more when the launcher has ended.
 
-    A launcher answers every exit code but 0 with a traceback of its own, below what the process has said. Of the
-    processes that a launcher has started, the first to call this has the last word. Does nothing without a launcher, and
-    never fails. Call it shortly before the process ends, in a rank that has something to say.
+    A launcher answers every exit code but 0 with a traceback of its own, below the output of the process. Several processes
+    of a launcher may call this. The text of the first one is shown. Does nothing without a launcher, and never fails. Call it
+    shortly before the process ends, in a rank that has an error to report.
     """
     with contextlib.suppress(OSError, ValueError, AttributeError):  # the last: a Python built for old kernels has no pidfd_open
         first = _explain(text)

@@ -1,4 +1,4 @@
-"""What this process may use of its machine, and what it has used."""
+"""The resources of this machine that the process may use, and those it has used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def name_the_user() -> None:
-    """Give a user without an entry in the list of users, as in many containers, the name and the home that libraries ask for.
+    """Give the process a user name and a home, where the user has no entry in the list of users, as in many containers.
 
     The home is that of such users under Docker. Nothing is written there.
     """
@@ -68,7 +68,7 @@ def _memory_below_limits() -> int:
 
 
 def _memory_of_control_group() -> int:
-    """What the containers or batch jobs around this process have left, in bytes; both versions of control groups."""
+    """Bytes left by the limits of the containers or batch jobs around this process. Both versions of control groups."""
     left = sys.maxsize
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():

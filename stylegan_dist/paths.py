@@ -1,4 +1,4 @@
-"""Paths and other text as people type them."""
+"""Checks paths and other text that a user typed, and expands `~`."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def check_text(text: str, name: str) -> str:
 
 
 def expand_home(text: str, words: bool = False) -> str:
-    """`~` and `~name` at the beginning become the home folder that they stand for, which shells do not do in key=value.
+    """Replace `~` and `~name` at the beginning by the home folder. Shells do not do this in key=value.
 
     Args:
         words: at the beginning of each word, too: the text may name several places.
 
     Raises:
-        InputError: nobody knows where that folder is.
+        InputError: the home folder is unknown.
     """
     def home(match: re.Match) -> str:
         found = os.path.expanduser(match[0])
@@ -58,7 +58,7 @@ def expand_home(text: str, words: bool = False) -> str:
 
 
 def check_no_url(text: str, name: str) -> None:
-    """Raises InputError for a URL, where a path of this machine must stand: it would become a folder named like `s3:`."""
+    """Raise InputError for a URL. As a path of this machine it would become a folder named like `s3:`."""
     if _URL.match(text):
         raise InputError(f"{name} must be on this machine, not at {mask_location(text)}: give a path")
 

@@ -1,7 +1,8 @@
-"""Folders and files that nobody but this user can have written.
+"""Folders and files that only this user can have written.
 
-What other users can write to, such as a name in the shared temporary folder, proves nothing and may lead elsewhere.
-Everything is checked on what was opened, not on a name, which could mean another file a moment later.
+Other users can write to some places, such as a name in the shared temporary folder. Such a place may hold forged
+content or lead to another file. Every check is made on an open descriptor, because a name can mean another file a
+moment later.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def private_folder(folder: str | os.PathLike) -> Path:
 
     Returns: its real, absolute path.
     Raises:
-        NotPrivate: it is, or is led to by, what others may change.
+        NotPrivate: others may change it, or a folder or link that leads to it.
         OSError: it cannot be made.
     """
     path = Path(os.path.abspath(folder))
@@ -44,7 +45,7 @@ def private_folder(folder: str | os.PathLike) -> Path:
 
 
 def open_private(path: str | os.PathLike, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a file in a private folder; one that `flags` lets be made is readable for this user only.
+    """A descriptor of a file in a private folder. A new file is readable for this user only.
 
     Raises:
         NotPrivate: it is a link, a pipe, or of somebody else.
@@ -72,7 +73,7 @@ def user_folder(name: str) -> Path | None:
     home = Path(os.path.expanduser("~"))
     if (chosen := os.environ.get("XDG_CACHE_HOME", "")).startswith("/"):
         places.append(Path(chosen) / "stylegan-dist")
-    elif home.is_absolute() and os.path.isdir(home) and home.stat().st_uid == os.geteuid():  # not that of who called sudo
+    elif home.is_absolute() and os.path.isdir(home) and home.stat().st_uid == os.geteuid():  # not that of the caller of sudo
         places.append(home / ".cache" / "stylegan-dist")
     places.append(Path(tempfile.gettempdir()) / f"stylegan-dist-{os.geteuid()}")
     for place in places:

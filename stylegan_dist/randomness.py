@@ -1,18 +1,17 @@
 """Counter-based randomness: every draw is a pure function of (seed, purpose, image index).
 
-There is no generator object and no state. A draw is addressed, not consumed: the same address gives
-the same value on every device, in any process, in any order. That is what makes a run independent
-of the number of ranks, of micro-batching and of interruptions.
+There is no generator object and no state. A draw has an address. The same address gives the same value on every device,
+in any process and in any order. A run therefore does not depend on the number of ranks, on micro-batches or on
+interruptions.
 
-The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as
-1, 2, 3"). It maps a 128-bit counter and a 64-bit key to four 32-bit words. We address it as
+The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"). It maps
+a 128-bit counter and a 64-bit key to four 32-bit words. The address is
 
     key     = (seed, purpose)                      purpose: CRC-32 of a readable name such as "g_main.z"
     counter = (block, substream, index, index >> 32)
 
-where `block` counts groups of four words inside one draw and `substream` is free for the caller
-(layer noise uses the layer number). All arithmetic is done in int64, where the low 64 bits of a
-product are exact on CPU, CUDA and NumPy alike.
+`block` counts groups of four words inside one draw. `substream` is free for the caller: layer noise uses the layer
+number. All arithmetic is in int64, where the low 64 bits of a product are exact on CPU, CUDA and NumPy alike.
 """
 
 from __future__ import annotations
@@ -120,9 +119,9 @@ class NoiseAddresses:
 
 
 def noise_address(seed: int, purpose: str, index: torch.Tensor) -> torch.Tensor:
-    """All that a layer needs in order to draw its noise: int64 [N, 2], the Philox key and the image number of each image.
+    """The address from which layers draw their noise: int64 [N, 2], the Philox key and the image number of each image.
 
-    A tensor, so that compiled, exported and recorded networks take it as an input like others.
+    It is a tensor, so that compiled, exported and recorded networks take it as an input.
     """
     key = purpose_id(purpose) << 32 | seed
     key -= (key >> 63) << 64  # as a signed number
@@ -224,8 +223,8 @@ def _addressed(seed: int, purpose: str, index: torch.Tensor, block: torch.Tensor
 def _box_muller(random_words: torch.Tensor) -> torch.Tensor:
     """Standard normals from pairs of 32-bit words (Box and Muller 1958): int64 [..., 4] -> float32 [..., 4].
 
-    Computed in float64 and rounded once: the last bits of log, sin and cos differ between math
-    libraries, but hardly ever survive the rounding, so CPU and GPU draw the same noise.
+    Computed in float64 and rounded once. The last bits of log, sin and cos differ between math libraries. They hardly ever
+    survive the rounding, so CPU and GPU draw the same noise.
     """
     u = (random_words.double() + 0.5) * 2.0**-32
     radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))

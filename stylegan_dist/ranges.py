@@ -1,4 +1,4 @@
-"""What a number may be: stated once where the number is declared, checked where it comes in, told to people."""
+"""Ranges of numbers. Each is declared with its number, checked when a value comes in, and shown to people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MOST_SEED = 2**32 - 1  # a seed is one word of the key of every draw
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `least` to `most`, both included; with `above` those that are greater than it instead of `least`."""
+    """The numbers from `least` to `most`, both included. With `above`, the numbers greater than it, instead of `least`."""
 
     least: float | None = None
     most: float | None = None

@@ -1,6 +1,6 @@
-"""The ranks of a run: what they say to each other, and what is spread over them.
+"""The ranks of a run: their communication, and tensors that are distributed over them.
 
-Knows torch.distributed alone: neither Accelerate, nor DeepSpeed, nor how gradients are summed (`engine/`).
+This module knows torch.distributed, but neither Accelerate, nor DeepSpeed, nor how gradients are summed (`engine/`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-# Imported before there is a process group: its functions take the group of that moment as default arguments.
-# Imported later, as torch's optimizers do, they would keep the group's threads alive into the interpreter's
-# end, where these abort the process now and then.
+# Imported before there is a process group, because its functions take the group of that moment as default arguments.
+# torch's optimizers would import it later. The group's threads would then live until the interpreter ends, where they
+# abort the process now and then.
 import torch.distributed.nn
 
 from stylegan_dist.errors import InputError, RankLost
@@ -57,7 +57,7 @@ class Ranks:
         self.rank = rank
         self.world_size = world_size
         self.device = torch.device(device)
-        self._begun = 0  # stages and collectives: a rank that has begun fewer than others keeps them waiting
+        self._begun = 0  # stages and collectives; the others wait for a rank that has begun fewer
         self._stage = ("starting", 0, time.monotonic())
 
     def enter(self, doing: str, nimg: int) -> None:
@@ -179,13 +179,13 @@ def assemble(shape: torch.Size, part: torch.Tensor | None, start: int, ranks: Ra
 
 
 def host_name() -> str:
-    """The name of this machine, by which the person who starts the run knows it."""
+    """The name of this machine, as the person who starts the run knows it."""
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 @contextlib.contextmanager
 def lost_ranks_reported(only: str = "") -> Iterator[None]:
-    """What the backends say about a peer that is gone becomes RankLost; they have no common type for it.
+    """Turn the errors of the backends about a lost peer into RankLost. They have no common type for it.
 
     Args:
         only: a regular expression that the message must match, where other errors can occur, too.

@@ -1,9 +1,8 @@
 """Strict, bounded reading of JSON that somebody else may have written or damaged.
 
-Every JSON file that this program reads passes through `parse_json` or `read_record`. Both refuse text that is too
-long, nested too deeply or not JSON, with a `ValueError` of one line. Callers
-add the file's name and the remedy. Types and ranges of the fields are declared once, in the annotations of a
-dataclass, and checked by pydantic.
+Every JSON file that this program reads passes through `parse_json` or `read_record`. Both refuse text that is too long,
+nested too deeply or not JSON, with a `ValueError` of one line. Callers add the file's name and the remedy. A dataclass
+declares types and ranges of the fields in its annotations, and pydantic checks them.
 """
 
 from __future__ import annotations

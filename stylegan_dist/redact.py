@@ -1,4 +1,4 @@
-"""Keeping secrets out of what is sent to a tracker, printed or stored."""
+"""Masks secrets in text that is sent to a tracker, printed or stored."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def mask_urls(text: str) -> str:
 
 
 def mask_location(location: str) -> str:
-    """How a location is named that may carry a secret: what could be one is "***", also where it is percent-encoded."""
+    """A location for messages. What could be a secret is "***", also where it is percent-encoded."""
     plain = unquote(location)
     return mask_urls(re.sub(r"://.*@", f"://{MASK}@", plain, flags=re.DOTALL))
 

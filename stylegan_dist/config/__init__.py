@@ -1,4 +1,4 @@
-"""The configuration: every knob once (schema, and those of each family), read strictly (loading)."""
+"""The configuration: declarations of knobs (`schema`, and those of each family) and strict reading (`loading`)."""
 
 from stylegan_dist.config.knobs import Change
 from stylegan_dist.config.loading import changes_of, describe, dotted, dump_config, load_config, to_dict

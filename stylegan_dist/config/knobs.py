@@ -1,4 +1,4 @@
-"""How a configuration field is declared: its default, its text, its range, and whether it may change."""
+"""The declaration of a configuration field: its default, text and range, and whether it may change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strict reading of configurations: an unknown key or a wrong type is an error that names the remedy."""
+"""Strict reading of configurations. An unknown key or a wrong type is an error that names the remedy."""
 
 from __future__ import annotations
 

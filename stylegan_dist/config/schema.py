@@ -1,8 +1,8 @@
-"""The knobs that all families share, once each, with unit, default and meaning. A family adds its own (`families`).
+"""The knobs that all families share, each with unit, default and meaning. A family adds its own (`families`).
 
-A value of `auto` is replaced by a rule before training (see rules.py); what the rule chose is printed
-and stored in the run's config.yaml. kimg means thousands of real images shown to the discriminator:
-all times of a run are counted in images, never in steps or epochs.
+A rule replaces a value of `auto` before training (`training/rules.py`). The choice is printed and stored in the run's
+config.yaml. kimg means thousands of real images shown to the discriminator. All times of a run are counted in images,
+not in steps or epochs.
 """
 
 from __future__ import annotations

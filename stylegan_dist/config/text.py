@@ -1,4 +1,4 @@
-"""YAML text that somebody else may have written: read with bounds, and refused with one line."""
+"""Reads YAML text that somebody else may have written, within bounds. An error is one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_yaml(text: str) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses what YAML allows and nobody means."""
+    """Refuses legal YAML that is always a mistake in a configuration."""
 
     _depth = 0
 
@@ -62,7 +62,7 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"{value} is no {kind}", node.start_mark) from None
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
-        """YAML's usual answer to a key that is given twice is to forget the first."""
+        """Refuse a key that is given twice. PyYAML would forget the first."""
         if isinstance(node, yaml.MappingNode):  # another one is refused by super()
             seen = set()
             for key, _ in node.value:  # before super() puts the keys of a `<<` merge among them

@@ -1,7 +1,7 @@
-"""Families of networks: a folder each, found by its name. What a family must say is in `family.py`.
+"""Families of networks: one folder each, found by its name. `family.py` defines the interface.
 
-A folder holds `config.py` with `SECTIONS`, the knobs of `generator`, `discriminator` and `loss`, which needs no PyTorch; and
-`family.py` with `FAMILY`, all else.
+The folder of a family has two modules. `config.py` has `SECTIONS`, the knobs of `generator`, `discriminator` and
+`loss`, and needs no PyTorch. `family.py` has `FAMILY`, which implements the interface.
 """
 
 from __future__ import annotations

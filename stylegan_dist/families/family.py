@@ -1,4 +1,4 @@
-"""What a family of networks says of itself. Trainer, engines, checkpoints, memory estimate and tools know no more."""
+"""The interface of a family of networks. Nothing else of a family is used outside of its folder."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def group(self, config: Config) -> tuple[int, str]:
-        """Of how many consecutive images a micro-batch must be a multiple, and the settings that say so, for people."""
+        """The number of consecutive images of which a micro-batch must be a multiple, and the settings that say so."""
 
     @abc.abstractmethod
     def learning_rate(self, resolution: int) -> float:
-        """Of both networks under Adam, where it is "auto"."""
+        """The learning rate of both networks under Adam, where it is "auto"."""
 
     @abc.abstractmethod
     def describe(self, config: Config) -> str:

@@ -1,1 +1,1 @@
-"""What a run shows: console, log file, metrics.jsonl (the truth), image grids and Weights & Biases."""
+"""The output of a run: console, log file, metrics.jsonl, picture grids and Weights & Biases."""

@@ -1,4 +1,4 @@
-"""The lines a person reads: on the terminal, and with a time stamp in RUN_DIR/log.txt."""
+"""Lines for people: on the terminal, and with a time stamp in RUN_DIR/log.txt."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ NONFINITE_PREFIX = "grad_nonfinite/"
 class Console:
     """Prints to the terminal (stdout) and appends to `log_path`. Neither can stop training.
 
-    If the log cannot be written there is one warning on the terminal, and every later line is tried again (a full
-    disk may get room). If the terminal goes away (a closed pipe, a lost ssh session), the log goes on alone.
+    If the log cannot be written, the terminal shows one warning. Every later line is tried again, because a full disk may be
+    cleared. If the terminal goes away (a closed pipe, a lost ssh session), only the log continues.
     All methods may be called from any thread.
 
     Args:
@@ -84,7 +84,7 @@ class Console:
         with self._lock:
             try:
                 if self._bar is None:
-                    # Opened at the first call: after a resume the rate must not count what an earlier process did.
+                    # Opened at the first call: after a resume the rate must not count the images of an earlier process.
                     self._bar = tqdm(
                         initial=nimg, total=self._total_nimg, file=self._stream,
                         unit="img", unit_scale=True, dynamic_ncols=True, leave=False,

@@ -1,4 +1,4 @@
-"""Images for people: from network output to bytes, and many images on one sheet."""
+"""Pictures for people: from network output to bytes, and many pictures in one grid."""
 
 from __future__ import annotations
 

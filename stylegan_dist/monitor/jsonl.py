@@ -1,8 +1,8 @@
-"""`metrics.jsonl`, the truth about a run: one JSON object a line. Every other tracker is a reader or a copy of it.
+"""`metrics.jsonl`, the complete record of a run: one JSON object a line. Other trackers copy it.
 
-Every record has `nimg` (int, images seen), `kimg` (float, nimg / 1000), `segment` (int, restarts before this
-record) and `time` (float, unix seconds); the rest are metrics by name. JSON has no NaN and no infinity, so they
-are written as the strings "NaN", "Infinity" and "-Infinity", which `float()` understands.
+Every record has `nimg` (int, images seen), `kimg` (float, nimg / 1000), `segment` (int, restarts before this record)
+and `time` (float, unix seconds). The rest are metrics by name. JSON has no NaN and no infinity, so they are written as
+the strings "NaN", "Infinity" and "-Infinity", which `float()` understands.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ from stylegan_dist.files import is_at, open_log, open_regular, replacing
 from stylegan_dist.records import parse_json
 
 MAX_LINE = 1 << 20      # bytes of a record
-MAX_PENDING = 10_000    # records that wait for room on the disk, some 15 MB
+MAX_PENDING = 10_000    # records that wait for space on the disk, some 15 MB
 
 
 class MetricsFile:
     """Append-only writer of one `metrics.jsonl`; only one process may have it open.
 
-    Opening it drops the records with more than `nimg` images: what lies beyond the checkpoint will be trained, and
-    recorded, again. Lines that are no records, such as a torn last line that a lost machine leaves behind, are moved to
-    `metrics.jsonl.damaged`.
+    Opening it drops the records with more than `nimg` images, because they will be trained and recorded again. Lines that are
+    no records are moved to `metrics.jsonl.damaged`. A lost machine may leave such a line at the end.
 
-    Records that cannot be written wait in memory for the next one; of more than `MAX_PENDING` the oldest are given up.
-    A file that somebody else has deleted or replaced is opened anew.
+    Records that cannot be written wait in memory for the next one. Of more than `MAX_PENDING` the oldest are dropped. A file
+    that somebody else has deleted or replaced is opened anew.
 
     Args:
         segment: restarts of the run so far.
@@ -92,7 +91,7 @@ class MetricsFile:
     def _write(self, line: bytes) -> None:
         """Write one line, or nothing of it."""
         if self._file.closed or not is_at(self._file, self.path):
-            if not self._file.closed:  # else it could not be opened the last time, which was told
+            if not self._file.closed:  # else it could not be opened the last time, and a warning was shown
                 self._warn(f"{self.path.name} was deleted or replaced while the run was going on; it begins anew, without "
                            "what it had")
             self._file.close()
@@ -102,7 +101,7 @@ class MetricsFile:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            # On a full disk half a line may be in the file; the next record must not be glued to it.
+            # On a full disk half a line may be in the file. The next record must not follow on the same line.
             self._file.truncate(start)
             raise
 

@@ -1,4 +1,4 @@
-"""The monitor of a run: what the training loop talks to, on rank 0."""
+"""The monitor of a run, on rank 0. The training loop reports to it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What the user has told W&B, outside of our configuration: opt-outs, the server, a login, names of the run.
+"""The user's W&B settings outside of our configuration: opt-outs, the server, a login, names of the run.
 
-W&B itself is asked, because its defaults change: its settings know the server and the files, its reader of netrc the key.
-All of it is on this machine; only W&B's own look at a Kubernetes pod's name may use the network, so call it in the background.
+W&B itself is asked, because its defaults change. Its settings know the server and the files. Its reader of netrc knows
+the key. All of this is on this machine, with one exception: W&B looks up the name of a Kubernetes pod and may use the
+network for that. Call this module in the background.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ _DESCRIPTION = ("project", "entity", "run_name", "run_notes", "run_tags", "run_g
 
 
 def choose_mode(configured: str) -> tuple[str, str]:
-    """How the run uses W&B: the most private of what the configuration and the user's own switches ask for.
+    """The mode of W&B: the most private one that the configuration or the user's own switches ask for.
 
     The switches are WANDB_DISABLED, WANDB_MODE and, without the latter, what `wandb offline` and `wandb disabled` have
-    stored. A run that nobody wants more private is online if there are credentials for the server, else offline.
+    stored. Without any of these a run is online if there are credentials for the server, else offline.
 
     Args:
         configured: `monitor.wandb`; "auto" asks for nothing
@@ -85,7 +86,7 @@ def description(settings: Any, run_dir_name: str, config: MonitorConfig) -> dict
 
     Args:
         settings:     those of the user
-        run_dir_name: the name of a run that nobody has named
+        run_dir_name: the name of a run without another one
         config:       goes before what the user has told W&B
     """
     configured = {"project": config.wandb_project, "entity": config.wandb_entity, "run_name": config.wandb_name}

@@ -1,9 +1,9 @@
-"""Weights & Biases as a copy of metrics.jsonl: best effort, never in the way of training.
+"""Weights & Biases as a copy of metrics.jsonl. It works as well as it can and never delays training.
 
-W&B may be slow, unreachable, or die under us. So every call into it is made by one background thread with a bounded
-queue: `log` and its sisters return at once, and cannot raise. The first failure prints one warning; after
-`MAX_FAILURES` in a row the tracker turns itself off. Nothing is lost then: metrics.jsonl has every record.
-The end of the run waits for W&B for a bounded time, and then kills the processes that it has started here.
+W&B may be slow, unreachable or crash. One background thread with a bounded queue therefore makes every call into it.
+`log` and its siblings return at once and cannot raise. The first failure prints one warning. After `MAX_FAILURES` in a
+row the tracker turns itself off. No data is lost then, because metrics.jsonl has every record. The end of the run waits
+for W&B for a bounded time. After that it kills the processes that W&B has started here.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ KILL_SECONDS = 3.0        # in which what is left of W&B goes, once its processe
 class WandbTracker:
     """One W&B run for the life of a training run.
 
-    The run id is kept in RUN_DIR/wandb_id, so every restart continues the same run; W&B's own files lie below
-    RUN_DIR/wandb. The x-axis of every chart is `nimg`, which is also W&B's step. W&B drops a step below the last one
-    it has, so after a roll-back its curves continue where the new segment overtakes the old one.
+    The run id is stored in RUN_DIR/wandb_id, so every restart continues the same run. W&B's own files lie below RUN_DIR/wandb.
+    The x-axis of every chart is `nimg`, which is also W&B's step. W&B drops a step below its last one. After a roll-back its
+    curves therefore continue where the new segment overtakes the old one.
 
     Args:
         run_dir: folder of the training run; must exist
@@ -143,7 +143,7 @@ class WandbTracker:
             self._warn_once("W&B does not keep up, some records are left out there; metrics.jsonl has all of them")
 
     def _work(self) -> None:
-        """The background thread: start the run, make the calls in order until None comes, let go of W&B."""
+        """The background thread: start the run, make the calls in order until None comes, disconnect from W&B."""
         try:
             self._start()
         except Exception as error:
@@ -176,7 +176,7 @@ class WandbTracker:
         folder.mkdir(exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder} is not writable")
-        if not self._others:  # the service of another process, maybe long gone, which we could not end
+        if not self._others:  # the service of another process, which may have ended, and which we could not end
             os.environ.pop("WANDB_SERVICE", None)
         try:
             self._run = self._init(run_id)
@@ -235,7 +235,7 @@ class WandbTracker:
         )
 
     def _find_processes(self) -> None:
-        """Remember W&B's processes: the children of one that has gone cannot be found."""
+        """Record W&B's processes, because the children of an ended process cannot be found."""
         self._processes |= _service_processes() - self._others
 
     def _kill_processes(self) -> None:
@@ -274,7 +274,7 @@ def _service_processes() -> set[psutil.Process]:
 
 
 def _teardown() -> None:
-    """Let go of W&B's service, dead or alive, so that neither exit hooks nor child processes look for it."""
+    """Disconnect from W&B's service, dead or alive, so that neither exit hooks nor child processes look for it."""
     # Not an import: there may have been none.
     wandb: Any = sys.modules.get("wandb")
     # A dead service raises here, after W&B has removed its hooks; one that was killed makes W&B want to exit.

@@ -1,1 +1,1 @@
-"""Generators and discriminators: one file a family, layers shared between families in layers.py."""
+"""What the networks of all families share: layers, precision, and the interface of a generator."""

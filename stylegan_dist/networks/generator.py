@@ -1,4 +1,4 @@
-"""What every generator offers to those who draw samples with it."""
+"""The interface of generators, and how samples are drawn with it."""
 
 from __future__ import annotations
 

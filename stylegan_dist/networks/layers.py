@@ -1,7 +1,7 @@
 """Layers with an equalised learning rate (Karras et al. 2018, section 4.1), and the precision policy.
 
-Parameters are stored with unit variance and scaled when used, so that Adam changes all of them at the
-same relative speed.
+Parameters are stored with unit variance and scaled when they are used. Adam then changes all of them at the same
+relative speed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Draw = Callable[[str, torch.Size], torch.Tensor]  # (parameter name, shape) -> s
 
 @dataclass(frozen=True)
 class Precision:
-    """Which blocks compute in a low precision, and how they are kept from overflowing.
+    """The blocks that compute in a low precision, and the protection from overflow.
 
     The mapping network, the sum of RGB images, the 4x4 epilogue of the discriminator and everything
     below the top resolutions stay in the precision of the parameters.
@@ -72,7 +72,7 @@ def run_block(block: Callable, recompute: bool, *arguments: Any) -> Any:
 
 
 class Arithmetic:
-    """A context with or without TF32, or as it was when this was made, which a backward pass may have lost."""
+    """A context with or without TF32, or with the setting at its construction, which a backward pass may have lost."""
 
     def __init__(self, tf32: bool | None = None) -> None:
         self._wanted = self._settings() if tf32 is None else (tf32, tf32)
@@ -134,7 +134,7 @@ class Dense(nn.Module):
 class Conv2d(nn.Module):
     """Convolution of odd kernel size with "same" padding: [N, in, H, W] -> [N, out, H / down, W / down].
 
-    The output is cast to nothing: it has the dtype of x; weights are cast to it.
+    The output has the dtype of x. Weights are cast to it.
 
     Args:
         activation: "linear" or "lrelu".

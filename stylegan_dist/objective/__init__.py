@@ -1,1 +1,1 @@
-"""What the networks are trained for: adversarial losses, gradient penalties, path length."""
+"""The objective that all families share: adversarial losses, gradient penalties, path length."""

@@ -1,7 +1,7 @@
-"""Adversarial losses: small functions of logits, in a registry.
+"""Adversarial losses: functions of logits, in a registry.
 
-Each takes logits [N] of the discriminator and returns the loss of every image, [N]. "real" and "fake"
-are D(x) and D(G(z)). All are minimised.
+Each takes logits [N] of the discriminator and returns the loss of every image, [N]. "real" and "fake" are D(x) and
+D(G(z)). All losses are minimised.
 """
 
 from __future__ import annotations

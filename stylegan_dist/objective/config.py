@@ -1,4 +1,4 @@
-"""The knobs of the game of generator and discriminator, which the section `loss` of every family begins with."""
+"""The knobs of the adversarial game. The section `loss` of every family begins with them."""
 
 from __future__ import annotations
 

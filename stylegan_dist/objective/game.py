@@ -1,6 +1,6 @@
 """The game of a generator and a discriminator with gradient penalties, for generators of any family.
 
-All randomness is addressed by (seed, "phase.purpose", global image number).
+The address of every draw is (seed, "phase.purpose", global image number).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def generate(self, phase: str, index: Tensor, labels: Tensor | None) -> tuple[Tensor, Any]:
-        """Images [n, C, H, W] by `forwards["g"]`, and what `observe` wants to know of how they were made.
+        """Images [n, C, H, W] by `forwards["g"]`, and the input of `observe`.
 
         Args:
             phase: its name; begins the purpose of every draw.
@@ -66,7 +66,7 @@ class Objective(abc.ABC):
         """
 
     def observe(self, made: Any) -> dict[str, Tensor]:
-        """Shares of the global means that `update_running` wants, from the second value of `generate` in `g_main`."""
+        """Shares of the global means for `update_running`, from the second value of `generate` in `g_main`."""
         return {}
 
     def generator_regulariser(self) -> Regulariser | None:
@@ -136,7 +136,7 @@ class Objective(abc.ABC):
         return LossResult(total * c.penalty_interval, statistics)
 
     def judge(self, phase: str, images: Tensor, labels: Tensor | None, index: Tensor, twice: bool = False) -> Tensor:
-        """Logits [n]: the one way in which images, real or generated, come before the discriminator, in all phases.
+        """Logits [n]. All phases pass real and generated images to the discriminator through this function alone.
 
         Args:
             phase, index: address what is drawn for each image.
@@ -169,7 +169,7 @@ class Objective(abc.ABC):
             return gradient_penalty(self.judge("d_penalty", images, labels, index, twice=True), images)
         sigma = self.config.penalty_sigma
         noise = randomness.normal(self.seed, f"d_penalty.{name}_noise", index, images.shape[1:]).to(images.dtype)
-        with full_precision(self.discriminator):  # else the difference of the logits is little more than rounding
+        with full_precision(self.discriminator):  # otherwise the difference of the logits is mostly rounding
             logits, disturbed = (self.judge("d_penalty", each, labels, index, twice=True)
                                  for each in (images, images + sigma * noise))
         return approximate_gradient_penalty(logits, disturbed, sigma)

@@ -24,10 +24,9 @@ def approximate_gradient_penalty(logits: Tensor, disturbed_logits: Tensor, sigma
     """|D(x) - D(x + sigma n)|^2 / sigma^2 of every image, n standard normal (Lin et al. 2025, "Diffusion
     adversarial post-training for one-step video generation", approximated R1).
 
-    Estimates `gradient_penalty` from two evaluations of D, without a second derivative. For images that do
-    not look at each other its mean over n is |grad_x D|^2 + O(sigma^2), and its standard deviation is
-    sqrt(2) |grad_x D|^2. docs/penalties.md has the theory, what is different for images that share a
-    minibatch standard deviation, and how exact the logits have to be.
+    Estimates `gradient_penalty` from two evaluations of D, without a second derivative. For independent images its mean over n
+    is |grad_x D|^2 + O(sigma^2), and its standard deviation is sqrt(2) |grad_x D|^2. docs/penalties.md has the theory, the
+    effect of the minibatch standard deviation, and the precision that the logits need.
 
     Args:
         logits: D(x), [N].

@@ -1,8 +1,8 @@
-"""A phase is data: which network learns, from which losses, how often.
+"""A phase is data: the network that learns, its losses, and its interval.
 
-Every loss works on a micro-batch and returns *shares of global means*: sums over its images divided by
-the number of images in the global batch. Shares of all micro-batches and all ranks add up to the mean,
-so no result depends on how the batch was split.
+Every loss works on a micro-batch and returns *shares of global means*: sums over its images, divided by the number of
+images in the global batch. The shares of all micro-batches and ranks add up to the mean. No result depends on how the
+batch was split.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def phases_of(network: str, main: Loss, regulariser: Regulariser | None) -> list
 
 
 def main_share(phases: Sequence[Phase], network: str) -> float:
-    """Which part of a network's optimizer steps belongs to its game, and not to regularisers: m in (0, 1].
+    """The part of a network's optimizer steps that belongs to its game, not to regularisers: m in (0, 1].
 
     A regulariser of interval k adds one step to every k of the main phase, m = k / (k + 1) (Karras et al. 2020, appendix B).
-    Several add up, m = 1 / (1 + sum of 1 / k), of which the paper says nothing. A main phase may be a rare one, too: that
-    alone gives m = 1.
+    Several add up, m = 1 / (1 + sum of 1 / k). The paper has no such case. Without regularisers m is 1, also for a main phase
+    that is not due in every step.
     """
     def steps(regulariser: bool) -> Fraction:
         of_both = (phase for phase in phases if phase.network == network and phase.regulariser == regulariser)

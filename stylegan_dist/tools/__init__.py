@@ -1,1 +1,1 @@
-"""What is done with a trained generator."""
+"""Tools for a trained generator or a shard set."""

@@ -1,4 +1,4 @@
-"""How fast does a shard set come off this machine's disks and through its decoders?"""
+"""Measures how fast a shard set is read from this machine's disks and decoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stylegan_dist.data.working_set import open_cache
 
 
 class Speed(NamedTuple):
-    """What one number of reader processes achieved."""
+    """The measured speed with one number of reader processes."""
 
     workers: int            # 0: in the process that trains
     cold: bool              # the first pass, from the disk or the network; else what is read was read before

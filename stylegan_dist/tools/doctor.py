@@ -1,4 +1,4 @@
-"""What this machine has for training, and whether its native operators compute what they should."""
+"""Reports what this machine has for training, and checks its native operators."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def machine_facts() -> Iterator[tuple[str, str]]:
 
 
 def device_types() -> list[str]:
-    """Those that PyTorch can use here."""
+    """Device types that PyTorch can use here."""
     return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -70,7 +70,7 @@ def check_operators(device: str) -> Iterator[tuple[str, float, float]]:
 
 
 def _gradients(device: str, dtype: torch.dtype, path: str) -> dict[str, list[torch.Tensor]]:
-    """Of the parameters, by phase, for four images of 32 pixels."""
+    """Gradients of the parameters, by phase, for four images of 32 pixels."""
     name = next(name for name, other in DTYPES.items() if other == dtype)
     config = load_config(None, [*SMALL, f"precision.dtype={name}"])
     shape, place = SampleShape(32, 3), torch.device(device)

@@ -1,10 +1,9 @@
-"""Pictures from the averaged generator of a run, by seed; arrays and sounds, too, where it was trained on these.
+"""Pictures of the averaged generator of a run, by seed. A run of arrays or sounds gives these, too.
 
-The picture of a seed depends on the seed, the class and the truncation alone: not on the other seeds,
-their order or the batch. To that end each is computed alone: matrix products and convolutions sum in
-another order for another batch, which moves about one pixel value in 10,000 by one level. So do the
-native operators, so that they are not taken because they happen to be there, and nobody waits for
-a compiler in order to see a picture.
+The picture of a seed depends on the seed, the class and the truncation alone, not on the other seeds, their order or
+the batch. Each picture is therefore computed alone. Matrix products and convolutions sum in another order for another
+batch, which moves about one pixel value in 10,000 by one level. Native operators do the same. They are therefore used
+only on request, and nobody waits for a compiler in order to see a picture.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ class GenerateOptions:
 def generate(run_dir: str | os.PathLike, out: str | os.PathLike, options: GenerateOptions) -> Path:
     """Write one PNG a seed, and a grid of them; returns the path of the grid.
 
-    A run that was trained on arrays also gives each array as .npy, [C, H, W] in the dtype and range of the data,
-    and if these are log-mel spectrograms a sound as .wav.
+    A run of arrays also gives each array as .npy, [C, H, W] in the dtype and range of the data. If these are log-mel
+    spectrograms, it also gives a sound as .wav.
 
     Raises:
         InputError: no such run, no checkpoint, a class or device that does not exist, an unwritable folder, native
-            operators that are wanted and cannot be had.
+            operators that are asked for and not available.
     """
     if not math.isfinite(options.truncation):
         raise InputError(f"--trunc {options.truncation} must be a number, usually from 0 to 1")

@@ -1,4 +1,4 @@
-"""A contact sheet of a shard set: what the networks will be shown."""
+"""A contact sheet of a shard set, as the networks see it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels, save_grid
 
 def peek(folder: str | os.PathLike, out: str | os.PathLike, columns: int = 16, rows: int = 8,
          seed: int = 0) -> list[Replaced]:
-    """Draw samples of a shard set, spread over all shards, as one PNG.
+    """Draw samples from all shards of a set as one PNG.
 
     Args:
         folder: of the shard set, or its URL: then the shards with the chosen samples are fetched.
         out: the PNG file; replaced if it is there.
         columns, rows: of the sheet; fewer where the set has fewer samples.
         seed: which samples; the same seed shows the same.
-    Returns: the corrupt samples that were met; others stand in for them.
+    Returns: the corrupt samples that were met. Others replace them.
 
     Raises:
         InputError: too many samples, an unusable shard set, or a file that cannot be written.

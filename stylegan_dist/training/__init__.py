@@ -1,1 +1,1 @@
-"""Training: the loop, its phases, the engine that joins the ranks, averaging, checkpoints."""
+"""Training: setup of a run, the loop and its events, averaging, checkpoints, memory estimate."""

@@ -44,9 +44,9 @@ def build_optimizer(network: nn.Module, settings: OptimizerConfig, where: str,
                     main_share: float = 1.0) -> torch.optim.Optimizer:
     """The optimizer of one network, corrected for lazy regularisation.
 
-    A regulariser with an optimizer step of its own every k steps makes k + 1 updates of k. The learning
-    rate is multiplied by m = k / (k + 1) and decay rates are raised to the power m, so that k steps move
-    and forget as much as without it (Karras et al. 2020, appendix B). Momentum is left as it is.
+    A regulariser with an optimizer step of its own every k steps makes k + 1 updates of k. The learning rate is multiplied by
+    m = k / (k + 1), and decay rates are raised to the power m. k steps then change weights and averages as much as without the
+    regulariser (Karras et al. 2020, appendix B). Momentum is not changed.
 
     Args:
         where: the configuration section, for messages.

@@ -6,12 +6,13 @@
         state.json                                           images seen, running means, identities
         manifest.json                                        sizes and SHA-256 of the others, written last
 
-Whatever engine trained: tensors are whole and have their own names. A file that would become too large is cut
-into g-00001-of-00003.safetensors and so on, between tensors. The ranks take turns in writing files.
+Tensors are complete and have the names of the parameters, whatever engine trained. A file that would become too large
+is split between tensors into g-00001-of-00003.safetensors and so on. The ranks write files in turn.
 
-The folder is written under a hidden name, synced and renamed, and goes back to a hidden name before it is removed.
-So a process that is killed never leaves a part of a checkpoint, and one that is not whole was damaged later.
-The newest is found by looking, never by a pointer. No pickle is involved anywhere. `saved.py` reads.
+The folder is written under a hidden name, synced and renamed. It gets a hidden name again before it is removed. A
+killed process therefore never leaves part of a checkpoint under its final name, and an incomplete checkpoint was
+damaged later. The newest checkpoint is found by looking at the folder, not by a pointer. No pickle is used. `saved.py`
+reads checkpoints.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ Tensors = Mapping[str, Mapping[str, Tensor | Sharded]]  # file name without endi
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"nimg-(\d{8,19})")
-# What this process knows of checkpoints that it has written or examined: the states of the files then, and the damage.
+# Checkpoints that this process has written or examined: the states of the files at that time, and the damage.
 _known: dict[Path, tuple[dict[str, tuple[int, ...]], str | None]] = {}
 
 
 class Diverged(InputError):
-    """The state of the run has values that are not finite, so that it is not worth saving."""
+    """The state of the run has values that are not finite. It must not be saved."""
 
 
 def checkpoint_folder(run_dir: Path, nimg: int) -> Path:
@@ -62,7 +63,7 @@ def save_checkpoint(run_dir: Path, nimg: int, tensors: Tensors, state: dict, ran
                     file_bytes: int = 1 << 30) -> Path:
     """Write one checkpoint. All ranks must call it with the same names.
 
-    A rank holds no more than one file of a state that is spread over the ranks.
+    Of a state that is distributed over the ranks, a rank holds no more than one file at a time.
 
     Args:
         tensors: file name without ending -> tensors by name.
@@ -167,10 +168,10 @@ def _delete(hidden: Path) -> None:
 def prune_checkpoints(run_dir: Path, keep: int, archive_every: int) -> list[str]:
     """Remove what is older than the newest `keep`, but the first in each stretch of `archive_every` images (0: none).
 
-    Damaged checkpoints do not count, neither as new nor as first; they go where enough newer whole ones are there.
-    Reads only those that this process has neither written nor examined, and only where something could be removed.
+    Damaged checkpoints count neither as new nor as first. They are removed where enough newer whole ones exist. The function
+    reads only checkpoints that this process has neither written nor examined, and only where something could be removed.
 
-    Returns: damage that nobody knew of.
+    Returns: damage that was not known before.
     """
     news: list[str] = []
     checkpoints = list_checkpoints(run_dir)
@@ -204,7 +205,7 @@ def _is_whole(folder: Path, news: list[str]) -> bool:
 
 
 def _file_states(folder: Path) -> dict[str, tuple[int, ...]]:
-    """What changes when somebody writes to a file, or puts another in its place."""
+    """Values that change when somebody writes to a file or replaces it."""
     states: dict[str, tuple[int, ...]] = {}
     for entry in os.scandir(folder):
         if entry.is_file():

@@ -1,9 +1,9 @@
 """torch.compile for the forward passes that are differentiated at most once.
 
-The backward pass of a compiled network cannot be differentiated again, so that path lengths and the exact gradient
-penalty keep the networks as they are. A whole penalty, with the gradient inside it, can be compiled
-(tests/networks/test_traced.py), but only with `torch._dynamo.config.trace_autograd_ops`, and for another minute. All
-parameters stay where they are, too: a compiled network is another way to compute with them, that only the phases know of.
+PyTorch cannot differentiate the backward pass of a compiled network. Path lengths and the exact gradient penalty
+therefore use plain networks. A whole penalty, with the gradient inside it, can be compiled
+(tests/networks/test_traced.py), but only with `torch._dynamo.config.trace_autograd_ops` and another minute of
+compilation. Parameters stay in the plain networks. Only the phases use the compiled ones.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def networks_to_compile(device_type: str) -> tuple[str, ...]:
 def compile_networks(state: TrainState, ranks: Ranks, networks: Sequence[str], part: MicroBatch) -> str:
     """Let the phases use compiled networks from now on, if all ranks can compile them. Changes nothing else.
 
-    Everything is compiled here and now, in a trial of the main phases: a step later must not take minutes on one
-    rank while the others wait, or fail.
+    Everything is compiled at once, in a trial of the main phases. A later step must not fail, or take minutes on one rank while
+    the others wait.
 
     Args:
         networks: "g", "d" or both.

@@ -1,4 +1,4 @@
-"""The averaged generator, the one that is shown, saved and evaluated."""
+"""The averaged generator. It is the one that is shown, saved and evaluated."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class AveragedGenerator:
 
 
 class ShardedAverage(AveragedGenerator):
-    """The same average, of which each rank keeps a part, on the device or on the host.
+    """The same average, of which each rank holds a part, on the device or on the host.
 
     Args:
         average: of which to take over everything.
         learner: of the generator; it says which part of each parameter belongs to this rank.
-        device: where the parts are kept.
+        device: where the parts are.
     """
 
     def __init__(self, average: AveragedGenerator, learner: Learner, device: torch.device):

@@ -1,4 +1,4 @@
-"""What the loop does now and then between two steps: ticks, checkpoints, pictures."""
+"""Events between two steps of the loop: ticks, checkpoints, pictures."""
 
 from __future__ import annotations
 

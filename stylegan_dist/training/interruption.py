@@ -1,4 +1,4 @@
-"""A polite stop: the first SIGTERM, Ctrl-C or lost terminal asks the run to save its state and end."""
+"""A request to stop: after the first SIGTERM, Ctrl-C or lost terminal, the run saves its state and ends."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class StopRequest:
 def obeyed_signals(env: Mapping[str, str]) -> list[signal.Signals]:
     """The stop signals that ask this process to stop: not those that it has inherited as ignored.
 
-    What torch's launcher receives it passes on to its ranks, and kills them half a minute later: a rank, which is in a
-    session of its own and hears nothing of a terminal, obeys its launcher.
+    torch's launcher passes signals on to its ranks and kills the ranks half a minute later. A rank has a session of its own and
+    receives no signals of a terminal. It obeys its launcher.
     """
     passed_on = signals_of_launcher(env)
     return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN or number.name in passed_on]
@@ -66,8 +66,8 @@ def why_nohup_fails(env: Mapping[str, str]) -> str | None:
 def _launched_by_nohup(env: Mapping[str, str]) -> bool:
     """Whether the launcher was started by nohup, or by a process that ignores SIGHUP, such as a script under nohup.
 
-    Its ranks see nothing of that: the launcher sets a handler before it starts them, and a handler becomes the default in a
-    new program.
+    Its ranks cannot see this. The launcher sets a handler before it starts them, and a handler becomes the default in a new
+    program.
     """
     if os.path.basename(env.get("_", "")) == "nohup":  # shells note there what they start; nohup and the launcher keep it
         return True
@@ -84,10 +84,10 @@ def _status(process: int) -> dict[str, str]:
 
 
 def end_with_launcher() -> None:
-    """Be asked to stop when the launcher dies.
+    """Request a stop when the launcher dies.
 
-    Killed with -9, `accelerate launch` would leave its workers behind for ever; where it has started a
-    single process, even with SIGTERM.
+    Otherwise `accelerate launch` would leave its workers running after `kill -9`. A launcher of one process would do so even
+    after SIGTERM.
     """
     launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
     if launched and sys.platform == "linux":

@@ -171,7 +171,7 @@ def wait_for_data(stream: BatchStream, stop: StopRequest, patient: bool) -> bool
 
 
 def tell_late(engine: Engine, monitor: Monitor | NullMonitor, text: str) -> None:
-    """Say that data is late, on the rank that waits for it; the others learn it from there."""
+    """Report that data is late, on the rank that waits for it. The other ranks read it there."""
     engine.describe_stage(text)
     if engine.is_main:
         monitor.warn(text)

@@ -1,8 +1,8 @@
-"""How much memory training will take on each rank, and which micro-batch fits.
+"""An estimate of the memory that training takes on each rank, and of the micro-batch that fits.
 
-The phases of one micro-batch run on the meta device, where tensors have shapes and no values, while every
-storage that comes and goes is counted. So activations, double backward passes and recomputation are not
-modelled but happen. What an engine keeps of each network is arithmetic (`Resident`).
+The phases of one micro-batch run on the meta device, where tensors have shapes and no values. Every storage that is
+made or freed is counted. Activations, double backward passes and recomputation are therefore executed, not modelled.
+The bytes that an engine holds of each network are computed (`Resident`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def resident_in_data_parallel(parameters: int, optimizer: int, step: int, bucket
     Args:
         parameters, optimizer: bytes of the parameters and of the optimizer's state.
         step: bytes that the optimizer needs for a moment.
-        buckets: whether DDP sums the gradients, which keeps a copy of them for ever.
+        buckets: whether DDP sums the gradients. It holds a copy of them all the time.
     """
     # The gradients of the parameters live on while their flat sum is used; the mask of finite values has a byte a number.
     update = parameters + max(parameters // _FLOAT, step)
@@ -74,7 +74,7 @@ def resident_in_zero(parameters: int, optimizer: int, step: int, zero: Zero, ran
     """DeepSpeed (Rajbhandari et al. 2020, section 5), in float32.
 
     Args:
-        ranks: over which the network is spread.
+        ranks: over which the network is distributed.
         host: whether offloaded state counts, because the networks themselves are in the memory of the host.
     """
     part = parameters / ranks
@@ -128,11 +128,11 @@ class Estimate:
 
 def estimate_memory(resolved: Resolved, index: DatasetIndex, world_size: int = 1, device_type: str = "cpu",
                     choice: Choice = DATA_PARALLEL) -> Estimate:
-    """What training with this configuration takes on each rank. Needs a second or two, and no memory to speak of.
+    """The memory of training with this configuration on each rank. Takes a second or two, and little memory.
 
     Args:
         device_type: "cuda" or "cpu".
-        choice: how each network is spread over the ranks.
+        choice: how each network is distributed over the ranks.
     """
     config = resolved.config
     tracker, meta = StorageTracker(), torch.device("meta")
@@ -297,7 +297,7 @@ def _forget_gradient(parameter: Tensor) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation has failed. PyTorch has a type for this on GPUs only, and oneDNN no words for it."""
+    """Whether an allocation has failed. PyTorch has a type for this on GPUs only, and oneDNN gives no reason."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(

@@ -1,4 +1,4 @@
-"""What a run is going to do, in words: the header of a start, and the output of --dry-run."""
+"""The description of a run in words: the header of a start, and the output of --dry-run."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def describe_plan(config: Config, world_size: int) -> str:
 
 
 def cache_facts(config: Config, index: DatasetIndex, world_size: int) -> list[tuple[str, str]]:
-    """What a node with all these processes keeps of remote shards at a time."""
+    """The remote shards that a node with all these processes holds at a time."""
     if not any(blobs(shard) for shard in index.shards):
         return []
     d, size = config.data, working_set_of(config, index, 0, world_size, range(world_size))

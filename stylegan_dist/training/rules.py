@@ -1,8 +1,7 @@
-"""Values of `auto`, and the checks that need the data set and the world.
+"""Values of `auto`, and the checks that need the data set and the number of ranks.
 
-The rules for resolution and batch follow the `auto` configuration of Karras et al. 2020b, appendix C,
-with one change: the batch depends on the resolution alone, not on the number of GPUs, because a run
-must not depend on where it runs.
+The rules for resolution and batch follow the `auto` configuration of Karras et al. 2020b, appendix C, with one change.
+The batch depends on the resolution alone, not on the number of GPUs, because a run must not depend on where it runs.
 """
 
 from __future__ import annotations

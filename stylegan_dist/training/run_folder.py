@@ -1,4 +1,4 @@
-"""The folder of a run: who may write there, what it was trained with, where it continues."""
+"""The folder of a run: its lock, its configuration, and the point from which the run continues."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ LOCK_SECONDS = 10.0
 class RunFolder:
     """A run's folder, locked for this process until it ends. For rank 0.
 
-    Two locks: a file is what network file systems can lock; the folder itself cannot be deleted on its own.
+    There are two locks. Network file systems can lock a file. A lock of the folder holds even if that file is deleted.
 
     Attributes:
-        close: gives the folder free.
+        close: releases the folder.
     Raises:
         InputError: the folder cannot be written, or another process trains in it.
     """
@@ -70,7 +70,7 @@ class RunFolder:
             there = os.stat(self.path)
         except (FileNotFoundError, NotADirectoryError):
             there = None
-        except OSError:  # of a network that hiccups, perhaps; the next write will tell
+        except OSError:  # perhaps a short fault of the network; the next write shows it
             return
         if there is None or not os.path.samestat(there, os.fstat(self._held[0])):
             raise InputError(f"the run's folder {self.path} was {'replaced' if there else 'deleted or moved'} while the run "
@@ -91,7 +91,7 @@ class RunFolder:
         """
         nimg, damage = newest_whole_checkpoint(self.path)
         if nimg == 0:
-            if damage:  # beginning at 0 would overwrite what can perhaps be saved
+            if damage:  # a start at 0 would overwrite checkpoints that can perhaps be repaired
                 raise InputError(f"no checkpoint in {self.path / FOLDER} is whole: {damage[0]}"
                                  + (f"; and {len(damage) - 1} older ones" if damage[1:] else "")
                                  + ": restore the files of one; to begin anew, choose another run.dir or move that folder away")

@@ -1,4 +1,4 @@
-"""Reading one checkpoint. A disk may have damaged it, or somebody may have made it up, so nothing is taken on trust."""
+"""Reads one checkpoint. Every value is checked, because a disk may have damaged it or somebody may have made it up."""
 
 from __future__ import annotations
 
@@ -182,8 +182,8 @@ class SavedTensors(Mapping[str, Tensor]):
 def sound(name: str, value: Tensor) -> bool:
     """Whether a run can go on with a tensor of the file `name`.
 
-    Weights must be finite. The state of an optimizer may have infinities: the square of a large finite gradient
-    overflows, and the update that it divides becomes zero. It must have no NaN, which would be in the weights a step later.
+    Weights must be finite. The state of an optimizer may have infinities: the square of a large finite gradient overflows, and
+    the update divided by it becomes zero. The state must have no NaN, because the weights would have it a step later.
     """
     if not value.is_floating_point() or bool(value.sum().isfinite()):  # one fast pass; a sum may overflow, so look closer
         return True

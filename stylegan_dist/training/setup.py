@@ -1,4 +1,4 @@
-"""Setting up a run: its data and configuration, its folder and starting point, what it trains, reads and records."""
+"""Setup of a run: data and configuration, folder and starting point, networks, stream and monitor."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(config: Config, engine: Engine) -> Iterator[Run]:
-    """A run that is ready to train. However it ends, its log and W&B learn of it, and nothing stays open.
+    """A run that is ready to train. Every end of it is written to the log and to W&B, and closes everything.
 
     Raises:
         InputError: configuration, data or launch are wrong.
@@ -136,7 +136,7 @@ def open_run(config: Config, engine: Engine) -> Iterator[Run]:
     except Interrupted:
         exit_code = 75
         raise
-    except Exception as error:  # the terminal may be gone when somebody asks why the run has ended
+    except Exception as error:  # the terminal may be gone when a person looks for the reason
         first = str(error).strip().partition("\n")[0]
         run.monitor.note(redact(f"error: {first or type(error).__name__}"))
         raise
@@ -149,7 +149,7 @@ def open_run(config: Config, engine: Engine) -> Iterator[Run]:
 
 
 def set_arithmetic(config: Config) -> None:
-    """Process-wide settings that decide which bits come out."""
+    """Process-wide settings that change the bits of results."""
     native.select(config.ops.path)
     torch.backends.cuda.matmul.allow_tf32 = config.precision.tf32
     torch.backends.cudnn.allow_tf32 = config.precision.tf32

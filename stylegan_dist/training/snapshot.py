@@ -1,4 +1,4 @@
-"""The one way in which tools and evaluation get a trained generator."""
+"""Loads a trained generator, for tools and evaluation. Imports neither accelerate nor the engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that training changes: what a checkpoint holds."""
+"""The state of training. A checkpoint holds all of it."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class TrainState:
         self.replaced = facts.replaced
 
     def _optimizer_state(self, name: str) -> Expected:
-        """What the optimizer of a network keeps after a step, whole, found out by a step of another parameter."""
+        """The complete state of a network's optimizer after a step, found by a step of another parameter."""
         probe = nn.Linear(2, 3, bias=False, device="cpu")
         lazy = build_optimizer(probe, getattr(self.config.optim, name), f"optim.{name}", 1)
         probe.weight.grad = torch.zeros_like(probe.weight)

@@ -1,4 +1,4 @@
-"""What has been measured since the last tick."""
+"""Statistics since the last tick."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class TickStatistics:
-    """Sums of statistics on the device, which nobody waits for until the tick.
+    """Sums of statistics on the device. Nothing waits for them until the tick.
 
-    Part of the saved state, so that the record of a tick does not show whether a restart fell into it.
+    They are part of the saved state. The record of a tick therefore does not depend on restarts.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How long the phases of a step take, without waiting for the device."""
+"""Durations of the phases of a step, measured without waiting for the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""StyleGAN2 as a family: how its networks are built, and its rules for `auto`.
+"""StyleGAN2 as a family: construction of its networks, and its rules for `auto`.
 
 The rules for the networks and R1 follow the `auto` configuration of Karras et al. 2020b, appendix C.
 """

@@ -91,7 +91,7 @@ class ToRGB(nn.Module):
     def forward(self, w: torch.Tensor, features: Features) -> tuple[torch.Tensor | None, torch.Tensor]:
         """features(weight): from the modulated weight [N, img_channels, in] what `SynthesisLayer` returns.
 
-        The layer before makes the colours on its way, so it is called from here.
+        The layer before computes the colours in its epilogue, so it is called from here.
         """
         style = self.affine(w) * self.style_gain
         x, rgb = features(self.weight.flatten(1) * style[:, None])
@@ -285,9 +285,8 @@ class DiscriminatorBlock(nn.Module):
 def minibatch_std(x: torch.Tensor, group: int) -> torch.Tensor:
     """Append one channel: how much the samples of a group differ (Karras et al. 2018, section 3).
 
-    Groups are runs of `group` *consecutive* images. Consecutive images stay together however the
-    global batch is split, as long as every part is a multiple of the group; the customary strided
-    groups depend on the size of the part.
+    Groups are `group` *consecutive* images each. They stay together however the global batch is split, if every part is a
+    multiple of the group. The customary strided groups depend on the size of the part.
 
     Args: x [N, C, H, W] with N a multiple of `group`. Returns: [N, C + 1, H, W].
     """
@@ -305,8 +304,8 @@ def minibatch_std(x: torch.Tensor, group: int) -> torch.Tensor:
 class Discriminator(nn.Module):
     """Images to logits: [N, img_channels, R, R] -> [N].
 
-    Of a number of classes it is a projection discriminator (Miyato and Koyama 2018): the logit is the scalar
-    product of the features with a mapping of the label.
+    With classes it is a projection discriminator (Miyato and Koyama 2018): the logit is the scalar product of the features
+    with a mapping of the label.
 
     Args:
         settings: resolved.

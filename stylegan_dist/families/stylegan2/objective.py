@@ -1,4 +1,4 @@
-"""StyleGAN2's part of the objective: style mixing, path length regularisation, the mean of w."""
+"""StyleGAN2's part of the objective: style mixing, path length regularisation, the running mean of w."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class StyleGan2Objective(Objective):
             self.generator.w_avg.copy_(means["w"].lerp(self.generator.w_avg, self.w_avg_decay))
         if "path_length" in means:
             mean, target = means["path_length"], self.running["path_mean"]
-            # A mean that is not finite would stay in the running mean for ever.
+            # The running mean would never recover from a mean that is not finite.
             target.lerp_(torch.where(mean.isfinite(), mean, target), self.config.path_length_decay)
 
     def _styles(self, phase: str, index: Tensor, labels: Tensor | None) -> Tensor:
@@ -87,6 +87,6 @@ class StyleGan2Objective(Objective):
         return ws
 
     def _images(self, phase: str, index: Tensor, ws: Tensor, synthesis: Callable[..., Tensor]) -> Tensor:
-        # Layers that draw their noise themselves want to know where it stands, the others all maps at once.
+        # Layers that draw their noise themselves take its address. The others take all maps at once.
         draw = randomness.noise_address if ops.draws_noise(ws) else self.noise.draw
         return synthesis(ws, draw(self.seed, f"{phase}.noise", index))
