@@ -100,8 +100,8 @@ class WandbTracker:
         """Close the run. Later calls do nothing.
 
         Returns within `finish_timeout` (exit code 0) or `early_timeout` seconds and `KILL_SECONDS`, whatever W&B does.
-        A run that ends well, but has only just begun, also gets the rest of `init_timeout`, so that a server which does
-        not answer can still become an offline record. Afterwards none of W&B's processes is left.
+        A run that ends well soon after its start also gets the rest of `init_timeout`. If the server does not answer, the
+        run can then still become an offline record. Afterwards none of W&B's processes is left.
         """
         if self._thread is None:
             return
