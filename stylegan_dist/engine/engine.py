@@ -20,7 +20,7 @@ from stylegan_dist.engine.choice import choose_engine, forget_plugin
 from stylegan_dist.engine.data_parallel import BucketLearner, FlatLearner
 from stylegan_dist.engine.deepspeed_adapter import load_deepspeed
 from stylegan_dist.engine.graphs import CudaRecorder, GraphLearner, why_no_graphs
-from stylegan_dist.engine.launch_check import check_environment, check_joined, number_of
+from stylegan_dist.engine.launch_check import check_environment, check_joined, forget_unreadable_numbers, number_of
 from stylegan_dist.engine.learner import Learner
 from stylegan_dist.engine.preflight import connecting, measure_network, set_timeout
 from stylegan_dist.engine.rendezvous import Rendezvous, patience, registration_of_this_rank
@@ -57,6 +57,7 @@ class Engine(Ranks):
         # Needed until the process group exists: it may serve the store through which that is made.
         rendezvous = Rendezvous(os.environ, launched, wait, examine)
         forget_plugin(os.environ)
+        forget_unreadable_numbers(os.environ)
         self.hosts = rendezvous.hosts
         on_cpu = rendezvous.registration["gpu"] is None
         if self.choice.zero:

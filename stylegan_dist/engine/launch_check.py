@@ -7,7 +7,7 @@ than asked for, processes that do not know of each other, settings that are igno
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 from stylegan_dist.config.knobs import MOST_IMAGES
 from stylegan_dist.errors import InputError, LocalInputError
@@ -15,7 +15,8 @@ from stylegan_dist.records import shorten
 
 # A process of several needs all of these; MASTER_ADDR and MASTER_PORT are where rank 0 or its launcher listens.
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE",
+           "MV2_COMM_WORLD_SIZE")
 _FIX = "use one of launch/accelerate/*.yaml: accelerate launch --config_file launch/accelerate/cpu.yaml launch/train.py ..."
 
 
@@ -39,6 +40,18 @@ def check_numbers(env: Mapping[str, str]) -> None:
     """Raise LocalInputError where a variable that this program, accelerate or torch reads as a number is none."""
     for name in NUMBERS:
         number_of(env, name, 0)
+
+
+def forget_unreadable_numbers(env: MutableMapping[str, str]) -> None:
+    """Remove variables in which accelerate would fail to read a number: what is set to nothing, and OpenMP's lists.
+
+    The number of threads is set by `run.threads`.
+    """
+    for name in NUMBERS:
+        if not env.get(name, "0").strip():
+            del env[name]
+    if not env.get("OMP_NUM_THREADS", "1").isdecimal():
+        del env["OMP_NUM_THREADS"]
 
 
 def asks_for_cpu(env: Mapping[str, str]) -> bool:
@@ -129,7 +142,7 @@ def number_of(env: Mapping[str, str], name: str, default: int) -> int:
     Raises:
         LocalInputError: it is something else, which the launcher gave to this process alone.
     """
-    text = env.get(name) or str(default)
+    text = env.get(name, "").strip() or str(default)
     if not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", text):
         raise LocalInputError(f"the environment variable {name}={shorten(text)} must be a whole number below 10^9")
     return int(text)

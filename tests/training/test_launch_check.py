@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stylegan_dist.engine.launch_check import check_environment, check_joined
+from stylegan_dist.engine.launch_check import check_environment, check_joined, forget_unreadable_numbers
 from stylegan_dist.engine.rendezvous import hash_code, judge, name_ranks, patience
 from stylegan_dist.errors import InputError
 
@@ -167,3 +167,11 @@ def test_code_is_names_and_contents(tmp_path: Path):
 
 def test_patience_is_a_minute_unless_asked_otherwise():
     assert [patience(timeout) for timeout in (5, 60, 600, 1800)] == [5, 60, 60, 180]
+
+
+def test_numbers_that_accelerate_could_not_read_are_forgotten():
+    env = {"WORLD_SIZE": "", "RANK": " ", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "4,2", "PMI_SIZE": ""}
+    forget_unreadable_numbers(env)
+    assert env == {"LOCAL_RANK": "0"}
+    forget_unreadable_numbers(env := {"OMP_NUM_THREADS": "4"})
+    assert env == {"OMP_NUM_THREADS": "4"}
