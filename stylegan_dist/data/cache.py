@@ -7,16 +7,16 @@ a file with its final name is whole. There is no server process and no table: th
     KEY                 a whole file. Readers hold a shared lock while they have it open.
     KEY.BYTES.part      a file on its way. Its fetcher holds an exclusive lock; without one it is left over.
     NAME.run            what a run needs at a time. It holds an exclusive lock; without one the run has ended.
-    lock                taken to make room, so that the limit holds over all processes
+    lock                taken to remove files, so that the limit holds over all processes
     sums/               which files were compared with their SHA-256 (data/sums.py)
 
 The folder is one that only its user can write to, and what is found there is compared with its SHA-256 when it is
 first opened. Other files in it are left alone.
 
-Room is made by removing the least recently opened file that nobody has open. A file that is open is never
-removed: that its space is free only after the last reader would break the limit silently. So runs that
-together had more open than there is room for would wait for each other; a run says what it needs before it
-begins, and is refused if that does not fit beside the others.
+The least recently opened file that nobody has open is removed first. A file that is open is never removed: its space
+would be free only after its last reader, and the limit would be broken silently. Runs that together need more than the
+limit would wait for each other. A run therefore says what it needs before it begins, and is refused if that does not
+fit beside the others.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Several shard sets as one line of images, in fixed proportions.
+"""Several shard sets as one sequence of images, in fixed proportions.
 
-The line is cut into groups of `GROUP` images. Each group holds the same number of images of every set, in
-an order of its own drawn from (seed, number of the group). So how many images of a set come before any
-image is arithmetic, the proportions hold exactly after every group, and each set is walked by its own
-`GlobalOrder`, every sample once per epoch of that set.
+The sequence is cut into groups of `GROUP` images. Each group holds the same number of images of every set. Their order is
+drawn from (seed, number of the group). The number of images of a set before any image is therefore computed, the
+proportions hold exactly after every group, and each set is walked by its own `GlobalOrder`, every sample once per epoch
+of that set.
 """
 
 from __future__ import annotations

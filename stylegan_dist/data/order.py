@@ -1,17 +1,17 @@
-"""The global sample order: image number -> sample, as pure arithmetic.
+"""The global sample order: image number -> sample, by arithmetic.
 
-Training consumes one endless line of images, numbered from 0. Which sample image i is, is a function of
-(seed, i) and of the sizes of the shards: not of the world size, the number of reader processes, the
-batch or the past. So the position in the data is one integer, and seeking costs nothing.
+Training consumes one endless sequence of images, numbered from 0. The sample for image i is computed from the seed, i and
+the shard sizes. The world size, the number of reader processes, the batch and the past do not matter. The position in the
+data is one integer, and seeking costs nothing.
 
     epoch e = i // N, position p = i mod N                 every sample exactly once per epoch
     all shards, permuted by (seed, e), laid on a line      neighbours on the line share a shard
-    lane l = p mod L owns a contiguous piece of the line   so a batch draws from many shards
-    inside its lane, blocks of samples are permuted        so neighbours in time are not neighbours on disk
+    lane l = p mod L owns a contiguous piece of the line   a batch draws from many shards
+    inside its lane, blocks of samples are permuted        neighbours in time are not neighbours on disk
 
-All lanes walk their blocks in step, so the line is also a sequence of *slots*: slot s is block s of every
-lane. While it lasts, only the few shards under these blocks are touched, which bounds what has to be open
-or cached, and the shards of the next slot are known long before they are needed.
+All lanes walk their blocks in step, so the line is also a sequence of *slots*: slot s is block s of every lane. During a
+slot only the few shards under these blocks are read. That bounds what must be open or cached, and the shards of the next
+slot are known long before they are needed.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """CUDA graphs: the backward passes of a phase are recorded once and replayed.
 
 At small resolutions a phase is thousands of kernels, each shorter than its launch. A graph launches all of them
-at once. What it replays is the same kernels on the same addresses, so no bit changes.
+at once. It replays the same kernels on the same addresses, so no bit changes.
 
-Recorded is what is almost everything: losses, backward passes, and the line of gradients and statistics. The sum
-over the ranks stays outside, and so does the update, a few kernels that work on all parameters: an optimizer whose
-host part is recorded needs another arithmetic (`capturable`), and with that the switch would change the run.
+A recording holds losses, backward passes, and the buffer of gradients and statistics. The sum over the ranks stays outside.
+The update stays outside, too: an optimizer can only be recorded with another arithmetic (`capturable`), which would
+change the run, and its few kernels work on all parameters at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One network that learns, with its optimizer, however both are spread over the ranks.
+"""One network that learns, with its optimizer, replicated or sharded over the ranks.
 
 Every engine is a subclass. All take the same optimizer step: gradients are summed over micro-batches and ranks
 in float32, non-finite values are counted and replaced, parameters without a gradient take part with zeros.

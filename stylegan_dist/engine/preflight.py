@@ -1,4 +1,4 @@
-"""What comes before the first step, once the ranks are a process group: can it add, and does every rank run the same thing?"""
+"""Checks once the ranks are a process group: an all-reduce adds up, and every rank runs the same configuration on the same data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where each rank of a run is, told through the store of the process group, so that one who waits can say for whom."""
+"""Each rank tells through the store of the process group where it is, so that a rank that waits can name the late one."""
 
 from __future__ import annotations
 

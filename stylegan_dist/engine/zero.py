@@ -1,8 +1,8 @@
-"""DeepSpeed ZeRO: optimizer state, gradients and parameters of one network spread over the ranks.
+"""DeepSpeed ZeRO: optimizer state, gradients and parameters of one network are sharded over the ranks.
 
-Rajbhandari et al. 2020, "ZeRO: memory optimizations toward training trillion parameter models". One DeepSpeed
-engine a network, in float32, without any of DeepSpeed's own precision, clipping or checkpoints: with that it
-computes what data parallel training computes.
+Rajbhandari et al. 2020, "ZeRO: memory optimizations toward training trillion parameter models". Each network has one
+DeepSpeed engine, in float32, without any of DeepSpeed's own precision, clipping or checkpoints. It then computes what
+data parallel training computes.
 """
 
 from __future__ import annotations

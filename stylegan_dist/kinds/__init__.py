@@ -1,7 +1,7 @@
-"""Kinds of samples. What the rest of the package must know of a kind is in its room here, behind the interface in `base`.
+"""Kinds of samples: images, arrays, sounds. Each kind is one module behind the interface in `base`.
 
-A kind has two sides. A `Kind` is what the samples of a set are: it decodes them, brings them to the network's range and
-back, and shows and saves them. A `Packing` is the options with which `pack` makes samples of that kind from files.
+A kind has two sides. A `Kind` says what the samples of a set are: it decodes them, brings them to the network's range and
+back, and shows and saves them. A `Packing` has the options with which `pack` makes samples of that kind from files.
 """
 
 from __future__ import annotations

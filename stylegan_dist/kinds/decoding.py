@@ -1,9 +1,9 @@
 """From the encoded samples of a shard to values in a batch's buffer.
 
-A run must not depend on what happens to be installed. So a faster decoder takes only files that it gives the same pixels
-for as Pillow, bit for bit, and what it refuses goes to Pillow, which has the last word. JPEG: simplejpeg (libjpeg-turbo,
+A run must not depend on which decoders are installed. A faster decoder therefore decodes only files for which it gives
+the same pixels as Pillow, bit for bit. Everything that it refuses goes to Pillow. JPEG: simplejpeg (libjpeg-turbo,
 accurate DCT, smooth upsampling). PNG and WebP of the plain form that `pack` writes: imagecodecs (libpng, libwebp), where
-it is installed. All else: Pillow, which also brings into form what shards of other tools hold in other forms.
+it is installed. All else: Pillow, which also converts images of other forms in shards of other tools.
 benchmarks/readers.py compares them.
 """
 

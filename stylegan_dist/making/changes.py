@@ -1,4 +1,4 @@
-"""Has a source changed since it was packed? First a look at sizes and times, then, where these differ, at every byte.
+"""Has a source changed since it was packed? Sizes and times are compared first; where these differ, every byte.
 
 So a call that has nothing to do is fast, and a source that was only copied is still the same.
 """
