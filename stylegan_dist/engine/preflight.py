@@ -1,4 +1,4 @@
-"""Checks once the ranks are a process group: an all-reduce adds up, and every rank runs the same configuration on the same data."""
+"""Checks once the ranks are a process group: an all-reduce adds up, and all ranks have the same configuration and data."""
 
 from __future__ import annotations
 
