@@ -268,6 +268,8 @@ def purposes_in_source() -> dict[str, str]:
                     text = ast.unparse(argument)[2:-1]
                     if text.startswith("{phase}"):
                         found |= {text.replace("{phase}", phase): path.name for phase in PHASES}
+                    elif text == "{purpose}.z":  # of `Generator.sample`
+                        found |= {text.replace("{purpose}", purpose): path.name for purpose in ("samples", "generate")}
                     elif text == "d_penalty.{name}_noise":
                         found |= {text.replace("{name}", penalty): path.name for penalty in ("r1", "r2")}
                     else:

@@ -20,7 +20,12 @@ class Family(abc.ABC):
 
     Parameters of new networks have no values yet: `networks.layers.initialize` sets them, as their modules'
     `init_parameters` say.
+
+    Attributes:
+        running: names of the running statistics of the objective (`Objective.running`), which state.json has.
     """
+
+    running: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def generator(self, config: Config, shape: SampleShape, precision: Precision) -> Generator:

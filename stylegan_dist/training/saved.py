@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from stylegan_dist.errors import InputError
+from stylegan_dist.families import DEFAULT, family_named
 from stylegan_dist.kinds import Array, declared
 from stylegan_dist.kinds.base import MAX_CHANNELS, RESOLUTIONS
 from stylegan_dist.records import Count, Digest, read_record
@@ -73,7 +74,7 @@ class SavedState:
     data: SavedData
     config: dict[str, Any]
     replaced: Count = 0  # older checkpoints do not count
-    running: dict[str, Float32] = field(default_factory=dict)  # those asked for; beside the other fields in the file
+    running: dict[str, Float32] = field(default_factory=dict)  # those of the family; beside the other fields in the file
 
 
 def file_names(name: str, count: int) -> list[str]:
@@ -104,18 +105,17 @@ def read_manifest(folder: Path) -> tuple[dict[str, FileMeasure], dict[str, list[
     return files, layout
 
 
-def load_state(folder: Path, running: Collection[str] = ()) -> SavedState:
+def load_state(folder: Path) -> SavedState:
     """The content of state.json.
 
-    Args:
-        running: names of the running statistics that it must have.
     Raises:
         InputError: it is missing or damaged, or of another checkpoint than the folder's name says.
     """
     state = _read(SavedState, folder / STATE)
-    if running:
-        names = [(name, Float32) for name in running]
-        state.running = dict(vars(_read(make_dataclass("Running", names), folder / STATE)))
+    generator = state.config.get("generator")
+    family = str(generator.get("family", DEFAULT)) if isinstance(generator, dict) else DEFAULT
+    running = [(name, Float32) for name in family_named(family).running]
+    state.running = dict(vars(_read(make_dataclass("Running", running), folder / STATE)))
     if folder.name != f"nimg-{state.nimg:08d}":
         raise InputError(f"{folder / STATE} is damaged (its nimg is {state.nimg}, which is not that of the folder)")
     return state

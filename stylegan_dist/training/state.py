@@ -97,7 +97,7 @@ class TrainState:
             InputError: it is damaged or does not fit; the state is not to be used then.
         """
         try:
-            facts, saved = load_state(folder, self.objective.running), {name: SavedTensors(folder, name) for name in NAMES}
+            facts, saved = load_state(folder), {name: SavedTensors(folder, name) for name in NAMES}
             if {name: value for name, value in asdict(facts.data).items() if value is not None} != self.data:
                 raise InputError(f"{folder / STATE} is damaged (what it says of the data does not fit its fingerprint)")
             own = self.tensors()

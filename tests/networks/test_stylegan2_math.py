@@ -168,7 +168,7 @@ def test_num_ws(resolution, count):
         (1024, 32768, {}, {}, 30_370_060, 29_012_513),
         (512, 32768, {}, {}, 30_276_583, 28_982_849),
         (256, 16384, {}, {}, 24_767_458, 24_001_089),
-        (32, 32768, {"mapping_layers": 2, "num_classes": 10}, {"architecture": "orig", "num_classes": 10},
+        (32, 32768, {"mapping_layers": 2, "classes": 10}, {"architecture": "orig", "classes": 10},
          20_215_315, 23_089_664),
     ],
 )

@@ -263,7 +263,7 @@ def test_autocast_is_pytorch_s():
 def test_16_bits_on_a_cpu_without_them(monkeypatch, dtype, transposed):
     """Float32 inside, from inputs, to outputs and to gradients that have 16 bits."""
     monkeypatch.setattr(convolution, "CPU_HAS_16_BITS", False)
-    function, expected, shape = both(3, 1, 1, 0, transposed)
+    function, expected, shape = both(3, 1, 1, transposed)
     x, w, g = numbers(0, 2, 2, 6, 6).to(dtype), numbers(1, *shape).to(dtype), numbers(2, 2, 3, 6, 6).to(dtype)
 
     def results(function, cast, *inputs):

@@ -84,7 +84,7 @@ def test_parameters_stay_where_the_optimizer_knows_them(tmp_path):
 def test_facts_and_checksums(tmp_path):
     state = new_state()
     step(state, 0)
-    facts = load_state(save(state, tmp_path), state.objective.running)
+    facts = load_state(save(state, tmp_path))
     assert facts.nimg == 4
     assert facts.data == SavedData(INDEX.fingerprint, resolution=8, channels=3, num_classes=2)
     assert facts.config["run"]["batch"] == 4

@@ -21,6 +21,8 @@ from stylegan_dist.networks.layers import Precision
 class StyleGan2(Family):
     """Karras et al. 2020, and 2020b for class conditioning, low precision and small images."""
 
+    running = ("path_mean",)
+
     def generator(self, config: Config, shape: SampleShape, precision: Precision) -> Generator:
         return Generator(shape, config.generator, precision, config.run.recompute)
 

@@ -70,6 +70,8 @@ class ToyObjective(Objective):
 class Toy(Family):
     """Makes noise."""
 
+    running = ("brightness",)
+
     def generator(self, config: Config, shape: SampleShape, precision: Precision) -> Painter:
         return Painter(shape, config.generator.latent)
 
