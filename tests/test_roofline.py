@@ -92,6 +92,7 @@ def test_flops_of_the_schedule(path):
     assert step == pytest.approx(4.75 * f["g"] + 8.375 * f["d"], rel=0.02)
 
 
+@pytest.mark.full
 def test_fused_operators_move_less():
     if not native.native().devices:
         pytest.skip(native.native().reason)

@@ -31,6 +31,7 @@ def test_every_sample_once_per_epoch():
             assert sorted(locate(order, epoch * n, n)) == samples_of(layout), (layout, lanes, block, seed, epoch)
 
 
+@pytest.mark.full
 def test_any_way_of_asking_gives_the_same():
     """Cold or warm, one by one or together, forwards, backwards or at random: a function of the number alone."""
     for layout, lanes, block, seed in SMALL[::2]:  # one seed

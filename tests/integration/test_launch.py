@@ -47,7 +47,8 @@ def test_cpu_and_wandb_offline(labelled_shards: Path, tmp_path: Path):
     assert runs[0].config["run"]["batch"] == 8
 
 
-@pytest.mark.parametrize(("config", "processes"), [pytest.param("1gpu.yaml", 1, marks=pytest.mark.full), ("8gpu.yaml", 2)])
+@pytest.mark.full
+@pytest.mark.parametrize(("config", "processes"), [("1gpu.yaml", 1), ("8gpu.yaml", 2)])
 def test_single_machine(config: str, processes: int, labelled_shards: Path, tmp_path: Path):
     result = finished(train_command(labelled_shards, tmp_path / "run", *SHORT, config=config, processes=processes))
     assert result.returncode == 0, result.stdout + result.stderr

@@ -46,7 +46,9 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize(("stage", "where"), [(1, "device"), (2, "offload"), (3, "device"), (3, "offload")])
+@pytest.mark.parametrize(("stage", "where"), [
+    pytest.param(1, "device", marks=pytest.mark.full), pytest.param(2, "offload", marks=pytest.mark.full), (3, "device"),
+    pytest.param(3, "offload", marks=pytest.mark.full)])
 def test_this_version_is_one_that_we_know(stage: int, where: str):
     """Every private attribute is there, and a step through them gives what data parallel training gives."""
     done = finished([sys.executable, "-c", STEPS, str(stage), where], LOCAL_RANK="0")

@@ -17,6 +17,16 @@ from stylegan_dist.training import loop
 from stylegan_dist.training.interruption import StopRequest, why_nohup_fails
 
 
+@pytest.fixture(autouse=True)
+def obeyed():
+    """As a shell in the foreground starts programs, however the tests were started."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def ignored(monkeypatch):
     """As nohup leaves it."""

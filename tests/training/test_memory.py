@@ -123,7 +123,8 @@ def test_optimizer_state(name, copies):
     assert resident["discriminator: optimizer state"] == 2 * resident["discriminator: parameters"]
 
 
-def test_what_zero_spreads_over_the_ranks():
+@pytest.mark.full
+def test_what_zero_shards_over_the_ranks():
     """Rajbhandari et al. 2020, figure 1: which of parameters, gradients and optimizer state is divided by the ranks."""
     ranks = 4
     buckets = {"reduce_bucket_size": 1000}
@@ -202,6 +203,7 @@ def test_micro_batches_that_are_allowed(overrides, ranks, expected):
             assert size in expected
 
 
+@pytest.mark.full
 def test_the_largest_micro_batch_that_fits_is_proposed():
     resolved, index = resolved_for(32, *THIN, *NO_PENALTY, "run.batch=32", "run.batch_gpu=32"), make_index(32)
     peaks = {n: estimate(32, *THIN, *NO_PENALTY, "run.batch=32", f"run.batch_gpu={n}").peak for n in (4, 16)}
@@ -253,7 +255,8 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-@pytest.mark.parametrize(("mib", "words"), [(350, ()), (170, ("no smaller run.batch_gpu fits", "channel_base"))])
+@pytest.mark.parametrize(("mib", "words"), [
+    pytest.param(350, (), marks=pytest.mark.full), (170, ("no smaller run.batch_gpu fits", "channel_base"))])
 def test_a_run_that_does_not_fit_says_what_does(mib, words, labelled_shards: Path, tmp_path: Path):
     def train(*overrides: str):
         return finished([

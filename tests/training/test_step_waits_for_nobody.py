@@ -27,8 +27,9 @@ META = torch.device("meta")
 
 @pytest.mark.parametrize(("path", "overrides"), [
     ("fused", ("precision.dtype=fp16", "loss.adversarial=relativistic", "optim.g.l1=1e-3")),
-    ("closed", ("data.conditional=false", "loss.penalty=approximate", "loss.path_length_interval=1", "run.batch_gpu=4",
-                "run.recompute=8", "optim.g.name=RMSprop", "optim.g.lr=0.001")),
+    pytest.param("closed", ("data.conditional=false", "loss.penalty=approximate", "loss.path_length_interval=1",
+                            "run.batch_gpu=4", "run.recompute=8", "optim.g.name=RMSprop", "optim.g.lr=0.001"),
+                 marks=pytest.mark.full),
 ])
 def test_whole_steps(path: str, overrides: tuple[str, ...], small_shards: Path):
     if path == "fused" and not native.native().devices:
