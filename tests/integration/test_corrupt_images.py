@@ -16,7 +16,7 @@ from servers import slow as slowly
 
 from stylegan_dist.cli import main
 from stylegan_dist.data.index import load_index, load_offsets
-from stylegan_dist.kinds import decoding
+from stylegan_dist.kinds import image
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_waiting_for_data_is_told_with_its_cause(labelled_shards, tmp_path, monk
         elif cause == "disk":
             monkeypatch.setattr(os, "pread", slow(os.pread))
         else:
-            monkeypatch.setattr(decoding, "decode_into", slow(decoding.decode_into))
+            monkeypatch.setattr(image, "decode_into", slow(image.decode_into))
         monkeypatch.setattr("stylegan_dist.training.events.WAIT_ALLOWED", 0.0)
         monkeypatch.setattr("stylegan_dist.training.events.LEAST_WAIT", 0.0)
         assert train(place, tmp_path / "run", 0.016, cache) == 0
