@@ -1,12 +1,11 @@
-"""Types for `ArgumentParser.add_argument`: numbers in a range, paths and text. An error names the argument that is
-wrong.
-"""
+"""Verbs of the command line, and types of their arguments: numbers in a range, paths, text. An error names the argument."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.paths import check_text, expand_home, user_path
@@ -52,3 +51,14 @@ def _number(text: str, name: str, span: Range, kind: Callable[[str], Number], no
         if (number := kind(text)) in span:
             return number
     raise InputError(f"{name} must be {noun} {span}, not {shorten(text)}")
+
+
+def add_verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], **words: str) -> argparse.ArgumentParser:
+    """Add a verb, which calls `run`, to the result of `ArgumentParser.add_subparsers`.
+
+    Args:
+        words: `help`, `description` and `epilog`, laid out as they are.
+    """
+    parser = verbs.add_parser(name, formatter_class=argparse.RawDescriptionHelpFormatter, **words)
+    parser.set_defaults(run=run)
+    return parser

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from stylegan_dist import __version__
-from stylegan_dist.arguments import CELLS, MANY, path, real, whole, word
+from stylegan_dist.arguments import CELLS, MANY, add_verb, path, real, whole, word
 from stylegan_dist.config import describe, load_config
 from stylegan_dist.environment import usable_environment
 from stylegan_dist.errors import (
@@ -101,8 +101,8 @@ def _say_error(error: Exception) -> None:
 
 
 def _add_train(verbs: argparse._SubParsersAction) -> None:
-    parser = verbs.add_parser(
-        "train",
+    parser = add_verb(
+        verbs, "train", _train,
         help="train a generator, or continue a run",
         description="Train from a preset and overrides. Running the same command again continues the run in run.dir.\n"
         "In one process; start several with `accelerate launch launch/train.py ...`, same arguments.",
@@ -111,13 +111,11 @@ def _add_train(verbs: argparse._SubParsersAction) -> None:
         "  stylegan-dist train launch/presets/ffhq256.yaml data.shards=data/ffhq loss.r1_gamma=2 --dry-run\n"
         "  accelerate launch --config_file launch/accelerate/8gpu.yaml launch/train.py launch/presets/ffhq256.yaml "
         "data.shards=data/ffhq",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("preset", nargs="?", help="YAML file, for example launch/presets/auto.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any configuration key, for example run.batch=32")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan, and stop")
     parser.add_argument("--help-config", action="store_true", help="list all configuration keys and stop")
-    parser.set_defaults(run=_train)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -146,15 +144,14 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _add_generate(verbs: argparse._SubParsersAction) -> None:
-    parser = verbs.add_parser(
-        "generate",
+    parser = add_verb(
+        verbs, "generate", _generate,
         help="draw pictures with a trained generator",
         description="Draw pictures with the averaged generator of a run's newest checkpoint. Each is computed alone, so\n"
         "that the pixels of a seed depend on the seed, the class, the truncation and the noise, on one machine with one\n"
         "PyTorch and the same --ops and --device, and on nothing else.\n"
         "After training on arrays these are written too (.npy), and sounds (.wav) if they are log-mel spectrograms.",
         epilog="example:\n  stylegan-dist generate runs/demo --seeds 0-63 --trunc 0.7 --class 3 --out pictures",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_dir", metavar="RUN", type=path("RUN"), help="folder of the run")
     parser.add_argument("--seeds", default="0-63", help="for example 0-63 or 1,5,10-12 (default: %(default)s)")
@@ -170,7 +167,6 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
                         help="fused: the native operators, faster on CPUs, compiled at their first use; pixels differ in few "
                         "places by one level (default: %(default)s)")
     parser.add_argument("--out", type=path("--out"), required=True, help="folder for the files and grid.png")
-    parser.set_defaults(run=_generate)
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -185,14 +181,12 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _add_doctor(verbs: argparse._SubParsersAction) -> None:
-    parser = verbs.add_parser(
-        "doctor",
+    add_verb(
+        verbs, "doctor", _doctor,
         help="say what this machine has for training, and check it",
         description="Say what this machine has for training, and compare the native operators with those of PyTorch on small\n"
         "networks. Compiles the native operators if they are not there yet. Exit code 1: they compute something else.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=_doctor)
 
 
 def _doctor(args: argparse.Namespace) -> int:

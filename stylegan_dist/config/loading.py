@@ -6,7 +6,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -120,23 +120,21 @@ def _read_file(path: Path) -> Iterator[Setting]:
         values = read_yaml(text)
     except ValueError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
-    yield from _flatten(values or {}, "", path)
+    keys = [key for key, _, _ in _knobs(Config(), "")]  # all families have the same sections
+    sections = {".".join(parts[:n]) for key in keys for parts in [key.split(".")] for n in range(1, len(parts))}
+    yield from _flatten(values or {}, "", sections, path)
 
 
-def _flatten(node: Any, prefix: str, path: Path) -> Iterator[Setting]:
+def _flatten(node: Any, prefix: str, sections: Collection[str], path: Path) -> Iterator[Setting]:
     if not isinstance(node, dict):
         raise InputError(f"{path}: expected `key: value` lines {'below ' + prefix if prefix else 'at the top'}")
     for key, value in node.items():
         word = key if isinstance(key, str) else shorten(key)
         dotted = f"{prefix}.{word}" if prefix else word
-        if _keys_of(dotted):
-            yield from _flatten(value if value is not None else {}, dotted, path)
+        if dotted in sections:
+            yield from _flatten(value if value is not None else {}, dotted, sections, path)
         else:
             yield Setting(dotted, value, f"in {path}")
-
-
-def _keys_of(section: str) -> list[str]:
-    return [key for key, _, _ in _knobs(Config(), "") if key.startswith(f"{section}.")]
 
 
 def _set(config: Config, setting: Setting) -> None:

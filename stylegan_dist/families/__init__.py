@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stylegan_dist.errors import InputError
 
 if TYPE_CHECKING:
+    from stylegan_dist.config import Config
     from stylegan_dist.families.family import Family
 
 DEFAULT = "stylegan2"
@@ -26,6 +27,11 @@ def sections_of(name: str = DEFAULT) -> Mapping[str, type]:
         InputError: there is no such family.
     """
     return _module(name, "config").SECTIONS
+
+
+def family_of(config: Config) -> Family:
+    """Networks, objective and rules of the family that a configuration names."""
+    return family_named(config.generator.family)
 
 
 def family_named(name: str) -> Family:

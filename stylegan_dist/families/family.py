@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
 from stylegan_dist.config import Config
 from stylegan_dist.networks.generator import Generator, SampleShape
@@ -22,10 +22,10 @@ class Family(abc.ABC):
     `init_parameters` say.
 
     Attributes:
-        running: names of the running statistics of the objective (`Objective.running`), which state.json has.
+        objective: the losses of a run.
     """
 
-    running: tuple[str, ...] = ()
+    objective: type[Objective]
 
     @abc.abstractmethod
     def generator(self, config: Config, shape: SampleShape, precision: Precision) -> Generator:
@@ -37,11 +37,6 @@ class Family(abc.ABC):
 
         Its attribute `precision` is the policy that it computes with.
         """
-
-    @abc.abstractmethod
-    def objective(self, config: Config, generator: nn.Module, discriminator: nn.Module,
-                  label_counts: Tensor | None) -> Objective:
-        """The losses of a run; arguments as of `Objective`."""
 
     @abc.abstractmethod
     def resolve(self, config: Config, resolution: int, auto: Auto) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 
-from stylegan_dist.arguments import MANY, SEEDS, WORKERS, path, real, whole, word
+from stylegan_dist.arguments import MANY, SEEDS, WORKERS, add_verb, path, real, whole, word
 from stylegan_dist.data.index import read_index
 from stylegan_dist.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
 from stylegan_dist.kinds import PACKINGS, Packing
@@ -70,13 +70,12 @@ Exit code 0: the set is sound. 2: the problems are listed, one a line.
 
 def add_pack(subparsers) -> None:
     """Add the verb `pack` to the result of `ArgumentParser.add_subparsers`."""
-    parser = subparsers.add_parser(
-        "pack", help="make a shard set from a folder, a zip or a tar of images, arrays or sounds", epilog=_PACK_EXAMPLES,
+    parser = add_verb(
+        subparsers, "pack", _run_pack,
+        help="make a shard set from a folder, a zip or a tar of images, arrays or sounds", epilog=_PACK_EXAMPLES,
         description="Bring all images, arrays or sounds of a folder, a zip or a tar into one form and write them as WebDataset "
                     "shards with an index, ready for training.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=_run_pack)
     parser.add_argument("source", metavar="SOURCE", type=path("SOURCE", url=True),
                         help="a folder (searched with its sub-folders), a zip or a tar; a folder or a pattern of tars, such as "
                         "WebDataset shards")
@@ -118,13 +117,12 @@ def add_pack(subparsers) -> None:
 
 def add_index(subparsers) -> None:
     """Add the verb `index` to the result of `ArgumentParser.add_subparsers`."""
-    parser = subparsers.add_parser(
-        "index", help="make an index for WebDataset shards that other tools made", epilog=_INDEX_EXAMPLES,
+    parser = add_verb(
+        subparsers, "index", _run_index,
+        help="make an index for WebDataset shards that other tools made", epilog=_INDEX_EXAMPLES,
         description="Find every sample of a set of tar files by its headers, and write index.json and the offsets that "
                     "training reads. The shards stay as they are.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=_run_index)
     parser.add_argument("shards", metavar="SHARDS", type=path("SHARDS", url=True),
                         help="a folder, a URL (s3://, gs://, http://, hf://, ...), or a pattern "
                                                          "of tar files with braces and wildcards")
@@ -141,13 +139,12 @@ def add_index(subparsers) -> None:
 
 def add_verify(subparsers) -> None:
     """Add the verb `verify` to the result of `ArgumentParser.add_subparsers`."""
-    parser = subparsers.add_parser(
-        "verify", help="check a shard set: files, checksums, samples, labels", epilog=_VERIFY_EXAMPLES,
+    parser = add_verb(
+        subparsers, "verify", _run_verify,
+        help="check a shard set: files, checksums, samples, labels", epilog=_VERIFY_EXAMPLES,
         description="Check every file of a shard set against its index (sizes, SHA-256 where the index has it, headers, "
                     "offsets, labels) and decode every sample.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=_run_verify)
     parser.add_argument("folder", metavar="FOLDER", type=path("FOLDER", url=True),
                         help="the folder or URL that holds index.json")
     parser.add_argument("--quick", action="store_true", help="do not decode the samples")

@@ -31,12 +31,14 @@ class Objective(abc.ABC):
             may be replaced by compiled ones.
         weights: numbers of the losses that a schedule may move. They are tensors on the device, so that recorded
             graphs and compiled networks see a new value; `set_weight` sets it in place. float64 [].
-        running: running statistics by name, float32 []. Part of the saved state.
+        running: running statistics by name, float32 [], which begin at 0. Part of the saved state.
     Args:
         config: resolved; its section `loss` is a `GameConfig`.
         label_counts: int64 [classes], how often each class occurs in the data; generated images get
             labels with these frequencies. None for an unconditional run.
     """
+
+    RUNNING: tuple[str, ...] = ()  # names of the running statistics
 
     def __init__(self, config: Config, generator: nn.Module, discriminator: nn.Module, label_counts: Tensor | None):
         self.config = config.loss
@@ -53,7 +55,7 @@ class Objective(abc.ABC):
         self.weights: dict[str, Tensor] = {}
         self.set_weight("r1_gamma", config.loss.r1_gamma)
         self.set_weight("r2_gamma", config.loss.r2_gamma)
-        self.running: dict[str, Tensor] = {}
+        self.running = {name: torch.zeros((), device=self.device) for name in self.RUNNING}
 
     @abc.abstractmethod
     def generate(self, phase: str, index: Tensor, labels: Tensor | None) -> tuple[Tensor, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from stylegan_dist.arguments import CELLS, SEEDS, WORKERS, path, places, real, whole
+from stylegan_dist.arguments import CELLS, SEEDS, WORKERS, add_verb, path, places, real, whole
 from stylegan_dist.config.knobs import MOST_IMAGES
 from stylegan_dist.errors import EXIT_OK, InputError
 from stylegan_dist.machine import available_cores
@@ -36,12 +36,11 @@ Rates beyond the number of cores are extrapolated and say so.
 
 def add_peek(subparsers) -> None:
     """Add the verb `peek` to the result of `ArgumentParser.add_subparsers`."""
-    parser = subparsers.add_parser(
-        "peek", help="a contact sheet of a shard set, as PNG", epilog=_PEEK_EXAMPLES,
+    parser = add_verb(
+        subparsers, "peek", _run_peek,
+        help="a contact sheet of a shard set, as PNG", epilog=_PEEK_EXAMPLES,
         description="Draw samples from all over a shard set on one sheet.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=_run_peek)
     parser.add_argument("shards", metavar="SHARDS", type=places("SHARDS"), help="the folder or URL that holds index.json")
     parser.add_argument("--columns", type=whole("--columns", CELLS), default=16, help="of the sheet (default: %(default)s)")
     parser.add_argument("--rows", type=whole("--rows", CELLS), default=8, help="of the sheet (default: %(default)s)")
@@ -51,12 +50,11 @@ def add_peek(subparsers) -> None:
 
 def add_bench_data(subparsers) -> None:
     """Add the verb `bench-data` to the result of `ArgumentParser.add_subparsers`."""
-    parser = subparsers.add_parser(
-        "bench-data", help="how fast a shard set is read and decoded here", epilog=_BENCH_EXAMPLES,
+    parser = add_verb(
+        subparsers, "bench-data", _run_bench_data,
+        help="how fast a shard set is read and decoded here", epilog=_BENCH_EXAMPLES,
         description="Measure the stream of a shard set by stage and number of reader processes.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=_run_bench_data)
     parser.add_argument("shards", metavar="SHARDS", type=places("SHARDS"), help="the folder or URL that holds index.json")
     parser.add_argument("--workers", default=None, metavar="N,N,...",
                         help="numbers of reader processes (default: 0, 1, 2, 4, ... up to the number of cores)")

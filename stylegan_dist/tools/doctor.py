@@ -10,7 +10,7 @@ import torch
 
 from stylegan_dist import __version__
 from stylegan_dist.config import load_config
-from stylegan_dist.families import family_named
+from stylegan_dist.families import family_of
 from stylegan_dist.machine import available_cores, available_memory, supports_bf16
 from stylegan_dist.networks.generator import SampleShape
 from stylegan_dist.networks.layers import Arithmetic
@@ -75,7 +75,7 @@ def _gradients(device: str, dtype: torch.dtype, path: str) -> dict[str, list[tor
     config = load_config(None, [*SMALL, f"precision.dtype={name}"])
     shape, place = SampleShape(32, 3), torch.device(device)
     networks = {"g": build_generator(config, shape, place), "d": build_discriminator(config, shape, place)}
-    objective = family_named(config.generator.family).objective(config, networks["g"], networks["d"], None)
+    objective = family_of(config).objective(config, networks["g"], networks["d"], None)
     pixels = torch.linspace(-1, 1, 4 * 3 * 32 * 32, device=device).view(4, 3, 32, 32).sin()
     part = MicroBatch(pixels, None, torch.arange(4, device=device))
     found = {}

@@ -7,7 +7,7 @@ from torch import nn
 
 from stylegan_dist.config import Config
 from stylegan_dist.config.schema import OptimizerConfig
-from stylegan_dist.families import family_named
+from stylegan_dist.families import family_of
 from stylegan_dist.networks.generator import Generator, SampleShape
 from stylegan_dist.networks.layers import Precision, initialize
 from stylegan_dist.training.rules import DTYPES, optimizer_arguments
@@ -22,7 +22,7 @@ def precision_policy(config: Config) -> Precision:
 def build_generator(config: Config, shape: SampleShape, device: torch.device, precision: Precision | None = None) -> Generator:
     """The generator, with parameters that are a function of the seed; on the meta device without values."""
     with device:
-        network = family_named(config.generator.family).generator(config, shape, precision or precision_policy(config))
+        network = family_of(config).generator(config, shape, precision or precision_policy(config))
     _set_values(network, config, "init.g")
     return network
 
@@ -30,7 +30,7 @@ def build_generator(config: Config, shape: SampleShape, device: torch.device, pr
 def build_discriminator(config: Config, shape: SampleShape, device: torch.device) -> nn.Module:
     """The discriminator, with parameters that are a function of the seed; on the meta device without values."""
     with device:
-        network = family_named(config.generator.family).discriminator(config, shape, precision_policy(config))
+        network = family_of(config).discriminator(config, shape, precision_policy(config))
     _set_values(network, config, "init.d")
     return network
 

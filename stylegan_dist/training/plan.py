@@ -17,7 +17,7 @@ from stylegan_dist.data.working_set import working_set
 from stylegan_dist.engine.choice import choose_engine
 from stylegan_dist.engine.graphs import why_no_graphs
 from stylegan_dist.errors import InputError
-from stylegan_dist.families import family_named
+from stylegan_dist.families import family_of
 from stylegan_dist.machine import supports_bf16
 from stylegan_dist.ops import native
 from stylegan_dist.ranks import World
@@ -51,7 +51,7 @@ def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, exe
         ("data", f"{c.data.shards}: {index.num_samples:,} {index.kind.noun}, {index.resolution} px, "
                  f"{index.kind.layout(index.channels)}{classes}"),
         ("generator", f"{sizes['g']:,} parameters"),
-        ("discriminator", f"{sizes['d']:,} parameters, {family_named(c.generator.family).describe(c)}"),
+        ("discriminator", f"{sizes['d']:,} parameters, {family_of(c).describe(c)}"),
         ("precision", precision),
         ("ops", resolved.ops),
         ("compile", f"off ({execution.no_compile})" if execution.no_compile else "on"),

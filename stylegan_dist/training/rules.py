@@ -18,7 +18,7 @@ from stylegan_dist.config.loading import check_ranges
 from stylegan_dist.config.schema import Config, OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
-from stylegan_dist.families import family_named
+from stylegan_dist.families import family_of
 from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels
 from stylegan_dist.objective.adversarial import ADVERSARIAL
 from stylegan_dist.ops import native
@@ -68,7 +68,7 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
             setattr(section, key, value)
             notes.append(f"{prefix}.{key} = {value} ({rule})")
 
-    run, resolution, family = config.run, index.resolution, family_named(config.generator.family)
+    run, resolution, family = config.run, index.resolution, family_of(config)
     auto(config.data, "data", "conditional", index.num_classes > 1, "the data has labels"
          if index.num_classes > 1 else "the data has no labels of different classes")
     if config.data.conditional and index.num_classes < 1:
@@ -180,7 +180,7 @@ def _check(config: Config, resolution: int, world_size: int, advice: str) -> Non
     if (pixels := grid_pixels(columns * rows, resolution)) > MOST_PIXELS:
         raise InputError(f"monitor.grid_columns={columns} x monitor.grid_rows={rows} images make a picture of {pixels} pixels, "
                          f"more than {MOST_PIXELS}: set fewer")
-    family_named(config.generator.family).check(config, resolution)
+    family_of(config).check(config, resolution)
     if loss.adversarial not in ADVERSARIAL:
         raise InputError(f"loss.adversarial={shorten(loss.adversarial)} is unknown; choose one of {', '.join(ADVERSARIAL)}")
     for name in ("g", "d"):
@@ -200,7 +200,7 @@ def _check(config: Config, resolution: int, world_size: int, advice: str) -> Non
 
 def _group(config: Config) -> int:
     """Every micro-batch is a multiple of this, so that no group of images is ever split."""
-    return family_named(config.generator.family).group(config)[0]
+    return family_of(config).group(config)[0]
 
 
 def micro_batch_sizes(config: Config, world_size: int) -> list[int]:
@@ -256,6 +256,6 @@ def _wrong_micro_batch(config: Config, world_size: int, remedy: str) -> InputErr
     if per_rank % run.batch_gpu:
         return InputError(f"run.batch_gpu={run.batch_gpu} does not divide the {per_rank} images of each rank "
                           f"(run.batch={run.batch} over {world_size} processes): {remedy}")
-    unit, settings = family_named(config.generator.family).group(config)
+    unit, settings = family_of(config).group(config)
     return InputError(f"run.batch_gpu={run.batch_gpu} (of {per_rank} images per rank) must be a multiple of {unit}, so that "
                       f"the groups of {settings} are never split: {remedy}")

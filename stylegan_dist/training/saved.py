@@ -90,7 +90,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, FileMeasure], dict[str, list[
     Raises:
         InputError: it is missing or damaged; does not name all files of a checkpoint; names anything else.
     """
-    files = _read(Manifest, folder / MANIFEST).files
+    files = _record(Manifest, _content(folder / MANIFEST), folder / MANIFEST).files
     layout = {}
     for name in NAMES:
         parts = [file for file in files if re.fullmatch(rf"{name}(-\d{{5}}-of-\d{{5}})?\.safetensors", file)]
@@ -111,13 +111,15 @@ def load_state(folder: Path) -> SavedState:
     Raises:
         InputError: it is missing or damaged, or of another checkpoint than the folder's name says.
     """
-    state = _read(SavedState, folder / STATE)
+    path = folder / STATE
+    content = _content(path)
+    state = _record(SavedState, content, path)
     generator = state.config.get("generator")
     family = str(generator.get("family", DEFAULT)) if isinstance(generator, dict) else DEFAULT
-    running = [(name, Float32) for name in family_named(family).running]
-    state.running = dict(vars(_read(make_dataclass("Running", running), folder / STATE)))
+    running = [(name, Float32) for name in family_named(family).objective.RUNNING]
+    state.running = dict(vars(_record(make_dataclass("Running", running), content, path)))
     if folder.name != f"nimg-{state.nimg:08d}":
-        raise InputError(f"{folder / STATE} is damaged (its nimg is {state.nimg}, which is not that of the folder)")
+        raise InputError(f"{path} is damaged (its nimg is {state.nimg}, which is not that of the folder)")
     return state
 
 
@@ -207,13 +209,20 @@ def expected_of(tensors: Mapping[str, Any]) -> Expected:
     return {name: (value.shape, value.dtype) for name, value in tensors.items()}
 
 
-def _read(kind: type[_Record], path: Path) -> _Record:
+def _content(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise InputError(f"{path} is missing")
         with open(path, "rb") as file:
-            return read_record(kind, file.read(MAX_JSON + 1), MAX_JSON)
-    except (OSError, ValueError) as error:
+            return file.read(MAX_JSON + 1)
+    except OSError as error:
+        raise InputError(f"{path} is damaged ({error})") from None
+
+
+def _record(kind: type[_Record], content: bytes, path: Path) -> _Record:
+    try:
+        return read_record(kind, content, MAX_JSON)
+    except ValueError as error:
         raise InputError(f"{path} is damaged ({error})") from None
 
 

@@ -50,9 +50,7 @@ class Run:
     def __init__(self, config: Config, engine: Engine):
         self.engine = engine
         self.index = engine.together(lambda: load_index_of(config))
-        self.resolved = engine.together(
-            lambda: resolve(config, self.index, engine.world)
-        )
+        self.resolved = engine.together(lambda: resolve(config, self.index, engine.world))
         self.config = self.resolved.config
         self.dir = Path(self.config.run.dir)
         self.total = steps_in(self.config) * self.config.run.batch

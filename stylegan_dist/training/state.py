@@ -13,7 +13,7 @@ from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.engine import Engine, Learner
 from stylegan_dist.engine.data_parallel import FlatLearner
 from stylegan_dist.errors import InputError
-from stylegan_dist.families import family_named
+from stylegan_dist.families import family_of
 from stylegan_dist.networks.generator import SampleShape
 from stylegan_dist.objective.phases import main_share
 from stylegan_dist.ranks import Ranks
@@ -53,8 +53,7 @@ class TrainState:
         self.discriminator = build_discriminator(config, shape, device)
         self.networks: dict[str, nn.Module] = {"g": self.generator, "d": self.discriminator}
         counts = torch.tensor(index.class_counts) if resolved.num_classes else None
-        family = family_named(config.generator.family)
-        self.objective = family.objective(config, self.generator, self.discriminator, counts)
+        self.objective = family_of(config).objective(config, self.generator, self.discriminator, counts)
         self.phases = self.objective.phases()
         average = AveragedGenerator(self.generator, config.ema.half_life_kimg * 1000, config.ema.rampup)
         self.optimizers = {}

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
-
 from stylegan_dist.config import Config
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.family import Auto, Family
@@ -21,17 +19,13 @@ from stylegan_dist.networks.layers import Precision
 class StyleGan2(Family):
     """Karras et al. 2020, and 2020b for class conditioning, low precision and small images."""
 
-    running = ("path_mean",)
+    objective = StyleGan2Objective
 
     def generator(self, config: Config, shape: SampleShape, precision: Precision) -> Generator:
         return Generator(shape, config.generator, precision, config.run.recompute)
 
     def discriminator(self, config: Config, shape: SampleShape, precision: Precision) -> Discriminator:
         return Discriminator(shape, config.discriminator, precision, config.run.recompute)
-
-    def objective(self, config: Config, generator: Generator, discriminator: Discriminator,  # type: ignore[override]
-                  label_counts: Tensor | None) -> StyleGan2Objective:
-        return StyleGan2Objective(config, generator, discriminator, label_counts)
 
     def resolve(self, config: Config, resolution: int, auto: Auto) -> None:
         g, d, batch = config.generator, config.discriminator, config.run.batch

@@ -19,6 +19,7 @@ from stylegan_dist.objective.result import LossResult
 class StyleGan2Objective(Objective):
     """`running["path_mean"]` is the running mean of path lengths, `a` of Karras et al. 2020, equation 4."""
 
+    RUNNING = ("path_mean",)
     generator: Generator
 
     def __init__(self, config: Config, generator: Generator, discriminator: Discriminator, label_counts: Tensor | None):
@@ -27,7 +28,6 @@ class StyleGan2Objective(Objective):
         self.forwards["g"] = generator.synthesis
         self.noise = randomness.NoiseAddresses(generator.synthesis.noise_shapes, self.device)
         self.set_weight("path_length_weight", config.loss.path_length_weight)
-        self.running["path_mean"] = torch.zeros((), device=self.device)
 
     def generate(self, phase: str, index: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Images, and their ws [n, num_ws, w_dim]."""

@@ -46,9 +46,7 @@ class Critic(nn.Module):
 class ToyObjective(Objective):
     """Has a running statistic of its own, and a buffer that it moves."""
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.running["brightness"] = torch.zeros((), device=self.device)
+    RUNNING = ("brightness",)
 
     def generate(self, phase: str, index: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         images = self.forwards["g"](randomness.normal(self.seed, f"{phase}.z", index, (self.generator.latent,)), labels)
@@ -70,16 +68,13 @@ class ToyObjective(Objective):
 class Toy(Family):
     """Makes noise."""
 
-    running = ("brightness",)
+    objective = ToyObjective
 
     def generator(self, config: Config, shape: SampleShape, precision: Precision) -> Painter:
         return Painter(shape, config.generator.latent)
 
     def discriminator(self, config: Config, shape: SampleShape, precision: Precision) -> Critic:
         return Critic(shape, config.discriminator.gain, precision)
-
-    def objective(self, *arguments) -> ToyObjective:
-        return ToyObjective(*arguments)
 
     def resolve(self, config: Config, resolution: int, auto: Auto) -> None:
         auto(config.generator, "generator", "latent", 4, "toys are small")
