@@ -149,7 +149,7 @@ class Sums:
                 return
             done = done if status.st_ino == inode and status.st_size >= done else 0
             log.seek(done)
-            content = log.read(MAX_MEMORY_BYTES)
+            content = log.read(status.st_size - done)  # not more: a buffer of that size is allocated first
         content = content[: content.rfind(b"\n") + 1]
         self._read[folder] = status.st_ino, done + len(content)
         for line in content.splitlines():
