@@ -1,0 +1,282 @@
+"""Evaluates checkpoints of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stylegan_dist.data.cache import NodeCache
+from stylegan_dist.data.index import DatasetIndex, load_index
+from stylegan_dist.data.order import StreamPlan
+from stylegan_dist.data.working_set import open_cache, working_set
+from stylegan_dist.errors import InputError
+from stylegan_dist.evaluation.neighbours import Neighbours
+from stylegan_dist.evaluation.reals import BLOCK, LANES, real_features
+from stylegan_dist.evaluation.record import Evaluation, add_evaluation, best_first, find_known, read_evaluations
+from stylegan_dist.evaluation.samples import (
+    BATCH,
+    draw,
+    draw_path_lengths,
+    gather_rows,
+    in_memory,
+    labels_by_frequency,
+    pictures_for,
+)
+from stylegan_dist.evaluation.scores import (
+    Rows,
+    class_distances,
+    compute_scores,
+    describe_classes,
+    describe_scores,
+    names_of,
+    parse_metrics,
+    real_scores,
+)
+from stylegan_dist.features.network import FeatureNetwork, exactly
+from stylegan_dist.features.registry import open_features
+from stylegan_dist.files import file_digest
+from stylegan_dist.metrics import few_samples
+from stylegan_dist.ops import native
+from stylegan_dist.ranks import Ranks
+from stylegan_dist.training.best import read_best, remember_best
+from stylegan_dist.training.checkpoint import checkpoint_folder, list_checkpoints, name_aside
+from stylegan_dist.training.pin import pinned
+from stylegan_dist.training.run_folder import read_run_config
+from stylegan_dist.training.saved import MANIFEST
+from stylegan_dist.training.snapshot import load_generator
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How checkpoints are scored. What is None is as the run's configuration says, in the section `evaluate`.
+
+    Attributes:
+        network: of features: a name, or a path of one's own.
+        count: samples drawn, and real ones at most.
+        seed: of the samples.
+        metrics: of `scores.METRICS`. The first score of the first one decides which checkpoint is the best.
+        shards: of the real samples; empty: those of the run.
+    """
+
+    network: str | None = None
+    count: int | None = None
+    seed: int = 0
+    metrics: Sequence[str] | None = None
+    shards: str = ""
+
+
+class Evaluator:
+    """What is the same for all checkpoints of a run. All ranks make one, and call its methods together.
+
+    Attributes:
+        decides: whether the best checkpoint is chosen by these settings and metrics, whatever it was chosen by before. A look
+            at a single checkpoint decides nothing.
+    Args:
+        say: receives a line for people, on rank 0.
+        stop: whether this rank was asked to stop.
+    Raises:
+        InputError: no run, no data, no feature network, or one that does not fit the data.
+    """
+
+    def __init__(self, run_dir: Path, options: EvaluateOptions, ranks: Ranks, say: Callable[[str], None],
+                 stop: Callable[[], bool] = lambda: False, decides: bool = True):
+        self.decides = decides
+        self.run_dir, self.ranks, self.say, self.stop = run_dir, ranks, say, stop
+        config = ranks.together(lambda: read_run_config(run_dir))
+        wanted = config.evaluate
+        self.seed, self.count = options.seed, options.count or wanted.count
+        self.metrics = options.metrics or ranks.together(lambda: parse_metrics(wanted.metrics, "evaluate.metrics="))
+        self.ops = "auto" if config.ops.path == "fused" and not native.native().devices else config.ops.path
+        self.index: DatasetIndex = ranks.together(lambda: load_index(options.shards or config.data.shards))
+        self.network: FeatureNetwork = ranks.together(lambda: open_features(options.network or wanted.network, ranks.device))
+        ranks.together(lambda: self.network.check(self.index.resolution, len(self._example()[0])))
+        if "classes" in self.metrics and not (self.index.num_classes and config.data.conditional):
+            raise InputError("the metric classes needs a run that was trained with labels: leave it out")
+        if "is" in self.metrics and not self.network.classes:
+            raise InputError(f"the metric is needs a network that classifies, and {self.network.name} does not: choose another "
+                             "network, or leave it out")
+        self.names = names_of(self.metrics, self.network)
+        plan = StreamPlan(0, LANES, BLOCK, BATCH * ranks.world_size, ranks.rank, ranks.world_size)
+        size = working_set(self.index, plan, range(ranks.world_size), steps=1)
+        self.cache: NodeCache | None = ranks.together(
+            lambda: open_cache(config.data.cache, config.data.cache_gb, self.index, size, claim=False))
+        warning = few_samples(min(self.count, self.index.num_samples), self.network.dimensions)
+        if warning and {"fd", "infinity"} & set(self.metrics):
+            say(f"WARNING: {warning}")
+        self._neighbours = Neighbours(run_dir, self.index, self.cache, self.seed, self._counts(), say)
+        self._real: Rows | None = None
+        self._floors: dict[str, float] = {}  # on rank 0
+
+    def _example(self) -> Tensor:
+        """What the network would see, of one sample of zeros."""
+        index = self.index
+        return pictures_for(self.network, index.kind, torch.zeros(1, index.channels, index.resolution, index.resolution))
+
+    @property
+    def _settings(self) -> tuple[str, int, int, str]:
+        """What scores have in common that can be compared: `Evaluation.key` without the digest."""
+        return self.network.sha256, self.count, self.seed, self.index.fingerprint
+
+    def unscored(self, but: Collection[str] = ()) -> list[int]:
+        """Images seen at the checkpoints that have not all of these scores, oldest first, without those of some digests.
+
+        On rank 0.
+        """
+        known = read_evaluations(self.run_dir)
+        found = ((nimg, self.digest(nimg)) for nimg, _ in list_checkpoints(self.run_dir))
+        return [nimg for nimg, digest in found if digest and digest not in but and not self._known(known, digest)]
+
+    def known(self, nimg: int) -> Evaluation | None:
+        """What is known of a checkpoint, if that is all of these scores. On rank 0."""
+        return self._known(read_evaluations(self.run_dir), self.digest(nimg))
+
+    def _known(self, known: Sequence[Evaluation], digest: str) -> Evaluation | None:
+        return find_known(known, (digest, *self._settings), self.names)
+
+    def digest(self, nimg: int) -> str:
+        """Of the checkpoint that is there now (`Snapshot.digest`); empty if there is none."""
+        with contextlib.suppress(OSError):
+            return file_digest(checkpoint_folder(self.run_dir, nimg) / MANIFEST)
+        return ""
+
+    def evaluate(self, nimg: int) -> Evaluation | None:
+        """Score a checkpoint, and add that to evaluation.jsonl.
+
+        Returns: on rank 0 the scores; None where the checkpoint was removed, or the run has gone back from it meanwhile.
+
+        Raises:
+            InputError: the checkpoint is damaged; real samples cannot be read; there is too little memory; evaluation.jsonl
+            cannot be written. All ranks raise it.
+            Stopped: a rank was asked to stop.
+        """
+        began, ranks, counts = time.monotonic(), self.ranks, self._counts()
+        # The same arithmetic inside a training and beside it.
+        with pinned(self.run_dir, nimg) as refresh, native.using(self.ops), exactly():
+            if not ranks.broadcast(checkpoint_folder(self.run_dir, nimg).is_dir()):
+                return None
+            snapshot = ranks.together(lambda: in_memory(load_generator, self.run_dir, ranks.device, nimg))
+            classes = snapshot.generator.num_classes
+            if classes and classes != self.index.num_classes:
+                raise InputError(f"the generator has {classes} classes, and the real samples have {self.index.num_classes}: "
+                                 "give --shards with the classes that it was trained on")
+            real = self._reals()
+
+            def of_numbers(function: Callable[..., Tensor]) -> Callable[[int, int], Tensor]:
+                def compute(first: int, length: int) -> Tensor:
+                    refresh()
+                    index = torch.arange(first, first + length, device=ranks.device)
+                    return function(snapshot.generator, snapshot.kind, self.network, self.seed, index, counts)
+
+                return compute
+
+            paths, what = "ppl" in self.metrics, f"kimg {nimg / 1000:g}"
+            with self._bar(self.count * (1 + paths), what) as progress:
+                features = gather_rows(self.count, self.network.dimensions, of_numbers(
+                    lambda *draws: self.network(draw(*draws))), ranks, progress, self.stop)
+                lengths = gather_rows(self.count, 1, of_numbers(
+                    lambda *draws: draw_path_lengths(*draws)[:, None]), ranks, progress, self.stop)[:, 0] if paths else None
+            labels = labels_by_frequency(self.seed, torch.arange(self.count), counts) if counts else None
+            generated = Rows(features, labels, lengths)
+
+            def finish() -> Evaluation | None:
+                found = in_memory(self._record, nimg, snapshot.digest, real, generated, began)
+                if found:
+                    self._neighbours.show(snapshot, real.features, features)
+                return found
+
+            return ranks.on_main_at_length(finish)
+
+    def _record(self, nimg: int, digest: str, real: Rows, generated: Rows, began: float) -> Evaluation | None:
+        device, metrics = self.ranks.device, self.metrics
+        real, generated = real.to(device), generated.to(device)
+        if not self._floors:
+            self._floors = real_scores(real.features, self.network, metrics)
+        by_class = class_distances(real, generated, self.index.num_classes) if "classes" in metrics else ()
+        scores = compute_scores(real, generated, self.network, metrics, self._floors, by_class)
+        found = Evaluation(1, nimg, digest, self.network.name, self.network.sha256, self.count, self.seed,
+                           self.index.fingerprint, time.monotonic() - began, time.time(), scores, by_class)
+        if self._is_abandoned(nimg, digest):  # a tracker would take the scores for those of the checkpoint that will follow
+            self.say(f"no scores at {nimg / 1000:g} kimg: the run has gone back to an earlier checkpoint")
+            return None
+        try:
+            add_evaluation(self.run_dir, found)
+        except OSError as error:
+            raise InputError(f"cannot write to {self.run_dir}: {error.strerror or error}") from None
+        self._remember_best()
+        return found
+
+    def _is_abandoned(self, nimg: int, digest: str) -> bool:
+        """Whether the run has gone back from a checkpoint."""
+        with contextlib.suppress(OSError):
+            aside = name_aside(checkpoint_folder(self.run_dir, nimg))
+            return file_digest(aside / MANIFEST) == digest != self.digest(nimg)
+        return False
+
+    def _remember_best(self) -> None:
+        """Of all checkpoints that are there, by the first score of the first metric."""
+        name, settings = self.names[0], f"{self.count:,} samples, seed {self.seed}, data {self.index.fingerprint[:8]}"
+        if not self.decides and self._chosen_otherwise(name, settings):
+            return
+        for one in best_first(read_evaluations(self.run_dir), self._settings, name):
+            try:
+                if self.digest(one.nimg) == one.digest and remember_best(
+                        self.run_dir, name, one.nimg, one.scores[name].value, settings):
+                    return
+            except OSError as error:
+                raise InputError(f"cannot write to {self.run_dir}: {error.strerror or error}") from None
+
+    def _chosen_otherwise(self, name: str, settings: str) -> bool:
+        """Whether there is a best checkpoint that was chosen by another score."""
+        try:
+            best = read_best(self.run_dir)
+        except InputError:
+            return False
+        return (best is not None and (best.metric, best.settings) != (name, settings)
+                and checkpoint_folder(self.run_dir, best.nimg).is_dir())
+
+    def best(self) -> str:
+        """Which checkpoint is the best so far, for people; empty if none is. On rank 0.
+
+        best.json is written anew: it may be damaged or gone, or known scores may be asked for by another first metric.
+
+        Raises:
+            InputError: it cannot be written, or is damaged and no score is known.
+        """
+        self._remember_best()
+        best = read_best(self.run_dir)
+        if best is None:
+            return ""
+        folder = checkpoint_folder(self.run_dir, best.nimg)
+        settings = f" ({best.settings})" if best.settings else ""
+        return f"best so far: kimg {best.nimg / 1000:g}, {best.metric} {best.value:.4g}{settings} -> {folder} (kept)"
+
+    def _reals(self) -> Rows:
+        if self._real is None:
+            with self._bar(min(self.count, self.index.num_samples), "real samples") as progress:
+                self._real = real_features(self.index, self.count, self.network, self.ranks, self.cache, progress, self.stop)
+        return self._real
+
+    def _counts(self) -> list[int] | None:
+        """Samples of each class."""
+        if not self.index.num_classes:
+            return None
+        return self.index.class_counts or [1] * self.index.num_classes
+
+    @contextlib.contextmanager
+    def _bar(self, total: int, what: str) -> Iterator[Callable[[int], object]]:
+        with tqdm(total=total, unit="img", desc=what, disable=None if self.ranks.is_main else True, leave=False) as bar:
+            yield bar.update
+
+
+def describe(found: Evaluation) -> str:
+    """An evaluation for people: a line, and one more for its classes."""
+    line = (f"kimg {found.nimg / 1000:g}   {describe_scores(found.scores, found.network)}   {found.count:,} samples, "
+            f"{found.network}, {found.seconds:.0f} s")
+    return f"{line}\n{describe_classes(found.by_class)}" if found.by_class else line

@@ -1,0 +1,130 @@
+"""Samples by number: the same ones whatever else is drawn, on any number of ranks and on any day."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stylegan_dist import randomness
+from stylegan_dist.errors import InputError
+from stylegan_dist.features.network import FeatureNetwork
+from stylegan_dist.kinds import Kind
+from stylegan_dist.kinds.base import to_uint8
+from stylegan_dist.metrics import gather_features, path_lengths
+from stylegan_dist.networks.generator import Generator, Sampling
+from stylegan_dist.ranks import Ranks
+from stylegan_dist.training.memory import is_out_of_memory
+
+# Samples that are computed at once: numbers [32 k, 32 k + 32). Sums in networks are rounded in another way for another number,
+# so this is no option.
+BATCH = 32
+PATH_PIXELS = 256  # of a side of the images whose distances are path lengths, at most (Karras et al. 2019, section 4.1)
+
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """A rank was asked to stop; all ranks raise it."""
+
+
+def in_memory(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function; that there is too little memory for it is an InputError, which does not end a training."""
+    try:
+        return function(*arguments)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(f"there is too little memory for scores ({str(error).strip().partition(chr(10))[0]}): give a smaller "
+                         "count, or let a process with memory of its own do it, stylegan-dist evaluate --watch") from None
+
+
+def labels_by_frequency(seed: int, index: Tensor, counts: Sequence[int]) -> Tensor:
+    """Labels int64 [n] with the frequencies of the data, by sample number."""
+    ends = torch.tensor(counts, dtype=torch.int64, device=index.device).cumsum(0)
+    number = randomness.integers(seed, "evaluate.label", index, int(ends[-1]))[:, 0]
+    return torch.searchsorted(ends, number, right=True)
+
+
+def labels_for(generator: Generator, seed: int, index: Tensor, counts: Sequence[int] | None) -> Tensor | None:
+    """Labels int64 [n] of a generator's samples; None for an unconditional generator, or data without classes."""
+    return labels_by_frequency(seed, index, counts) if counts and generator.num_classes else None
+
+
+def takes_samples(network: FeatureNetwork, kind: Kind) -> bool:
+    """Whether a feature network takes samples of the data as they are, and not pictures of them."""
+    return str(network.dtype) == f"torch.{kind.dtype}"
+
+
+def pictures_for(network: FeatureNetwork, kind: Kind, values: Tensor) -> Tensor:
+    """Values [n, C, H, W] in the range of generators, as a feature network takes them: samples of the data, or pictures."""
+    if takes_samples(network, kind):
+        return kind.from_network(values)
+    return to_uint8(kind.as_pictures(values))
+
+
+@torch.no_grad()
+def draw_values(generator: Generator, seed: int, index: Tensor, counts: Sequence[int] | None) -> Tensor:
+    """Samples [n, C, H, W] in the range of generators, on the device of `index` (int64 [n]).
+
+    Args:
+        counts: samples of each class in the data; None for an unconditional generator.
+    """
+    return generator.sample(seed, "evaluate", index, labels_for(generator, seed, index, counts), Sampling(batch=BATCH))
+
+
+def draw(generator: Generator, kind: Kind, network: FeatureNetwork, seed: int, index: Tensor,
+         counts: Sequence[int] | None) -> Tensor:
+    """`draw_values` for a feature network."""
+    return pictures_for(network, kind, draw_values(generator, seed, index, counts))
+
+
+def draw_path_lengths(generator: Generator, kind: Kind, network: FeatureNetwork, seed: int, index: Tensor,
+                      counts: Sequence[int] | None) -> Tensor:
+    """Lengths [n], float32, of the beginnings of paths between pairs of latents, by the numbers of the pairs (int64 [n]).
+
+    A pair has one label. Layer noise is constant. Images of more than 256 pixels are averaged down to that.
+    """
+    labels = labels_for(generator, seed, index, counts)
+
+    def synthesize(latents: Tensor) -> Tensor:
+        values = generator.synthesize(latents, labels)
+        values = values if takes_samples(network, kind) else kind.as_pictures(values)
+        factor = max(1, values.shape[-1] // PATH_PIXELS)
+        return functional.avg_pool2d(values, factor)
+
+    with torch.no_grad():
+        first, second = (generator.latents(seed, f"evaluate.path{end}", index, labels) for end in (0, 1))
+        return path_lengths(first, second, synthesize, network.distance).float()
+
+
+def gather_rows(count: int, width: int, compute: Callable[[int, int], Tensor], ranks: Ranks,
+                progress: Callable[[int], object], stop: Callable[[], bool] = lambda: False) -> Tensor:
+    """Rows [count, width], float32 on the CPU, of which each rank computes its batches. All ranks must call it, and get all.
+
+    Args:
+        compute: (first, length) -> rows [length, width].
+        progress: is told how many more are known.
+        stop: whether this rank was asked to stop.
+    Raises:
+        Stopped: any rank was.
+        InputError: `compute` has failed on any rank, or there was too little memory. All ranks raise it: one that went on
+            alone would meet the others in another collective.
+    """
+    rows, step = ranks.together(lambda: in_memory(torch.empty, count, width)), BATCH * ranks.world_size
+    for start in range(0, count, step):
+        end = min(start + step, count)
+        first = min(start + ranks.rank * BATCH, end)
+        last = min(first + BATCH, end)
+        if float(ranks.sum(torch.tensor(float(stop()), device=ranks.device))):
+            raise Stopped
+        nothing = partial(torch.empty, 0, width, device=ranks.device)
+        part = ranks.together(partial(in_memory, compute, first, last - first) if last > first else nothing)
+        rows[start:end] = gather_features(part, first - start, end - start, ranks).cpu()
+        progress(end - start)
+    return rows

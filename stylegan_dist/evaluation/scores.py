@@ -1,0 +1,191 @@
+"""Scores of generated samples against real ones, from their features."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from stylegan_dist.errors import InputError
+from stylegan_dist.features.network import FeatureNetwork
+from stylegan_dist.metrics import (
+    ClassDistance,
+    InceptionScore,
+    ManifoldScores,
+    frechet_by_class,
+    frechet_distance,
+    frechet_infinity,
+    inception_score,
+    kernel_distance,
+    manifold_scores,
+    real_floor,
+    trimmed_path_length,
+)
+from stylegan_dist.scores_file import Score
+
+SPLITS = 10  # of the inception score
+# Name of a metric -> what it says.
+METRICS = {
+    "fd": "Fréchet distance; with the network inception it is the FID (`fid` is the same word here)",
+    "kid": "kernel distance, with its standard error",
+    "pr": "precision, recall, density, coverage",
+    "is": "inception score, of a network that classifies",
+    "infinity": "Fréchet distance, extrapolated to infinitely many samples",
+    "classes": "mean of the Fréchet distances of the classes, and these",
+    "ppl": "perceptual path length in W",
+}
+_WORDS = {"infinity": "fd_infinity", "classes": "fd_classes"}  # in the names of scores
+SHOWN_CLASSES = 5
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of samples, by their numbers.
+
+    Attributes:
+        features: float32 [n, d].
+        labels: int64 [n]; None where they have none.
+        path_lengths: float32 [n], of as many pairs; None where nobody asked for them.
+    """
+
+    features: Tensor
+    labels: Tensor | None = None
+    path_lengths: Tensor | None = None
+
+    def to(self, device: torch.device) -> Rows:
+        return Rows(self.features.to(device), *(None if one is None else one.to(device)
+                                                for one in (self.labels, self.path_lengths)))
+
+
+def parse_metrics(text: str, where: str = "--metrics ") -> tuple[str, ...]:
+    """Metrics from "fid,kid,pr".
+
+    Args:
+        where: the text stands, for the message.
+    Raises:
+        InputError: one is not known.
+    """
+    names = ["fd" if name == "fid" else name for name in (part.strip() for part in text.split(",")) if name]
+    for name in names:
+        if name not in METRICS:
+            raise InputError(f"{where}{text}: there is no {name}; give some of {', '.join(METRICS)}")
+    if not names:
+        raise InputError(f"{where}{text!r} names none; give some of {', '.join(METRICS)}")
+    return tuple(dict.fromkeys(names))
+
+
+def names_of(metrics: Sequence[str], network: FeatureNetwork) -> list[str]:
+    """The names of their scores, the first one of each metric first."""
+    found: list[str] = []
+    for metric in metrics:
+        words = [field.name for field in fields(ManifoldScores)] if metric == "pr" else [_WORDS.get(metric, metric)]
+        found += [network.score_name(word) for word in words]
+    return found
+
+
+def real_scores(real: Tensor, network: FeatureNetwork, metrics: Sequence[str]) -> dict[str, float]:
+    """The floors: the scores by name of one half of the real samples against the other; the inception score of all of them.
+
+    Args:
+        real: features float32 [n, d].
+    Raises:
+        InputError: too few samples, or the network does not classify.
+    """
+    halved = [metric for metric in metrics if metric in ("fd", "kid", "pr")]
+    floors = real_floor(lambda one, other: compute_scores(Rows(one), Rows(other), network, halved, {}), real) if halved else {}
+    values = {name: score.value for name, score in floors.items()}
+    if "is" in metrics:
+        values[network.score_name("is")] = _inception_score(real, network).value
+    return values
+
+
+def class_distances(real: Rows, generated: Rows, classes: int) -> tuple[ClassDistance, ...]:
+    """The Fréchet distance of each class.
+
+    Raises:
+        InputError: no class has enough samples.
+    """
+    assert real.labels is not None
+    assert generated.labels is not None
+    found = tuple(frechet_by_class(real.features, real.labels, generated.features, generated.labels, classes))
+    if all(one.value is None for one in found):
+        raise InputError("--metrics classes: no class has two real and two generated samples: use a larger --count")
+    return found
+
+
+def compute_scores(real: Rows, generated: Rows, network: FeatureNetwork, metrics: Sequence[str], floors: Mapping[str, float],
+                   by_class: Sequence[ClassDistance] = ()) -> dict[str, Score]:
+    """Scores by name, each with its floor.
+
+    Args:
+        real, generated: on one device.
+        floors: of `real_scores`.
+        by_class: of `class_distances`, for the metric "classes".
+    Raises:
+        InputError: too few samples, or the network does not classify.
+    """
+    scores: dict[str, Score] = {}
+
+    def add(what: str, value: float, error: float | None = None, lower_is_better: bool = True) -> None:
+        name = network.score_name(what)
+        scores[name] = Score(value, error, floors.get(name), lower_is_better)
+
+    for metric in metrics:
+        if metric == "fd":
+            add("fd", frechet_distance(real.features, generated.features))
+        elif metric == "kid":
+            distance = kernel_distance(real.features, generated.features)
+            add("kid", distance.value, distance.error)
+        elif metric == "pr":
+            for what, value in vars(manifold_scores(real.features, generated.features)).items():
+                add(what, value, lower_is_better=False)
+        elif metric == "is":
+            score = _inception_score(generated.features, network)
+            add("is", score.value, score.spread / math.sqrt(SPLITS), lower_is_better=False)
+        elif metric == "infinity":
+            line = frechet_infinity(real.features, generated.features)
+            add("fd_infinity", line.value, line.residual)
+        elif metric == "ppl":
+            assert generated.path_lengths is not None
+            length = trimmed_path_length(generated.path_lengths)
+            add("ppl", length.value, length.error)
+        elif metric == "classes":
+            floor = [one.floor for one in by_class if one.floor is not None]
+            name = network.score_name("fd_classes")
+            scores[name] = Score(statistics.fmean(one.value for one in by_class if one.value is not None),
+                                 floor=statistics.fmean(floor) if floor else None)
+    return scores
+
+
+def _inception_score(features: Tensor, network: FeatureNetwork) -> InceptionScore:
+    if not network.classes:
+        raise InputError(f"--metrics is: the network {network.name} does not classify; choose another --network")
+    return inception_score(network.classify(features), SPLITS)
+
+
+def describe_scores(scores: dict[str, Score], network: str) -> str:
+    """On one line, for people, which is to say which network that was."""
+    parts = []
+    for name, score in scores.items():
+        text = f"{name.removesuffix(f'_{network}')} {_number(score.value)}"
+        if score.error is not None:
+            text += f" +- {_number(score.error)}"
+        if score.floor is not None and score.lower_is_better:
+            text += f" (real against real {_number(score.floor)})"
+        parts.append(text)
+    return "   ".join(parts)
+
+
+def describe_classes(by_class: Sequence[ClassDistance]) -> str:
+    """The classes with the largest distances on one line, for people."""
+    worst = sorted(((one.value, label) for label, one in enumerate(by_class) if one.value is not None), reverse=True)
+    parts = [f"{label}: {_number(value)}" for value, label in worst[:SHOWN_CLASSES]]
+    return f"classes with the largest Fréchet distances: {', '.join(parts)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"

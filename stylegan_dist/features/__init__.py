@@ -1,0 +1,1 @@
+"""Feature networks, with which generated and real samples are compared."""
