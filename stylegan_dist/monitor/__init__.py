@@ -1,1 +1,1 @@
-"""The output of a run: console, log file, metrics.jsonl, picture grids and Weights & Biases."""
+"""The output of a run: console, log file, metrics.jsonl, picture grids, Weights & Biases and TensorBoard."""

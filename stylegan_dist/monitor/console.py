@@ -30,6 +30,10 @@ STATUS_FIELDS = (
     ("memory/peak_gib", "GiB {:<6.1f}"),
 )
 NONFINITE_PREFIX = "grad_nonfinite/"
+TROUBLE_FIELDS = (  # shown at the end unless zero
+    ("guard/skipped", "!! SKIPPED UPDATES: {:.0f} !!"),
+    ("guard/rollbacks", "roll-backs {:.0f}"),
+)
 
 
 class Console:
@@ -148,6 +152,7 @@ def status_line(nimg: int, total_nimg: int, metrics: dict[str, float]) -> str:
     for name in sorted(metrics):
         if name.startswith(NONFINITE_PREFIX) and metrics[name]:
             parts.append(f"!! NON-FINITE GRADIENTS {name.removeprefix(NONFINITE_PREFIX)}: {metrics[name]:.0f} !!")
+    parts += [form.format(metrics[name]) for name, form in TROUBLE_FIELDS if metrics.get(name)]
     return "  ".join(parts).rstrip()
 
 

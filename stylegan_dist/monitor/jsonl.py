@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import is_at, open_log, open_regular, replacing
@@ -52,10 +53,11 @@ class MetricsFile:
         self._lost = 0  # records given up
         self._open(nimg)
 
-    def append(self, nimg: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics at `nimg` images."""
+    def append(self, nimg: int, metrics: Mapping[str, Any]) -> None:
+        """Record metrics at `nimg` images: numbers, or what JSON has for others."""
         record = {"nimg": nimg, "kimg": nimg / 1000, "segment": self._segment, "time": time.time(), **metrics}
-        line = json.dumps({key: _to_json(value) for key, value in record.items()}, allow_nan=False)
+        written = {key: _to_json(value) if isinstance(value, float) else value for key, value in record.items()}
+        line = json.dumps(written, allow_nan=False)
         told = len(self._waiting)
         self._waiting.append(line.encode() + b"\n")
         if told == MAX_PENDING:
@@ -64,6 +66,18 @@ class MetricsFile:
             if self._lost == 1:
                 self._warn(f"{self.path.name}: the first records that wait in memory are given up, {MAX_PENDING} are kept")
         self._flush(told)
+
+    def go_back(self, nimg: int) -> None:
+        """Move the records with more than `nimg` images to `metrics.jsonl.abandoned`.
+
+        Raises:
+            OSError: the files cannot be written.
+        """
+        self.close()
+        self._waiting.clear()
+        if self.path.exists():
+            self._clean(nimg, abandoned=True)
+        self._file = open_log(self.path)
 
     def close(self) -> None:
         """Try once more to write what waits."""
@@ -112,8 +126,10 @@ class MetricsFile:
         # Unbuffered: a record is one write, so it is with the kernel, safe from kill -9, when `append` returns.
         self._file = open_log(self.path)
 
-    def _clean(self, nimg: int | None) -> None:
-        kept, damaged, beyond = [], [], 0
+    def _clean(self, nimg: int | None, abandoned: bool = False) -> None:
+        kept: list[bytes] = []
+        damaged: list[bytes] = []
+        beyond: list[bytes] = []
         with open_regular(self.path) as file:
             content = file.read()
         for line in io.BytesIO(content):  # not splitlines, which also ends a line at a carriage return
@@ -122,17 +138,18 @@ class MetricsFile:
             if seen is None:
                 damaged.append(whole)
             elif nimg is not None and seen > nimg:
-                beyond += 1
+                beyond.append(whole)
             else:
                 kept.append(whole)
-        if damaged:
-            with open(damaged_path(self.path), "ab") as file:
-                _write_safely(file, damaged)
+        for path, moved in ((damaged_path(self.path), damaged), (abandoned_path(self.path), beyond if abandoned else [])):
+            if moved:
+                with open(path, "ab") as file:
+                    _write_safely(file, moved)
         if content != b"".join(kept):
             with replacing(self.path) as temporary, open(temporary, "wb") as file:
                 _write_safely(file, kept)
-        if beyond:
-            self._say(f"{self.path.name}: dropped {beyond} lines beyond "
+        if beyond and not abandoned:
+            self._say(f"{self.path.name}: dropped {len(beyond)} lines beyond "
                       + (f"the checkpoint at {nimg / 1000:g} kimg" if nimg else "the beginning: no checkpoint")
                       + "; they will be recorded again")
         if damaged:
@@ -143,6 +160,11 @@ class MetricsFile:
 def damaged_path(path: Path) -> Path:
     """The side file of a metrics file."""
     return path.with_name(path.name + ".damaged")
+
+
+def abandoned_path(path: Path) -> Path:
+    """The side file for records of what a run has gone back from."""
+    return path.with_name(path.name + ".abandoned")
 
 
 def _write_safely(file: io.BufferedWriter, lines: list[bytes]) -> None:
@@ -159,6 +181,18 @@ def _images_seen(line: bytes) -> int | None:
         return None
     nimg = record.get("nimg") if isinstance(record, dict) else None
     return nimg if type(nimg) is int else None  # a bool is an int, too
+
+
+def from_json(value: float | str) -> float:
+    """A metric as it was before it was written.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf if isinstance(value, int) and value > 0 else -math.inf
 
 
 def _to_json(value: float) -> float | str:

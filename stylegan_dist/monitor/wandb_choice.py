@@ -39,12 +39,20 @@ def choose_mode(configured: str) -> tuple[str, str]:
     Raises:
         Exception: W&B cannot be imported, or refuses an environment variable.
     """
+    mode, reason = wished_mode(configured)
+    if mode == "online":
+        found, reason = find_login()
+        mode = "online" if found else "offline"  # W&B would ask for a key on the terminal, and wait
+    return mode, reason
+
+
+def wished_mode(configured: str) -> tuple[str, str]:
+    """As `choose_mode`, whether or not there is a login."""
     wishes = [] if configured == "auto" else [(configured, f"monitor.wandb={configured}")]
     if os.environ.get("WANDB_DISABLED", "").lower() in _YES:
         wishes.append(("disabled", "WANDB_DISABLED"))
     if spelled := os.environ.get("WANDB_MODE"):
         wishes.append((_PRIVATE.get(spelled.lower(), "online"), f"WANDB_MODE={spelled}"))
-    settings: Any = None
     if all(wish != "disabled" for wish, _ in wishes):
         settings = user_settings()
         if not spelled:
@@ -52,16 +60,24 @@ def choose_mode(configured: str) -> tuple[str, str]:
     mode, reason = max(wishes, key=lambda wish: _PRIVACY.index(wish[0]))
     if mode != configured and configured in _PRIVACY:
         reason += f", which goes before monitor.wandb={configured}"
-    if mode == "online":
-        try:
-            place = _place_of_credentials(settings)
-        except Exception as error:  # W&B says what is wrong with a key
-            return "offline", f"the login is of no use: {redact(str(error))}"
-        server = redact(settings.base_url)
-        if place is None:  # W&B would ask for a key on the terminal, and wait
-            return "offline", f"no API key for {server}, see wandb login"
-        reason = f"{server}, login from {place}"
     return mode, reason
+
+
+def find_login() -> tuple[bool, str]:
+    """Whether there are credentials for W&B's server, and which server and where, or why not; without secrets.
+
+    Raises:
+        Exception: as `choose_mode`.
+    """
+    settings = user_settings()
+    try:
+        place = _place_of_credentials(settings)
+    except Exception as error:  # W&B says what is wrong with a key
+        return False, f"the login is of no use: {redact(str(error))}"
+    server = redact(settings.base_url)
+    if place is None:
+        return False, f"no API key for {server}, see wandb login"
+    return True, f"{server}, login from {place}"
 
 
 def user_settings() -> Any:

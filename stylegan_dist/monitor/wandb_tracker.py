@@ -1,166 +1,108 @@
-"""Weights & Biases as a copy of metrics.jsonl. It works as well as it can and never delays training.
+"""Weights & Biases as a copy of the record of a run. It works as well as it can and never delays training.
 
-W&B may be slow, unreachable or crash. One background thread with a bounded queue therefore makes every call into it.
-`log` and its siblings return at once and cannot raise. The first failure prints one warning. After `MAX_FAILURES` in a
-row the tracker turns itself off. No data is lost then, because metrics.jsonl has every record. The end of the run waits
-for W&B for a bounded time. After that it kills the processes that W&B has started here.
+The end of the run waits for W&B for a bounded time. After that it kills the processes that W&B has started here.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import queue
 import secrets
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
+import numpy as np
 
 from stylegan_dist.config.schema import MonitorConfig
 from stylegan_dist.errors import EXIT_INTERRUPTED, EXIT_OK
 from stylegan_dist.files import write_whole
+from stylegan_dist.monitor.histograms import Histogram
+from stylegan_dist.monitor.tracker import Tracker, brief
 from stylegan_dist.monitor.wandb_choice import choose_mode, description, names_a_secret, user_settings
+from stylegan_dist.monitor.wandb_service import Service, disconnect
 from stylegan_dist.redact import redact
+from stylegan_dist.scores_file import Evaluation, Score
 
 ID_NAME = "wandb_id"
-MAX_FAILURES = 3          # in a row
-QUEUE_LENGTH = 256        # calls; when W&B is this far behind, calls are dropped
-SERVICE = "wandb-core"    # the process that W&B starts, and that does all of its work
-SERVICE_SECONDS = 30.0    # to wait for it at the start, in the background
-KILL_SECONDS = 3.0        # in which what is left of W&B goes, once its processes are killed
+FOLDER = "wandb"
+SERVICE_SECONDS = 30.0    # to wait for W&B's service at the start, in the background
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """One W&B run for the life of a training run.
 
     The run id is stored in RUN_DIR/wandb_id, so every restart continues the same run. W&B's own files lie below RUN_DIR/wandb.
-    The x-axis of every chart is `nimg`, which is also W&B's step. W&B drops a step below its last one. After a roll-back its
-    curves therefore continue where the new segment overtakes the old one.
+    The x-axis of every chart is `nimg`, which is also W&B's step; that of `eval/*` is `eval/nimg`. W&B's step can only grow.
+
+    A start whose W&B run is empty gives it the whole history of the training run. So does each offline start, and an offline
+    run that goes back: W&B begins a new file then, and the newest file alone is the whole run. An online run that is continued
+    gets what the server lacks. After a roll-back its curves continue where the run overtakes what the server has.
 
     Args:
-        run_dir: folder of the training run; must exist
-        segment: restarts of the run so far, logged as `run/segment`
         config:  how to use W&B. "auto" is online if W&B finds a login for its server, else offline; "online" without one, or
                  with a server that does not answer, becomes offline. What the user has told W&B may make it more
                  private, see `choose_mode`. Secrets in the names of the run are masked, as in its tags and notes
-        shown:   nested dict of plain values, shown with the run; secrets in it are masked
-        say:     receives one line of information; may be called from another thread
-        warn:    receives one line of warning; may be called from another thread
+        others: see `Tracker`.
     """
 
-    # Seconds to wait for the server
-    init_timeout = 30.0    # at the start, in the background
-    finish_timeout = 30.0  # at the end
-    early_timeout = 10.0   # at the end of a run that was interrupted or has failed
+    TITLE = "W&B"
+    init_timeout = 30.0    # seconds to wait for the server at the start, in the background
 
-    def __init__(self, run_dir: Path, segment: int, config: MonitorConfig, shown: dict[str, Any],
+    def __init__(self, run_dir: Path, segment: int, nimg: int, config: MonitorConfig, shown: Mapping[str, Any],
                  say: Callable[[str], None], warn: Callable[[str], None]):
-        self._run_dir, self._segment, self._config, self._shown = run_dir, segment, config, shown
-        self._say, self._warn = say, warn
+        super().__init__(run_dir, FOLDER, segment, nimg, shown, say, warn)
+        self._config = config
         self._start_deadline = time.monotonic() + self.init_timeout
-        self._run: Any = None     # the W&B run, once it has started
-        self._failures = 0        # in a row
-        self._warned = False
-        self._jobs: queue.Queue = queue.Queue(QUEUE_LENGTH)
-        self._on = config.wandb != "disabled"
-        self._thread: threading.Thread | None = None
-        self._mode: str = config.wandb  # of W&B, "auto" until that is decided
-        if not self._on:
-            return
-        self._others = _service_processes()       # not ours
-        self._processes: set[psutil.Process] = set()
-        # A daemon: a hung W&B must not keep the process alive.
-        self._thread = threading.Thread(target=self._work, name="wandb-tracker", daemon=True)
-        self._thread.start()
+        self._run: Any = None               # the W&B run, once it has started
+        self._mode: str = config.wandb      # of W&B, "auto" until that is decided
+        self._step = -1                     # W&B's last one
+        self._server_step = -1              # that the server had at the start
+        self._scores: deque[tuple[Evaluation, Mapping[str, Score]]] = deque()  # that wait for a free step
+        self._defined: set[str] = set()     # scores whose charts and best values W&B knows
+        self._service = Service()
+        self._open(config.wandb != "disabled")
 
-    def log(self, metrics: dict[str, float], nimg: int) -> None:
-        """Record metrics by name at `nimg` images; calls with the same nimg are merged."""
-        row = {**metrics, "nimg": nimg, "run/segment": self._segment}
-        self._submit(lambda: self._run.log(row, step=nimg))
+    def _deadline(self, exit_code: int) -> float:
+        """`finish_timeout` (exit code 0) or `early_timeout` from now.
 
-    def log_image(self, name: str, path: str | os.PathLike, nimg: int) -> None:
-        """Record a PNG file, which must stay until it has been read in the background."""
-        def call():
-            import wandb
-
-            self._run.log({name: wandb.Image(str(path)), "nimg": nimg, "run/segment": self._segment}, step=nimg)
-
-        self._submit(call)
-
-    def alert(self, title: str, text: str) -> None:
-        """Send an alert (mail or chat, as the user's W&B settings say)."""
-        self._submit(lambda: self._run.alert(title=title, text=text, level="ERROR"))
-
-    def finish(self, exit_code: int) -> None:
-        """Close the run. Later calls do nothing.
-
-        Returns within `finish_timeout` (exit code 0) or `early_timeout` seconds and `KILL_SECONDS`, whatever W&B does.
         A run that ends well soon after its start also gets the rest of `init_timeout`. If the server does not answer, the
-        run can then still become an offline record. Afterwards none of W&B's processes is left.
+        run can then still become an offline record.
         """
-        if self._thread is None:
-            return
-
-        def call():
-            if exit_code == EXIT_INTERRUPTED:
-                self._run.mark_preempting()
-            self._run.finish(exit_code=exit_code)
-
-        deadline = time.monotonic() + self.early_timeout
         if exit_code == EXIT_OK:
-            deadline = max(time.monotonic(), self._start_deadline) + self.finish_timeout
-        thread, self._thread = self._thread, None
-        self._find_processes()  # while the service is there to say which children it has
-        try:
-            with contextlib.suppress(queue.Full):  # then the thread is stuck, and the join finds that out
-                for job in (("finish", call), None):
-                    if self._on:
-                        self._jobs.put(job, timeout=max(0.0, deadline - time.monotonic()))
-            thread.join(max(0.0, deadline - time.monotonic()))
-        finally:  # also when Ctrl-C ends the wait
-            self._on, self._warned = False, True
-            if thread.is_alive():
-                self._warn(f"W&B did not finish in time and is ended; upload what it has with: {self._sync_command}")
-            self._kill_processes()
-            thread.join(KILL_SECONDS)
+            return max(time.monotonic(), self._start_deadline) + self.finish_timeout
+        return time.monotonic() + self.early_timeout
+
+    def _before_end(self) -> None:
+        self._service.find()  # while it is there to say which children it has
+
+    def _kill(self) -> None:
+        self._service.kill()  # afterwards none of W&B's processes is left
+
+    def _close(self) -> None:
+        # W&B's finish returns before its service has written the file; the end of the service is the end of that.
+        disconnect()
+
+    def _end(self, exit_code: int) -> None:
+        while self._scores:
+            self._log_score(self._step + 1)
+        if exit_code == EXIT_INTERRUPTED:
+            self._run.mark_preempting()
+        self._run.finish(exit_code=exit_code)
+
+    def _remedy(self) -> str:
+        return f"; upload what it has with: {self._sync_command}"
 
     @property
     def _sync_command(self) -> str:
-        folder = self._run_dir / "wandb"
-        return f"wandb sync {'--include-online ' if self._mode == 'online' else ''}{folder}/*run-*"
+        """Uploads the newest file of this run."""
+        # Before there is a run, the newest is that of the start before, if there was one.
+        place = self._run.settings.sync_dir if self._run is not None else self._folder / "latest-run"
+        return f"wandb sync {'--include-online ' if self._mode == 'online' else ''}{place}"
 
-    def _submit(self, call: Callable[[], None]) -> None:
-        if not self._on:
-            return
-        try:
-            self._jobs.put_nowait(("logging", call))
-        except queue.Full:
-            self._warn_once("W&B does not keep up, some records are left out there; metrics.jsonl has all of them")
-
-    def _work(self) -> None:
-        """The background thread: start the run, make the calls in order until None comes, disconnect from W&B."""
-        try:
-            self._start()
-        except Exception as error:
-            self._turn_off(f"W&B is off, it did not start ({_brief(error)}); metrics.jsonl has everything")
-        while self._on and (job := self._jobs.get()) is not None:
-            what, call = job
-            try:
-                call()
-                self._failures = 0
-            except Exception as error:
-                self._failures += 1
-                remedy = f"; upload what it lacks with: {self._sync_command}" if what == "finish" else ""
-                self._warn_once(f"W&B failed in {what} ({_brief(error)}); metrics.jsonl has everything{remedy}")
-                if self._failures >= MAX_FAILURES:
-                    self._turn_off(f"W&B is off after {MAX_FAILURES} failures in a row")
-        # W&B's finish returns before its service has written the file; the end of the service is the end of that.
-        _teardown()
+    # Start
 
     def _start(self) -> None:
         self._mode, reason = choose_mode(self._config.wandb)
@@ -168,15 +110,9 @@ class WandbTracker:
             self._on = False
             self._say(f"W&B: off ({reason})")
             return
-        if self._mode == "offline":
-            self._say(f"W&B: recording offline ({reason}), upload with: {self._sync_command}")
         run_id = self._run_id()
-        # W&B would quietly move to a temporary folder if this one were not writable.
-        folder = self._run_dir / "wandb"
-        folder.mkdir(exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(f"{folder} is not writable")
-        if not self._others:  # the service of another process, which may have ended, and which we could not end
+        self._claim()  # W&B would quietly move to a temporary folder if this one were not writable
+        if not self._service.others:  # the service of another process, which may have ended, and which we could not end
             os.environ.pop("WANDB_SERVICE", None)
         try:
             self._run = self._init(run_id)
@@ -184,15 +120,29 @@ class WandbTracker:
             if self._mode != "online" or not self._on:
                 raise
             self._mode = "offline"
-            self._warn_once(f"W&B is out of reach ({_brief(error)}): offline, upload with: {self._sync_command}")
-            self._kill_processes()  # the service still holds the id of the run that failed to start
-            _teardown()
+            self._service.kill()  # it still holds the id of the run that failed to start
+            disconnect()
             self._run = self._init(run_id)
-        self._run.define_metric("nimg")
-        self._run.define_metric("*", step_metric="nimg")
-        self._find_processes()
-        if self._mode == "online":
-            self._say(f"W&B: {self._run.url} ({reason})")
+            self._warn_once(f"W&B is out of reach ({brief(error)}): offline, upload with: {self._sync_command}")
+        else:
+            self._say(f"W&B: {self._run.url} ({reason})" if self._mode == "online" else
+                      f"W&B: recording offline ({reason}), upload with: {self._sync_command}")
+        self._service.find()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Say what the charts are over, and give W&B the history that it lacks."""
+        run, self._scores = self._run, deque()
+        run.define_metric("nimg")
+        run.define_metric("*", step_metric="nimg")
+        run.define_metric("eval/nimg")
+        run.define_metric("eval/*", step_metric="eval/nimg")
+        self._defined = set()
+        self._server_step = run.starting_step - 1 if run.resumed else -1
+        self._step = self._row_at = self._server_step
+        if self._server_step < 0:
+            self._results.forget()
+        self._give_history(self._server_step)
 
     def _run_id(self) -> str:
         """The id in RUN_DIR/wandb_id, written once; if there is none, the one that the user has told W&B, or a new one."""
@@ -229,54 +179,63 @@ class WandbTracker:
             resume="allow",
             reinit="create_new",       # never a run that someone else began in this process
             allow_val_change=True,     # a restart may have changed the config
-            config=redact(self._shown),
+            config=self._about(),
             # Not every version has all of them.
             settings=wandb.Settings(**{name: value for name, value in settings.items() if name in wandb.Settings.model_fields}),
         )
 
-    def _find_processes(self) -> None:
-        """Record W&B's processes, because the children of an ended process cannot be found."""
-        self._processes |= _service_processes() - self._others
+    # Records
 
-    def _kill_processes(self) -> None:
-        """Kill what there is of W&B's service; one that is stopped, too."""
-        self._find_processes()
-        for process in list(self._processes):
-            with contextlib.suppress(psutil.Error):  # gone; psutil kills no other process of the same number
-                process.kill()
-        self._processes.clear()
+    def _write(self, values: Mapping[str, Any], nimg: int) -> None:
+        """Add to the row at `nimg` images, unless W&B has rows beyond already, which it would not take it behind."""
+        if nimg > self._server_step and nimg >= self._step:
+            self._run.log({**values, "nimg": nimg}, step=nimg)
+            self._step = nimg
 
-    def _warn_once(self, text: str) -> None:
-        if not self._warned:
-            self._warned = True
-            self._warn(text)
+    def _write_row(self, metrics: Mapping[str, float], nimg: int, segment: int, when: float | None) -> None:
+        while self._scores and self._step + 1 < nimg:  # the steps between two rows are free
+            self._log_score(self._step + 1)
+        self._write({**metrics, "run/segment": segment, **({"_timestamp": when} if when is not None else {})}, nimg)
 
-    def _turn_off(self, text: str) -> None:
-        if self._on:  # else the run has ended without us
-            self._warn(text)
-        self._on = False
+    def _write_picture(self, name: str, path: Path, nimg: int, clip: bool) -> None:
+        import wandb
 
+        self._write({name: wandb.Video(str(path)) if clip else wandb.Image(str(path))}, nimg)
 
-def _brief(error: Exception) -> str:
-    """An error in one line, without secrets and of bounded length."""
-    return " ".join(redact(f"{type(error).__name__}: {error}").split())[:200]
+    def _write_histogram(self, name: str, histogram: Histogram, nimg: int) -> None:
+        import wandb
 
+        self._write({name: wandb.Histogram(np_histogram=(np.array(histogram.counts), histogram.edges))}, nimg)
 
-def _service_processes() -> set[psutil.Process]:
-    """The services of W&B that this process has started, and their children."""
-    found: set[psutil.Process] = set()
-    with contextlib.suppress(psutil.Error):
-        for child in psutil.Process().children():
-            with contextlib.suppress(psutil.Error):  # it has just gone
-                if child.name().startswith(SERVICE):
-                    found |= {child, *child.children(recursive=True)}
-    return found
+    def _write_score(self, one: Evaluation, scores: Mapping[str, Score]) -> None:
+        self._scores.append((one, scores))
 
+    def _log_score(self, step: int) -> None:
+        one, scores = self._scores.popleft()
+        values = {f"eval/{name}": score.value for name, score in scores.items()}
+        errors = {f"eval/{name}_error": score.error for name, score in scores.items() if score.error is not None}
+        for name in (values.keys() | errors.keys()) - self._defined:
+            score = scores.get(name.removeprefix("eval/"))  # None: the name of an error, of which there is no best
+            best = score and ("min,last" if score.lower_is_better else "max,last")
+            self._run.define_metric(name, step_metric="eval/nimg", summary=best)
+            self._defined.add(name)
+        self._run.log({**values, **errors, "eval/nimg": one.nimg}, step=step)
+        self._step = step
 
-def _teardown() -> None:
-    """Disconnect from W&B's service, dead or alive, so that neither exit hooks nor child processes look for it."""
-    # Not an import: there may have been none.
-    wandb: Any = sys.modules.get("wandb")
-    # A dead service raises here, after W&B has removed its hooks; one that was killed makes W&B want to exit.
-    with contextlib.suppress(Exception, SystemExit):
-        wandb.teardown()
+    def _write_checkpoint(self, folder: Path, nimg: int) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"checkpoint-{self._run.id}", type="checkpoint", metadata={"nimg": nimg})
+        artifact.add_reference(folder.resolve().as_uri(), checksum=False)  # it has checksums of its own
+        self._run.log_artifact(artifact, aliases=["latest", f"nimg-{nimg}"])
+
+    def _write_alert(self, title: str, text: str) -> None:
+        self._run.alert(title=title, text=text, level="ERROR")
+
+    def _go_back(self, nimg: int) -> None:
+        if self._mode == "offline":  # a new file, without what is abandoned
+            run_id = self._run.id
+            self._run.finish(exit_code=0)
+            self._run = self._init(run_id)
+            self._say(f"W&B: a new offline record without what is abandoned, upload with: {self._sync_command}")
+            self._begin()
