@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from stylegan_dist.config.knobs import Change
+from stylegan_dist.config.knobs import MOST_KIMG, Change
+from stylegan_dist.config.schedules import FORMS, UNTIL, Schedule, extremes, is_plain
 from stylegan_dist.config.schema import Config, config_of
 from stylegan_dist.config.text import MAX_BYTES, read_yaml
 from stylegan_dist.errors import InputError
@@ -63,15 +64,32 @@ def load_config(preset: str | Path | None, overrides: Sequence[str] = ()) -> Con
 
 def to_dict(config: Config) -> dict[str, dict]:
     """Nested plain values, sections first."""
-    return asdict(config)
+    return asdict(config, dict_factory=lambda items: {key: _plain(value) for key, value in items})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.plain() if isinstance(value, Schedule) else value
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by names such as "optim.g.lr"."""
+    """Nested values by names such as "optim.g.lr". A schedule is one value."""
     result: dict[str, Any] = {}
     for key, value in values.items():
-        result |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        inside = isinstance(value, dict) and not is_plain(value)
+        result |= dotted(value, f"{prefix}{key}.") if inside else {prefix + key: value}
     return result
+
+
+def schedules_of(config: Config) -> dict[str, Schedule]:
+    """The knobs that have a schedule, such as "optim.g.lr" or "optim.g.betas[1]"."""
+    found: dict[str, Schedule] = {}
+    for key, owner, knob in _knobs(config, ""):
+        value = getattr(owner, knob.name)
+        items = {f"{key}[{i}]": item for i, item in enumerate(value)} if isinstance(value, list) else {key: value}
+        found |= {name: item for name, item in items.items() if isinstance(item, Schedule)}
+    return found
 
 
 def changes_of(config: Config) -> dict[str, Change]:
@@ -87,8 +105,9 @@ def dump_config(config: Config) -> str:
 def describe() -> Iterator[tuple[str, str, str]]:
     """(dotted key, default, documentation with the range) of every knob, in the order of the schema."""
     for key, owner, knob in _knobs(Config(), ""):
-        span = knob.metadata["range"]
-        yield key, str(getattr(owner, knob.name)), knob.metadata["doc"] + (f" ({span})" if span else "")
+        notes = [str(knob.metadata["range"])] if knob.metadata["range"] else []
+        notes += ["or a schedule"] if _takes_schedule(_type_of(owner, knob)) else []
+        yield key, str(getattr(owner, knob.name)), knob.metadata["doc"] + (f" ({', '.join(notes)})" if notes else "")
 
 
 def check_ranges(config: Config) -> None:
@@ -147,11 +166,17 @@ def _set(config: Config, setting: Setting) -> None:
         raise InputError(f"unknown configuration key {shorten(dotted)} {origin}; the nearest is {_nearest(dotted, known)!r} "
                          "(stylegan-dist train --help-config lists all)")
     owner, knob = known[dotted]
-    wanted = typing.get_type_hints(type(owner))[knob.name]
+    wanted = _type_of(owner, knob)
     if wanted is str and setting.text is not None:
         value = setting.text
+    if any(map(is_plain, value if isinstance(value, list) else [value])) and not _takes_schedule(wanted):
+        can = [key for key, (owner, knob) in known.items() if _takes_schedule(_type_of(owner, knob))]
+        raise InputError(f"{dotted} {origin} cannot have a schedule; these can: {', '.join(can)}")
     try:
         value = _convert(value, wanted)
+    except WrongSchedule as error:
+        raise InputError(f"{dotted} {origin} has a wrong schedule, {error}: write {{cosine: [FIRST, LAST], {UNTIL}: NUMBER}}; "
+                         f"the forms are {', '.join(FORMS)}") from None
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{dotted} {origin} must be {_type_name(wanted)}, not {_show(value)} "
                          f"({knob.metadata['doc']})") from None
@@ -166,8 +191,8 @@ def _set(config: Config, setting: Setting) -> None:
 
 def _check_range(dotted: str, value: Any, origin: str, metadata: Any) -> None:
     span: Range | None = metadata["range"]
-    for number in value if isinstance(value, list) else [value]:
-        if span is not None and number != "auto" and number not in span:
+    for number in [end for item in (value if isinstance(value, list) else [value]) for end in extremes(item)]:
+        if span is not None and not isinstance(number, str) and number not in span:  # a str: "auto" or another word
             raise InputError(f"{dotted}={_show(value)}{origin} must be {'numbers ' * isinstance(value, list)}{span} "
                              f"({metadata['doc']})")
 
@@ -175,8 +200,8 @@ def _check_range(dotted: str, value: Any, origin: str, metadata: Any) -> None:
 def _show(value: Any) -> str:
     """A value for a message, never long."""
     if isinstance(value, list):
-        return f"[{', '.join(map(shorten, value[:4]))}{', ...' if len(value) > 4 else ''}]"
-    return shorten(value)
+        return f"[{', '.join(map(_show, value[:4]))}{', ...' if len(value) > 4 else ''}]"
+    return str(value) if isinstance(value, Schedule) else shorten(value)
 
 
 def _nearest(dotted: str, known: Sequence[str] | dict) -> str:
@@ -195,8 +220,10 @@ def _convert(value: Any, wanted: Any) -> Any:
             raise ValueError
         return value
     if origin in (types.UnionType, typing.Union):
-        wanted, literal = arguments  # such as int | Literal["auto"]
-        return value if value in typing.get_args(literal) else _convert(value, wanted)
+        wanted, *others = arguments  # such as int | Literal["auto"]
+        if isinstance(value, dict) and Schedule in others:
+            return _schedule(value)
+        return value if any(value in typing.get_args(other) for other in others) else _convert(value, wanted)
     if origin is list:
         if not isinstance(value, list):
             raise TypeError
@@ -217,8 +244,37 @@ def _convert(value: Any, wanted: Any) -> Any:
     return value
 
 
+class WrongSchedule(ValueError):
+    """Says what is wrong."""
+
+
+def _schedule(value: dict) -> Schedule:
+    names = [key for key in value if key != UNTIL]
+    if len(names) != 1 or names[0] not in FORMS or UNTIL not in value:
+        raise WrongSchedule(f"its keys are {', '.join(map(shorten, list(value)[:4])) or 'none'}")
+    ends, until = value[names[0]], value[UNTIL]
+    if not isinstance(ends, list) or len(ends) != 2:
+        raise WrongSchedule(f"{names[0]} must be a list of two numbers")
+    try:
+        first, last, until = (_convert(number, float) for number in (*ends, until))
+    except (TypeError, ValueError, OverflowError):
+        raise WrongSchedule(f"{_show([*ends, until])} must be numbers") from None
+    if until not in (span := Range(above=0, most=MOST_KIMG)):
+        raise WrongSchedule(f"{UNTIL}={shorten(until)} must be {span}")
+    return Schedule(names[0], first, last, until)
+
+
+def _type_of(owner: Any, knob: Any) -> Any:
+    return typing.get_type_hints(type(owner))[knob.name]
+
+
+def _takes_schedule(wanted: Any) -> bool:
+    """Whether the type of a knob, or of the items of a list, has `Schedule` in it."""
+    return wanted is Schedule or any(map(_takes_schedule, typing.get_args(wanted)))
+
+
 def _type_name(wanted: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Schedule: "a schedule"}
     if wanted in names:
         return names[wanted]
     arguments = typing.get_args(wanted)

@@ -21,6 +21,7 @@ from stylegan_dist.config.knobs import (
     Auto,
     knob,
 )
+from stylegan_dist.config.schedules import Scheduled
 from stylegan_dist.families import sections_of
 from stylegan_dist.ranges import MOST_SEED
 
@@ -31,6 +32,9 @@ class RunConfig:
         "folder of the run; running the same command again continues what is there", path="one")
     seed: int = knob(0, FIXED, "seed of every random draw", least=0, most=MOST_SEED)
     kimg: float = knob(25000.0, SILENT, "length of the training, thousands of images", above=0, most=MOST_KIMG)
+    max_hours: float = knob(0.0, SILENT,
+        "hours after which this start of the run saves its state and ends; the same command continues; 0: no limit",
+        least=0, most=1_000_000)
     batch: int | Auto = knob("auto", TOLD, "global batch: images per step over all ranks", least=1, most=MOST_IMAGES)
     batch_gpu: int | Auto = knob("auto", SILENT,
         "micro-batch: images that a rank computes at once; does not change the result", least=1, most=MOST_IMAGES)
@@ -45,6 +49,10 @@ class RunConfig:
     timeout: float = knob(600.0, SILENT,
         "seconds after which a rank that waits for another gives up; they must be more than writing a checkpoint, drawing "
         "samples or compiling can take", above=0, most=1_000_000)
+    hang_seconds: float = knob(120.0, SILENT,
+        "a training step counts as hanging after so many seconds, or 20 times the longest of the last steps if that is more, "
+        "but after half of run.timeout at most; after twice that the run ends; more where storage may be away for longer",
+        above=0, most=1_000_000)
     reduction: Literal["auto", "flat", "buckets"] = knob("auto", SILENT,
         "data parallel sum of gradients; flat: one all-reduce a phase; buckets: DDP, during the backward pass")
     compile: bool | Auto = knob("auto", TOLD,
@@ -99,10 +107,22 @@ class OpsConfig:
 
 
 @dataclass
+class AugmentConfig:
+    pipe: str = knob("none", TOLD,
+        "what happens to all images that the discriminator sees; none, bg, bgc, bgcf, bgcfn, bgcfnc, diffaugment, or some of "
+        "blit, geom, color, filter, noise, cutout with multipliers of p, such as bg,color:0.5,cutout")
+    p: Scheduled | Literal["ada"] = knob("ada", TOLD,
+        "probability of each transform; ada: follows how well the discriminator knows real images; diffaugment has "
+        "none", least=0, most=1)
+    target: float = knob(0.6, TOLD, "ada: mean sign of the logits of real images at which p stays as it is", least=0, most=1)
+    kimg: float = knob(500.0, TOLD, "ada: thousands of images in which p may go from 0 to 1", above=0, most=MOST_KIMG)
+
+
+@dataclass
 class OptimizerConfig:
     name: str = knob("Adam", FIXED, "an optimizer of torch.optim: Adam, AdamW, SGD, RMSprop, Adagrad, Adadelta, ...")
-    lr: float | Auto = knob("auto", TOLD, "learning rate; auto (Adam): 0.0025, from 1024 px 0.002", least=0, most=1000)
-    betas: list[float] = knob([0.0, 0.99], TOLD, "Adam family: decay of the first and second moment", least=0, most=1)
+    lr: Scheduled | Auto = knob("auto", TOLD, "learning rate; auto (Adam): 0.0025, from 1024 px 0.002", least=0, most=1000)
+    betas: list[Scheduled] = knob([0.0, 0.99], TOLD, "Adam family: decay of the first and second moment", least=0, most=1)
     eps: float | Auto = knob("auto", TOLD,
         "added to the denominator; auto: the optimizer's own, 1e-8 for Adam", least=0, most=1000)
     momentum: float = knob(0.0, FIXED, "SGD and RMSprop", least=0, most=1)
@@ -121,7 +141,7 @@ class OptimConfig:
 
 @dataclass
 class EmaConfig:
-    half_life_kimg: float | Auto = knob("auto", TOLD,
+    half_life_kimg: Scheduled | Auto = knob("auto", TOLD,
         "half-life of the averaged generator; auto: 10 kimg at batch 32, in proportion", least=0, most=MOST_KIMG)
     placement: Literal["auto", "device", "sharded", "cpu"] = knob("auto", SILENT,
         "device: whole on every rank; sharded: a part on each; cpu: a part in the host's memory of each")
@@ -140,9 +160,36 @@ class CheckpointConfig:
 
 
 @dataclass
+class GuardConfig:
+    nonfinite: Literal["replace", "skip"] = knob("replace", TOLD,
+        "gradients that are not finite; replace: NaN by 0, infinities by 1e5; skip: leave out the update of that phase, which "
+        "waits for the device in each phase")
+    limit: int = knob(50, TOLD,
+        "steps of the last 100 that may have values that are not finite; with more the run goes back to its last healthy "
+        "checkpoint; 100: any number", least=0, most=100)
+    rollbacks: int = knob(2, TOLD, "how often a run goes back at most, before it ends; 0: it ends at once", least=0, most=1000)
+    lr_factor: float = knob(1.0, TOLD, "multiplies both learning rates each time the run goes back", above=0, most=1)
+
+
+@dataclass
+class EvaluateConfig:
+    every_kimg: float = knob(0.0, SILENT,
+        "score a checkpoint every so often, on all ranks, while training waits; 0: never, as `stylegan-dist evaluate --watch` "
+        "does it beside a training", least=0, most=MOST_KIMG)
+    metrics: str = knob("fid,kid,pr", SILENT,
+        "some of fid, kid, pr, is, infinity, classes, ppl; the first decides which checkpoint is the best")
+    network: str = knob("efficientnet-lite0", SILENT,
+        "of features: efficientnet-lite0, inception, dinov2-s, dinov2-l, clip, or a folder made with train-features")
+    count: int = knob(50_000, SILENT, "samples drawn for a score, and real ones at most", least=1, most=1 << 40)
+
+
+@dataclass
 class MonitorConfig:
     tick_kimg: float = knob(4.0, SILENT, "between status lines and metric records", least=LEAST_KIMG, most=MOST_KIMG)
     samples_kimg: float = knob(100.0, SILENT, "between pictures of samples", least=LEAST_KIMG, most=MOST_KIMG)
+    pictures_kimg: float = knob(1000.0, SILENT,
+        "between pictures of what the averaged generator has learned (truncation, classes, interpolation), also at the end; "
+        "0: none", least=0, most=MOST_KIMG)
     grid_columns: int = knob(8, SILENT,
         "columns of the sample picture; one class per column if conditional", least=1, most=1024)
     grid_rows: int = knob(8, SILENT, "rows of the sample picture", least=1, most=1024)
@@ -151,6 +198,7 @@ class MonitorConfig:
     wandb_project: str = knob("", SILENT, "W&B project; empty for WANDB_PROJECT, or else stylegan_dist")
     wandb_entity: str = knob("", SILENT, "W&B user or team; empty for WANDB_ENTITY, or else the account's default")
     wandb_name: str = knob("", SILENT, "W&B display name; empty for WANDB_NAME, or else the name of the run's folder")
+    tensorboard: bool = knob(False, SILENT, "write RUN/tensorboard, too: the same content")
 
 
 @dataclass
@@ -164,9 +212,12 @@ class Config:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     ops: OpsConfig = field(default_factory=OpsConfig)
     loss: Any = field(default_factory=lambda: sections_of()["loss"]())
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
 

@@ -16,23 +16,22 @@ from torch import nn
 from stylegan_dist import ops, randomness
 from stylegan_dist.families.stylegan2.config import DiscriminatorConfig, GeneratorConfig
 from stylegan_dist.networks.generator import Generator as SampleGenerator
-from stylegan_dist.networks.generator import SampleShape, Sampling
-from stylegan_dist.networks.layers import Conv2d, Dense, Draw, MappingNetwork, Precision, run_block
+from stylegan_dist.networks.generator import SampleShape
+from stylegan_dist.networks.layers import (
+    MIN_RESOLUTION,
+    Conv2d,
+    Dense,
+    Draw,
+    MappingNetwork,
+    Precision,
+    channels_at,
+    resolutions,
+    run_block,
+)
 from stylegan_dist.ops import native
 
-MIN_RESOLUTION = 4
 # From the weights of toRGB to the features for the next layer, and the colours of these.
 Features = Callable[[torch.Tensor], tuple[torch.Tensor | None, torch.Tensor | None]]
-
-
-def resolutions(image_resolution: int) -> list[int]:
-    """4, 8, ..., image_resolution."""
-    return [2**i for i in range(2, image_resolution.bit_length())]
-
-
-def channels_at(resolution: int, settings: GeneratorConfig | DiscriminatorConfig) -> int:
-    """Feature maps of the blocks at a resolution."""
-    return min(settings.channel_base // resolution, settings.channel_max)
 
 
 class SynthesisLayer(nn.Module):
@@ -248,11 +247,14 @@ class Generator(SampleGenerator):
         w = self.truncate(self.mapping(z, label), truncation)
         return self.synthesis(w[:, None].expand(-1, self.num_ws, -1), noise)
 
-    def sample(self, seed: int, purpose: str, index: torch.Tensor, labels: torch.Tensor | None,
-               sampling: Sampling) -> torch.Tensor:
-        z = randomness.normal(seed, f"{purpose}.z", index, (self.z_dim,))
-        noise = self.synthesis.constant_noise() if sampling.noise == "const" else None
-        return self(z, labels, noise, sampling.truncation)
+    def latents(self, seed: int, purpose: str, index: torch.Tensor, labels: torch.Tensor | None,
+                truncation: float = 1.0) -> torch.Tensor:
+        """w [N, w_dim]."""
+        return self.truncate(self.mapping(randomness.normal(seed, f"{purpose}.z", index, (self.z_dim,)), labels), truncation)
+
+    def synthesize(self, latents: torch.Tensor, labels: torch.Tensor | None, noise: str = "const") -> torch.Tensor:
+        return self.synthesis(latents[:, None].expand(-1, self.num_ws, -1),
+                              self.synthesis.constant_noise() if noise == "const" else None)
 
 
 class FromRGB(Conv2d):
