@@ -62,3 +62,12 @@ def add_verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], **
     parser = verbs.add_parser(name, formatter_class=argparse.RawDescriptionHelpFormatter, **words)
     parser.set_defaults(run=run)
     return parser
+
+
+def add_which(parser: argparse.ArgumentParser) -> None:
+    """Add `--nimg` and `--best`, which say which checkpoint of a run is meant: `which` of the result, None for the newest."""
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--nimg", dest="which", type=whole("--nimg", MANY), metavar="N",
+                        help="the checkpoint at so many images (default: the newest)")
+    choice.add_argument("--best", dest="which", action="store_const", const="best",
+                        help="the checkpoint with the best score (stylegan-dist evaluate)")

@@ -9,26 +9,28 @@ import time
 from collections.abc import Sequence
 
 from stylegan_dist import __version__
-from stylegan_dist.arguments import CELLS, MANY, add_verb, path, real, whole, word
+from stylegan_dist.arguments import CELLS, MANY, add_verb, add_which, path, real, whole, word
 from stylegan_dist.config import describe, load_config
+from stylegan_dist.doctor.commands import add_doctor
 from stylegan_dist.environment import usable_environment
 from stylegan_dist.errors import (
     EXIT_BAD_INPUT,
     EXIT_FAILURE,
     EXIT_INTERRUPTED,
     EXIT_OK,
+    Diverged,
     InputError,
     Interrupted,
     LocalInputError,
+    LocalInterrupted,
     RankLost,
 )
 from stylegan_dist.last_word import leave_last_word
 from stylegan_dist.machine import name_the_user
-from stylegan_dist.making.commands import add_index, add_pack, add_verify
+from stylegan_dist.outcome import leave_outcome, outcome_is_wanted
 from stylegan_dist.paths import user_path
 from stylegan_dist.ranges import Range
 from stylegan_dist.redact import redact
-from stylegan_dist.tools.data_commands import add_bench_data, add_peek
 
 SECONDS_TO_SPEAK = 10  # by which the rank that prints an error may be later than the others
 
@@ -42,20 +44,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"stylegan-dist {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    add_pack(verbs)
-    add_index(verbs)
-    add_verify(verbs)
-    add_peek(verbs)
-    add_bench_data(verbs)
-    _add_train(verbs)
-    _add_generate(verbs)
-    _add_doctor(verbs)
+    if list(sys.argv[1:] if argv is None else argv)[:1] == ["doctor"]:
+        add_doctor(verbs)
+    else:
+        _add_verbs(verbs)
     try:
         with usable_environment():
             return _run(parser, argv)
     except InputError as error:  # the environment cannot be made usable
         _say_error(error)
         return EXIT_BAD_INPUT
+
+
+def _add_verbs(verbs: argparse._SubParsersAction) -> None:
+    """Imported here is what needs PyTorch and NumPy: where they do not load, `doctor` must be able to say so."""
+    from stylegan_dist.cluster.commands import add_runs, add_stop, add_submit
+    from stylegan_dist.evaluation.commands import add_evaluate
+    from stylegan_dist.features.commands import add_train_features
+    from stylegan_dist.making.commands import add_index, add_pack, add_verify
+    from stylegan_dist.report.commands import add_report
+    from stylegan_dist.tools.data_commands import add_bench_data, add_peek
+
+    add_pack(verbs)
+    add_index(verbs)
+    add_verify(verbs)
+    add_peek(verbs)
+    add_bench_data(verbs)
+    _add_train(verbs)
+    add_submit(verbs)
+    add_runs(verbs)
+    add_stop(verbs)
+    add_evaluate(verbs)
+    add_report(verbs)
+    _add_generate(verbs)
+    add_train_features(verbs)
+    add_doctor(verbs)
 
 
 def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
@@ -82,6 +105,11 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     except Interrupted as stop:
         if not stop.shown:
             print(stop, file=sys.stderr, flush=True)
+        alone = isinstance(stop, LocalInterrupted)
+        if alone or (os.environ.get("RANK") or "0") == "0":  # rank 0 alone knows what is wanted then
+            leave_outcome(f"stopped {stop.then}", str(stop))  # type: ignore[arg-type]
+        if outcome_is_wanted() and not alone:  # a launcher would report any other code as a failure
+            return EXIT_OK
         leave_last_word(str(stop))
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
@@ -90,12 +118,14 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         return 130
     except Exception as error:
         first = str(error).strip().partition("\n")[0]
+        leave_outcome("failed", f"{type(error).__name__}: {first}")
         leave_last_word(f"error: {type(error).__name__}: {first} (its traceback is further up)")
         raise
 
 
 def _say_error(error: Exception) -> None:
     line = redact(f"error: {error}")
+    leave_outcome("diverged" if isinstance(error, Diverged) else "failed", str(error))
     print(line, file=sys.stderr, flush=True)
     leave_last_word(line)
 
@@ -137,9 +167,11 @@ def _train(args: argparse.Namespace) -> int:
         if (os.environ.get("RANK") or "0") == "0":
             print(describe_plan(config, world_size))
         return EXIT_OK
-    from stylegan_dist.training.loop import train  # slow to import, and not needed for the other verbs
+    from stylegan_dist.evaluation.event import evaluation_events  # slow to import, and not needed for the other verbs
+    from stylegan_dist.training.loop import train
 
-    train(config)
+    train(config, evaluation_events)
+    leave_outcome("finished")
     return EXIT_OK
 
 
@@ -147,7 +179,7 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
     parser = add_verb(
         verbs, "generate", _generate,
         help="draw pictures with a trained generator",
-        description="Draw pictures with the averaged generator of a run's newest checkpoint. Each is computed alone, so\n"
+        description="Draw pictures with the averaged generator of a checkpoint. Each is computed alone, so\n"
         "that the pixels of a seed depend on the seed, the class, the truncation and the noise, on one machine with one\n"
         "PyTorch and the same --ops and --device, and on nothing else.\n"
         "After training on arrays these are written too (.npy), and sounds (.wav) if they are log-mel spectrograms.",
@@ -159,6 +191,7 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
                         help="truncation: below 1 gives better and less varied pictures (default: %(default)s)")
     parser.add_argument("--class", dest="label", type=whole("--class", Range(0, MANY.most)), metavar="C",
                         help="class number (default: all in turn)")
+    add_which(parser)
     parser.add_argument("--noise", choices=["const", "none"], default="const", help="layer noise (default: %(default)s)")
     parser.add_argument("--columns", type=whole("--columns", CELLS), default=8,
                         help="columns of the grid (default: %(default)s)")
@@ -175,35 +208,10 @@ def _generate(args: argparse.Namespace) -> int:
     from stylegan_dist.tools.generate import GenerateOptions, generate, parse_seeds
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options = GenerateOptions(parse_seeds(args.seeds), args.trunc, args.label, args.noise, device, args.columns, args.ops)
+    options = GenerateOptions(parse_seeds(args.seeds), args.trunc, args.label, args.noise, device, args.columns,
+                              args.which or "newest", args.ops)
     print(generate(args.run_dir, args.out, options))
     return EXIT_OK
-
-
-def _add_doctor(verbs: argparse._SubParsersAction) -> None:
-    add_verb(
-        verbs, "doctor", _doctor,
-        help="say what this machine has for training, and check it",
-        description="Say what this machine has for training, and compare the native operators with those of PyTorch on small\n"
-        "networks. Compiles the native operators if they are not there yet. Exit code 1: they compute something else.",
-    )
-
-
-def _doctor(args: argparse.Namespace) -> int:
-    from stylegan_dist.ops import native
-    from stylegan_dist.tools.doctor import check_operators, device_types, machine_facts
-
-    for name, value in machine_facts():
-        print(f"{name:<22} {value}", flush=True)
-    wrong = False
-    for device in device_types():
-        if device in native.native().devices:
-            for what, difference, limit in check_operators(device):
-                wrong = wrong or not difference <= limit
-                print(f"{what:<22} {'agrees' if difference <= limit else 'DIFFERS'}: {difference:.1e} of at most {limit:g}")
-    if wrong:
-        print("the native operators are wrong on this machine: set ops.path=reference, and report this", file=sys.stderr)
-    return EXIT_FAILURE if wrong else EXIT_OK
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Exceptions that end a run on purpose, and the exit codes of every command."""
 
 import signal
+from typing import Literal
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
@@ -24,6 +25,10 @@ class LocalInputError(InputError):
     """An `InputError` that one rank has found alone, so that this rank must print it."""
 
 
+class Diverged(InputError):
+    """Training has left what can be trained: values that are not finite, in the state or in too many steps."""
+
+
 class RankLost(Exception):
     """Another rank has ended or does not answer; this one cannot go on. The state is that of the last checkpoint."""
 
@@ -33,11 +38,12 @@ class Interrupted(Exception):
 
     Attributes:
         shown: whether the message is on the terminal already.
+        then: what the person or the batch system that asked wants of a batch job: to run again, to wait, or to end.
     """
 
-    def __init__(self, message: str = "", shown: bool = False):
+    def __init__(self, message: str = "", shown: bool = False, then: Literal["requeue", "hold", "end"] = "requeue"):
         super().__init__(message)
-        self.shown = shown
+        self.shown, self.then = shown, then
 
 
 class LocalInterrupted(Interrupted):

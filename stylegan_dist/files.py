@@ -113,14 +113,15 @@ def open_log(path: str | os.PathLike) -> FileIO:
     return open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666))
 
 
-def try_lock(file: int, needed: bool = True) -> bool:
-    """Whether this process has the exclusive lock of a file or folder now.
+def try_lock(file: int, needed: bool = True, shared: bool = False) -> bool:
+    """Whether this process has the lock of a file or folder now.
 
     Args:
+        shared: with others that want it shared; else alone.
         needed: raise OSError where a file system has no locks; else go on as if it were locked.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # as network file systems say that another process has it
         return False
     except OSError:

@@ -1,16 +1,42 @@
-"""The resources of this machine that the process may use, and those it has used."""
+"""The resources of this machine that the process may use, and those it has used.
+
+PyTorch is imported by the functions that need it, so that `doctor` can use the others where it does not load.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import getpass
+import importlib.metadata
 import os
+import platform
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
+
+from stylegan_dist import __version__
+from stylegan_dist.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+LIBRARIES = ("accelerate", "deepspeed", "numpy", "pillow", "safetensors", "tensorboard", "wandb")
+
+
+def versions() -> Iterator[tuple[str, str]]:
+    """What a run computes with, (name, version)."""
+    import torch
+
+    yield "stylegan_dist", __version__
+    yield "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield "PyTorch", torch.__version__
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield name, importlib.metadata.version(name)
 
 
 def name_the_user() -> None:
@@ -31,13 +57,35 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def usable_device(name: str, what: str = "the device") -> torch.device:
+    """The device of that name.
+
+    Args:
+        what: it is, for the message.
+    Raises:
+        InputError: it is not there.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # AssertionError: PyTorch without CUDA
+        raise InputError(f"{what} {name} is not there: use cpu, or cuda on a machine with a GPU") from None
+    return device
+
+
 def supports_bf16(device_type: str) -> bool:
     """Whether the device computes in bfloat16 natively."""
+    import torch
+
     return device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def peak_memory(device: torch.device) -> int:
     """Bytes: the most that was allocated on the GPU, or on a CPU the largest size of the whole process."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -51,7 +99,14 @@ def available_memory(device: torch.device, processes: int = 1) -> int:
         processes: that share the memory of this machine; every one has a GPU of its own.
     """
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
+    return available_host_memory(processes)
+
+
+def available_host_memory(processes: int = 1) -> int:
+    """As `available_memory`, of the CPUs."""
     return min(min(psutil.virtual_memory().available, _memory_of_control_group()) // processes, _memory_below_limits())
 
 

@@ -72,6 +72,11 @@ def words(seed: int, purpose: str, index: torch.Tensor, count: int) -> torch.Ten
     return _addressed(seed, purpose, index, block, torch.zeros_like(block)).flatten(1)[:, :count]
 
 
+def seed_after(seed: int, rollbacks: int) -> int:
+    """The seed of draws that are to be others after so many roll-backs; `seed` itself after none."""
+    return int(words(seed, "guard.seed", torch.tensor([rollbacks]), 1)) if rollbacks else seed
+
+
 def uniform(seed: int, purpose: str, index: torch.Tensor, count: int = 1) -> torch.Tensor:
     """Uniform draws in [0, 1) with 24 bits, exactly representable: float32 [N, count]."""
     return (words(seed, purpose, index, count) >> 8).float() * 2.0**-24

@@ -5,13 +5,14 @@ This module knows torch.distributed, but neither Accelerate, nor DeepSpeed, nor 
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -25,6 +26,7 @@ import torch.distributed.nn
 
 from stylegan_dist.errors import InputError, RankLost
 
+MEET_SECONDS = 10.0  # between two meetings of the ranks while rank 0 works
 T = TypeVar("T")
 
 
@@ -59,23 +61,31 @@ class Ranks:
         self.device = torch.device(device)
         self._begun = 0  # stages and collectives; the others wait for a rank that has begun fewer
         self._stage = ("starting", 0, time.monotonic())
+        self.on_computed: Callable[[], None] = lambda: None
 
-    def enter(self, doing: str, nimg: int) -> None:
+    def enter(self, doing: str, nimg: int, step: bool = False) -> None:
         """Say what this rank does from now on, in words, and how many images it has seen; the other ranks can look it up.
 
         All ranks enter the same stages, so that the one that is behind is known where a library does the collectives.
+
+        Args:
+            step: it is a part of a training step, for which an engine has a time limit of its own.
         """
         self._begun += 1
         self._stage = (doing, nimg, time.monotonic())
 
     def describe_stage(self, doing: str) -> None:
         """Say more about what this rank does now."""
-        self._stage = (doing, self._stage[1], time.monotonic())
+        self._stage = (doing, *self._stage[1:])
 
     def where(self) -> tuple[str, int, int, float]:
         """What this rank does, images seen, stages and collectives begun, and since when (time.monotonic)."""
         doing, nimg, since = self._stage
         return doing, nimg, self._begun, since
+
+    def computed(self) -> None:
+        """Called by a learner when this rank has computed its part of a phase and is about to wait for the others."""
+        self.on_computed()
 
     @property
     def is_main(self) -> bool:
@@ -108,6 +118,22 @@ class Ranks:
         Returns: what the function returned on rank 0, None elsewhere.
         """
         return self.together(lambda: function() if self.is_main else None)
+
+    def on_main_at_length(self, function: Callable[[], T]) -> T | None:
+        """As `on_main`, for what may take longer than a rank waits for another: meanwhile the ranks meet again and again.
+
+        The function runs in a thread of rank 0. What PyTorch keeps for each thread, such as `no_grad`, does not hold there.
+        """
+        if self.world_size == 1:
+            return function()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            work = pool.submit(function) if self.is_main else None
+            ended = False
+            while not ended:
+                if work is not None:
+                    ended = bool(concurrent.futures.wait([work], MEET_SECONDS).done)
+                ended = bool(self.sum(torch.tensor(float(ended), device=self.device)))
+            return self.together(lambda: work.result() if work is not None else None)
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value on every rank. Anything that JSON can carry."""
@@ -176,6 +202,16 @@ def assemble(shape: torch.Size, part: torch.Tensor | None, start: int, ranks: Ra
         whole[start:start + len(part)] = part
     ranks.sum(whole.view(torch.int32))  # adding zeros to the bits keeps even -0.0
     return whole.view(shape)
+
+
+def sum_of_bits(tensors: Iterable[torch.Tensor]) -> float:
+    """A number that changes with any one bit of the tensors; one fast pass over them, and one wait for the device."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = []
+    for tensor in tensors:
+        integer = integers[tensor.dtype.itemsize]
+        sums.append(tensor.detach().view(integer).sum(dtype=integer).long())  # what overflows is left out
+    return float(sum(torch.stack(sums).tolist()) % 2**53) if sums else 0.0
 
 
 def host_name() -> str:

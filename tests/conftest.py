@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from clean_environment import ensure_home, forget
+from launching import ROOT, TIMEOUT
 from PIL import Image
 
 from stylegan_dist.kinds.image import ImageOptions
@@ -23,6 +26,17 @@ hypothesis.settings.register_profile(  # other work on the machine is no failure
 hypothesis.settings.load_profile("unhurried")
 
 
+# With a worker for each file, the longest must not be the last, where the other workers would wait for it.
+LONGEST = ("test_engines.py", "test_train_job.py", "test_guard_engines.py", "test_hanging.py", "test_preflight.py",
+           "test_resume.py", "test_launch.py", "test_remote.py", "test_build.py", "test_convolution.py", "test_compiled.py",
+           "test_graphs.py", "test_precision.py", "test_discriminator_epilogue.py", "test_wandb_ending.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(scope="session")
 def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 RGB images of 16 pixels in 3 classes, in several shards."""
@@ -33,6 +47,15 @@ def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of 8 pixels."""
     return make_shards(tmp_path_factory.mktemp("small"), 8)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The handwritten digits of the demonstration: 1797 grey images of 32 pixels in 10 classes."""
+    folder = tmp_path_factory.mktemp("digits")
+    subprocess.run([sys.executable, ROOT / "shards/digits.py", folder / "png"], check=True, timeout=TIMEOUT)
+    pack(folder / "png", folder / "shards", PackOptions(ImageOptions(resolution=32, channels=1), labels="folders", workers=1))
+    return folder / "shards"
 
 
 def make_shards(folder: Path, resolution: int) -> Path:

@@ -55,6 +55,15 @@ def test_ops():
     assert all(float(cell) > 0 for cell in cells)
 
 
+def test_metrics():
+    """Ours and the plain way agree."""
+    _, columns, *rows = run("metrics", "--samples", "100", "--width", "32", "--rounds", "1").splitlines()
+    assert columns.split()[:3] == ["score", "s", "MB"]
+    assert [row.split()[0] for row in rows] == ["moments", "frechet", "few", "kernel", "manifold", "inception"]
+    differ = columns.split().index("differ") - 2  # two names of columns before it are of two words
+    assert all(float(row.split()[differ]) < 1e-5 for row in rows)
+
+
 def test_ops_host():
     if not native.native().devices:
         pytest.skip(native.native().reason)
@@ -62,3 +71,21 @@ def test_ops_host():
     name, *cells = row.replace("/", "").split()
     assert name == "d_filter"
     assert [float(cell) > 0 for cell in cells] == 6 * [True]
+
+
+def test_judgement(labelled_shards: Path, tmp_path: Path, monkeypatch):
+    """It says the same again from the features that it has kept. Their order means nothing here: these are no photographs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    table, again = (run("judgement", str(labelled_shards), "--count", "10") for _ in range(2))
+    assert table == again
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 4  # of the reals, and three ways to spoil images
+    _, _, columns, *rows = table.splitlines()
+    assert columns.split()[:2] == ["set", "FD"]
+    values = {row[:16].strip(): [float(cell) for cell in row[16:].split()] for row in rows[:6]}
+    assert list(values) == ["reals", "missing classes", "blur", "repeated", "JPEG", "noise"]
+    assert values["reals"][1] < min(values["JPEG"][1], values["noise"][1])
+    assert "order by KID: reals < missing classes < blur < JPEG < noise: " in table
+    assert "FD / formula" in table
+    assert "torch-fidelity" in table
+    assert "DIFFERS" not in table
+    assert run("judgement", str(labelled_shards), "--count", "13", code=2).startswith("error: --count 13 must be ")

@@ -269,7 +269,13 @@ def purposes_in_source() -> dict[str, str]:
                     if text.startswith("{phase}"):
                         found |= {text.replace("{phase}", phase): path.name for phase in PHASES}
                     elif text == "{purpose}.z":  # of `Generator.sample`
-                        found |= {text.replace("{purpose}", purpose): path.name for purpose in ("samples", "generate")}
+                        found |= {text.replace("{purpose}", purpose): path.name
+                                  for purpose in ("samples", "generate", "evaluate", "evaluate.path0", "evaluate.path1",
+                                                  "pictures.truncation", "pictures.classes", "pictures.interpolation",
+                                                  "pictures.trial")}
+                    elif path.parent.name == "augment":
+                        of = [f"{phase}.augment.{side}" for phase in (*PHASES, "samples") for side in ("real", "fake")]
+                        found |= {text.replace("{self.", "{").replace("{purpose}", purpose): path.name for purpose in of}
                     elif text == "d_penalty.{name}_noise":
                         found |= {text.replace("{name}", penalty): path.name for penalty in ("r1", "r2")}
                     else:

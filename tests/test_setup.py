@@ -167,7 +167,13 @@ def test_pip_will_install_again_what_is_broken(venv: Path):
 def test_where_the_demo_finds_its_run(overrides: list[str], run_dir: str):
     done = subprocess.run([sys.executable, ROOT / "launch/settings.py", ROOT / "launch/presets/demo.yaml", *overrides],
                           capture_output=True, text=True, check=True, timeout=TIMEOUT)
-    assert done.stdout.splitlines() == [run_dir, "data/digits"]
+    assert done.stdout.splitlines() == [run_dir, "data/digits", "auto"]
+
+
+def test_settings_without_a_preset():
+    done = subprocess.run([sys.executable, ROOT / "launch/settings.py", "run.dir=some/where", "data.shards=here"],
+                          capture_output=True, text=True, check=True, timeout=TIMEOUT)
+    assert done.stdout.splitlines() == ["some/where", "here", "auto"]
 
 
 def test_the_demo_refuses_a_wrong_key():

@@ -103,6 +103,20 @@ class BatchDataset:
                 samples[i].copy_(unflipped.flip(1))  # 16 times as fast as in NumPy at 256 pixels
         return loaded
 
+    def single(self, image: int) -> Tensor:
+        """The sample of one image of the order, [C, H, W], not flipped. No other shard is fetched, and its own is let go of.
+
+        Raises:
+            InputError: as `load`.
+        """
+        shard, sample = self.order.places(np.array([image]))[0].tolist()
+        values = np.empty_like(self._unflipped)
+        try:
+            self._sample(image, (shard, sample), values, Loaded(Batch(torch.empty(0), {})))
+        finally:
+            self.reader.retain(())
+        return torch.from_numpy(values).permute(2, 0, 1)
+
     def _announce(self, nimg: int) -> None:
         """When a batch comes within reach of new slots: have their shards fetched, and let go of those of the old ones."""
         order, plan = self.order, self.plan

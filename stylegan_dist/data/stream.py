@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from stylegan_dist.data.batches import Batch, BatchDataset, Loaded, Replaced
 from stylegan_dist.data.cache import NodeCache
@@ -37,11 +38,23 @@ class BatchStream:
         self._timeout, self._late, self._told = options.timeout, 0.0, False
         self._replaced: list[Replaced] = []
         self._next: Loaded | None = None
+        self._plan, self._options = plan, options
+        self._source: Source | None = self._begin(plan)
+
+    def _begin(self, plan: StreamPlan) -> Source:
         try:
-            self._source: Source | None = make_source(
-                BatchDataset(self._reader, plan, max(1, options.workers)), options)
+            return make_source(BatchDataset(self._reader, plan, max(1, self._options.workers)), self._options)
         except InputError as error:
             raise LocalInputError(str(error)) from None
+
+    def go_to(self, nimg: int) -> None:
+        """Continue with the batch that begins at an image. Starts other reader processes.
+
+        Raises: as the constructor.
+        """
+        self.close()
+        self._replaced.clear()
+        self._source = self._begin(replace(self._plan, start=nimg))
 
     def __iter__(self) -> Iterator[Batch]:
         return self

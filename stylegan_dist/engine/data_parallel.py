@@ -21,12 +21,21 @@ class FlatLearner(Learner):
     """After the backward passes of a phase, one all-reduce of all gradients; statistics ride along."""
 
     @torch.no_grad()
-    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
+    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool,
+             skip: bool = False) -> PhaseResult:
         line, sums = self._accumulate(jobs, counts)
         size = sum(p.numel() for p in self.network.parameters())
+        self.ranks.computed()
         self.ranks.sum(line)
         # A copy: the gradients' buffer must not live on in the statistics.
-        return self._finish(line[:size], sums.replaced(line[size:].clone()), l1)
+        return self._finish(line[:size], sums.replaced(line[size:].clone()), l1, skip)
+
+    @torch.no_grad()
+    def gradients(self, jobs: Sequence[Job]) -> dict[str, Tensor]:
+        line, _ = FlatLearner._accumulate(self, jobs, {})
+        size = sum(shape.numel() for shape in self.shapes.values())
+        pieces = self.ranks.sum(line[:size].clone()).split([shape.numel() for shape in self.shapes.values()])
+        return dict(zip(self.shapes, pieces, strict=True))
 
     def _accumulate(self, jobs: Sequence[Job], counts: Mapping[str, Tensor]) -> tuple[Tensor, Sums]:
         """All backward passes: a line of the gradients of all parameters and of this rank's sums, and these."""
@@ -42,18 +51,20 @@ class FlatLearner(Learner):
         pieces = [(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in parameters]
         return torch.cat(pieces + sums.flat()), sums
 
-    def _finish(self, gradient: Tensor, sums: Sums, l1: float) -> PhaseResult:
+    def _finish(self, gradient: Tensor, sums: Sums, l1: float, skip: bool) -> PhaseResult:
         """The optimizer step, from the summed gradient of all parameters."""
         parameters: list[Tensor] = list(self.network.parameters())
         nonfinite = scrub(gradient)
-        norm = torch.linalg.vector_norm(gradient)
+        result = sums.result(nonfinite, torch.linalg.vector_norm(gradient))
         pieces = gradient.split([p.numel() for p in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
         if l1:
             torch._foreach_add_([p.grad for p in parameters], torch._foreach_sign(parameters), alpha=l1)  # type: ignore[misc]
-        self.optimizer.step()
-        return sums.result(nonfinite, norm)
+        result.skipped = skip and bool(result.broken())
+        if not result.skipped:
+            self.optimizer.step()
+        return result
 
     def optimizer_state(self) -> dict[str, Tensor | Sharded]:
         return {
@@ -101,7 +112,8 @@ class BucketLearner(FlatLearner):
         return LossResult(total * 0, {})
 
     @torch.no_grad()
-    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
+    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool,
+             skip: bool = False) -> PhaseResult:
         self.optimizer.zero_grad(set_to_none=True)
         self._module.sums = Sums()
         for number, job in enumerate(jobs):
@@ -113,7 +125,7 @@ class BucketLearner(FlatLearner):
                 with lost_ranks_reported(COMMUNICATION):
                     share.backward()
         gradient = torch.cat([p.grad.reshape(-1) for p in self.network.parameters()])  # type: ignore[union-attr]
-        return self._finish(gradient, self._module.sums, l1)
+        return self._finish(gradient, self._module.sums, l1, skip)
 
     def close(self) -> None:
         del self._parallel
@@ -123,6 +135,8 @@ def _sum_bucket(learner, bucket):  # DDP refuses annotations that are strings
     """Called by DDP in the order of the backward pass; the last bucket takes the statistics along."""
     gradient, module = bucket.buffer(), learner()._module
     extras = module.sums.flat() if bucket.is_last() else []
+    if bucket.is_last():
+        learner().ranks.computed()
     work = dist.all_reduce(torch.cat([gradient, *extras]) if extras else gradient, async_op=True)
     assert work is not None
 

@@ -94,6 +94,15 @@ class DeepSpeedNetwork:
             for gradients in self._optimizer.averaged_gradients.values():
                 yield from gradients
 
+    def gradients_in_update(self) -> list[Tensor]:
+        """The gradients of all calls of the optimizer in an update that has begun, where that takes several calls.
+
+        None where `gradients_before_update` has given them.
+        """
+        if not (self._cut and self._zero.offload):
+            return []
+        return [line.grad for line in self._optimizer.fp32_partitioned_groups_flat]
+
     @contextlib.contextmanager
     def whole(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         """Keep cut parameters fetched: DeepSpeed fetches them for a first backward pass, but not for a second one."""

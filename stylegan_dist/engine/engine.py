@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import os
+import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,13 +25,17 @@ from stylegan_dist.engine.deepspeed_adapter import load_deepspeed
 from stylegan_dist.engine.graphs import CudaRecorder, GraphLearner, why_no_graphs
 from stylegan_dist.engine.launch_check import check_environment, check_joined, forget_unreadable_numbers, number_of
 from stylegan_dist.engine.learner import Learner
-from stylegan_dist.engine.preflight import connecting, measure_network, set_timeout
+from stylegan_dist.engine.preflight import connecting, measure_compute, measure_network, set_timeout
 from stylegan_dist.engine.rendezvous import Rendezvous, patience, registration_of_this_rank
+from stylegan_dist.engine.stacks import STACKS_NAME, record_collectives
 from stylegan_dist.engine.watch import Watch, connection_closed
+from stylegan_dist.engine.watchdog import Watchdog
 from stylegan_dist.engine.zero import ZeroLearner
 from stylegan_dist.errors import InputError, RankLost
 from stylegan_dist.machine import available_cores, supports_bf16
 from stylegan_dist.ranks import Ranks, World, host_name
+
+END_SECONDS = 300.0  # that one of several processes may take to end after it has told the others so
 
 
 class Engine(Ranks):
@@ -37,6 +44,9 @@ class Engine(Ranks):
     Args:
         settings: the section `run` of the configuration, of which `auto` may stand for device, world_size, threads,
             reduction and cuda_graphs.
+    Attributes:
+        compute: how fast the devices multiply matrices.
+        on_death: functions that are called with the error where a step hangs so long that a thread ends this process.
     Raises:
         InputError: a launch that cannot be what was meant.
         RankLost: not all ranks came.
@@ -62,6 +72,8 @@ class Engine(Ranks):
         on_cpu = rendezvous.registration["gpu"] is None
         if self.choice.zero:
             load_deepspeed(cpu=on_cpu)  # before there is a process group, see there
+        if not on_cpu:
+            record_collectives(os.environ, Path(settings.dir) / STACKS_NAME)
         self.network = 0.0  # bytes per second of a rank in a large all-reduce; 0 if it is alone
         with connecting(self.hosts):
             # mixed_precision="no": the networks have a precision policy of their own.
@@ -74,11 +86,20 @@ class Engine(Ranks):
             if launched > 1:
                 self.network = measure_network(self)
                 set_timeout(self.timeout)
-        self._watch = Watch(os.environ, self.hosts, self.where, self.timeout) if launched > 1 else None
         self.local_world_size = number_of(os.environ, "LOCAL_WORLD_SIZE", self.hosts.count(host_name()))
         if threads == "auto":
             threads = max(1, available_cores() // self.local_world_size)
         torch.set_num_threads(int(threads))
+        try:
+            with connecting(self.hosts):
+                self.compute = measure_compute(self, self.hosts)
+        except InputError:
+            if dist.is_initialized():
+                dist.destroy_process_group()  # gloo's threads would abort the process at its end
+            raise
+        self._watch = Watch(os.environ, self.hosts, self.where, self.timeout) if launched > 1 else None
+        self._watchdog = Watchdog(self, self.hosts, self._watch, settings.hang_seconds, self.timeout)
+        self.on_death = self._watchdog.on_death
         self._learners: weakref.WeakSet[Learner] = weakref.WeakSet()
         self.no_graphs = why_no_graphs(settings.cuda_graphs, self.device.type, bool(self.choice.zero),
                                        reduction if self.world_size > 1 else "flat")
@@ -116,6 +137,25 @@ class Engine(Ranks):
         self._learners.add(learner)
         return learner
 
+    def enter(self, doing: str, nimg: int, step: bool = False) -> None:
+        super().enter(doing, nimg, step)
+        self._watchdog.entered(step)
+
+    @contextlib.contextmanager
+    def watching_steps(self, run_dir: Path, interval: int, note: Callable[[str], None]) -> Iterator[None]:
+        """Inside, a training step that hangs is reported, and in the end the process is ended, as if a rank were lost.
+
+        Args:
+            run_dir: the run's folder.
+            interval: the steps between two of the rarest phase.
+            note: takes lines for a log.
+        """
+        if self.device.type == "cuda":
+            with contextlib.suppress(OSError):  # NCCL's recorder makes no folder
+                (run_dir / STACKS_NAME).mkdir(exist_ok=True)
+        with self._watchdog.watching_steps(run_dir / STACKS_NAME, interval, note):
+            yield
+
     def describe(self) -> str:
         """One line for the header of a run."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
@@ -135,10 +175,13 @@ class Engine(Ranks):
         return f"{self.network / 1e9:.2g} GB/s per rank in an all-reduce, {machines} machine{'s' * (machines > 1)}"
 
     def say_end(self, error: BaseException | None = None) -> None:
-        """Tell the other ranks how this one ends."""
+        """Tell the other ranks how this one ends; from now on this process has `END_SECONDS` to do so."""
+        self._watchdog.end()
         if self._watch is not None:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            self._watch.end("the run is finished" if error is None else reason, gave_up=isinstance(error, RankLost))
+            self._watch.end("the run is finished" if error is None else reason, isinstance(error, RankLost), error is not None)
+            with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # stderr is closed or no file
+                faulthandler.dump_traceback_later(END_SECONDS, exit=True, file=sys.stderr)
 
     @contextlib.contextmanager
     def late_ranks_named(self) -> Iterator[None]:
@@ -146,6 +189,7 @@ class Engine(Ranks):
         try:
             yield
         except RankLost as error:
+            self._watchdog.end()
             late = "" if self._watch is None else f"; {self._watch.who_is_late(connection_closed(str(error)))}"
             self.say_end(error)
             raise RankLost(f"{error}{late}; the run continues from its last checkpoint") from None
@@ -163,3 +207,6 @@ class Engine(Ranks):
         if dist.is_initialized():
             dist.destroy_process_group()
         del group
+        self._watchdog.end()
+        if self._watch is not None:
+            faulthandler.cancel_dump_traceback_later()

@@ -38,6 +38,10 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
+    def forget(self) -> None:
+        """Recordings of before are no longer used; memory that no recording holds cannot be shared again."""
+        self._pool = torch.cuda.graph_pool_handle()
+
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """Inside, work takes place where it would be recorded; after it, everyone may use its results."""
@@ -82,10 +86,17 @@ class GraphLearner(FlatLearner):
         self._recordings: dict[tuple, _Recording] = {}
         self._notice = ""
 
-    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
-        result = super().step(jobs, counts, l1, second_order)
+    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool,
+             skip: bool = False) -> PhaseResult:
+        result = super().step(jobs, counts, l1, second_order, skip)
         result.notice, self._notice = self._notice, ""
         return result
+
+    def restore(self, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
+        super().restore(parameters, optimizer_state)
+        if self._recorder is not None and self._recordings:  # they hold the seed of their draws, which a roll-back changes
+            self._recordings.clear()
+            self._recorder.forget()
 
     def _accumulate(self, jobs: Sequence[Job], counts: Mapping[str, Tensor]) -> tuple[Tensor, Sums]:
         if self._recorder is None:

@@ -1,13 +1,14 @@
 """One network that learns, with its optimizer, replicated or sharded over the ranks.
 
 Every engine is a subclass. All take the same optimizer step: gradients are summed over micro-batches and ranks
-in float32, non-finite values are counted and replaced, parameters without a gradient take part with zeros.
+in float32, non-finite values are counted and replaced, parameters without a gradient take part with zeros. Or the update is
+left out where there is a non-finite value; what decides is the same number on all ranks.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stylegan_dist.objective.result import LossResult
-from stylegan_dist.ranks import Ranks, Sharded, part_of
+from stylegan_dist.ranks import Ranks, Sharded, part_of, sum_of_bits
 
 LIMIT = 1e5  # infinite gradients become this large, as in Karras et al. 2020b
 
@@ -46,6 +47,11 @@ class PhaseResult:
     nonfinite: Tensor                 # gradient values that had to be replaced
     gradient_norm: Tensor
     notice: str = ""                  # what a person should hear, once
+    skipped: bool = False             # whether the update was left out
+
+    def broken(self) -> Tensor:
+        """Whether a value of the gradient, or a number that the losses report, is not finite: bool [], on the device."""
+        return (self.nonfinite > 0) | (count_nonfinite(self.statistics.values()) > 0)
 
 
 class Sums:
@@ -76,12 +82,13 @@ class Sums:
         pieces = line.split([value.numel() for value in self._values.values()])
         return Sums({key: piece.view_as(value) for (key, value), piece in zip(self._values.items(), pieces, strict=True)})
 
+    def of(self, field: str) -> dict[str, Tensor]:
+        """The numbers of a field of PhaseResult."""
+        return {name: value for (its, name), value in self._values.items() if its == field}
+
     def result(self, nonfinite: Tensor, gradient_norm: Tensor) -> PhaseResult:
         """As the result of a phase."""
-        def of(field: str) -> dict[str, Tensor]:
-            return {name: value for (its, name), value in self._values.items() if its == field}
-
-        return PhaseResult(of("statistics"), of("running_means"), of("counts"), nonfinite, gradient_norm)
+        return PhaseResult(self.of("statistics"), self.of("running_means"), self.of("counts"), nonfinite, gradient_norm)
 
 
 class Learner(abc.ABC):
@@ -99,7 +106,8 @@ class Learner(abc.ABC):
         self.shapes = {name: p.shape for name, p in network.named_parameters()}
 
     @abc.abstractmethod
-    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
+    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool,
+             skip: bool = False) -> PhaseResult:
         """One optimizer step.
 
         Args:
@@ -107,7 +115,15 @@ class Learner(abc.ABC):
             counts: numbers of this rank, to be summed over the ranks with the statistics.
             l1: this times sign(parameter) is added to the gradient.
             second_order: whether a job differentiates through a gradient of this network.
+            skip: leave the update out where the result is `broken`. This waits for the device.
         """
+
+    def gradients(self, jobs: Sequence[Job]) -> dict[str, Tensor]:
+        """The summed gradient of some losses by parameter, as it is; none where the engine does not keep it.
+
+        All ranks must call it. No step is to follow.
+        """
+        return {}
 
     def parameters(self) -> dict[str, Tensor | Sharded]:
         """The values of all parameters by name."""
@@ -138,7 +154,7 @@ class Learner(abc.ABC):
 
     def checksum(self) -> float:
         """A number that is the same on all ranks if they hold the same network."""
-        return float(sum(p.detach().double().sum() for p in self.network.parameters()))
+        return sum_of_bits(self.network.parameters())
 
 
 class LossInForward(nn.Module):
@@ -171,6 +187,12 @@ class _Touch(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[override]
         return gradient, *(p.new_zeros(()).expand(p.shape) for p in ctx.parameters)
+
+
+def count_nonfinite(values: Iterable[Tensor]) -> Tensor | int:
+    """How many of some numbers [] are not finite; on their device."""
+    line = list(values)
+    return len(line) - torch.stack(line).isfinite().sum() if line else 0
 
 
 def scrub(gradient: Tensor) -> Tensor:

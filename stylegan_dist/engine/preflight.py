@@ -1,4 +1,8 @@
-"""Checks once the ranks are a process group: an all-reduce adds up, and all ranks have the same configuration and data."""
+"""Checks once the ranks are a process group.
+
+An all-reduce adds up, every device multiplies matrices rightly and about as fast as the others, and all ranks have the same
+configuration and data.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,10 @@ import contextlib
 import hashlib
 import json
 import re
+import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -16,9 +22,16 @@ import torch.distributed as dist
 from stylegan_dist.config import Change, Config, changes_of, dotted, to_dict
 from stylegan_dist.engine.rendezvous import name_ranks, name_values
 from stylegan_dist.errors import InputError, RankLost
+from stylegan_dist.machine import supports_bf16
 from stylegan_dist.ranks import COMMUNICATION, Ranks, host_name
 
 ROUND_BYTES, ROUNDS = 2**24, 3
+
+# A product of square matrices: rows, and how many products in a row take some milliseconds.
+PRODUCT = {"cpu": (512, 1), "cuda": (4096, 10)}
+WARM_SECONDS, TIMED_SECONDS = 0.2, 0.1  # a GPU that has idled needs some time to reach its clock
+LEAST_PRODUCTS = 3  # of the rounds in each of these times; a very slow device takes longer than they are
+SLOW = {"cpu": 0.5, "cuda": 0.8}  # share of the median rate; processes share the cores of a CPU
 
 
 @contextlib.contextmanager
@@ -60,6 +73,87 @@ def measure_network(ranks: Ranks) -> float:
             raise RuntimeError(f"an all-reduce over {ranks.world_size} ranks gave {low:g} to {high:g} instead of {expected:g} "
                                f"on {host_name()}: a fault of the network or of a GPU")
     return 2 * (ranks.world_size - 1) / ranks.world_size * ROUND_BYTES / fastest
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How fast the devices of all ranks multiply matrices.
+
+    Attributes:
+        rates: floating point operations a second of each rank, in their order.
+        slow: what a person should know of ranks that are slower than the others; empty if none is.
+    """
+
+    rates: list[float]
+    slow: str = ""
+
+    def describe(self) -> str:
+        """One line for the header of a run."""
+        low, high = (f"{rate / 1e12:.3g}" for rate in (min(self.rates), max(self.rates)))
+        return f"{high} TFLOP/s in a matrix product" if len(self.rates) == 1 else (
+            f"{low} to {high} TFLOP/s per rank in a matrix product")
+
+
+def measure_compute(ranks: Ranks, hosts: Sequence[str]) -> Compute:
+    """Multiply matrices on all ranks at once, as machines share power and cores when they train; takes some tenths of a second.
+
+    Raises:
+        InputError: a device computes something else than the product; with its rank and machine.
+    """
+    ranks.gather(None)  # all begin together
+    rate, right = _multiply(ranks.device)
+    everyone = ranks.gather([rate, right])
+    if wrong := [rank for rank, (_, right) in enumerate(everyone) if not right]:
+        what = "GPU" if ranks.device.type == "cuda" else "CPU"
+        raise InputError(f"the {what} of {name_ranks(wrong, hosts)} computes a wrong product of two matrices: its hardware or "
+                         "driver is at fault; leave that machine out, and have it checked")
+    rates = [rate for rate, _ in everyone]
+    median = statistics.median_high(rates)
+    slow = [rank for rank, rate in enumerate(rates) if rate < SLOW[ranks.device.type] * median]
+    if not slow:
+        return Compute(rates)
+    slow.sort(key=rates.__getitem__)
+    worst = ", ".join(f"{name_ranks([rank], hosts)} {rates[rank] / 1e12:.3g}" for rank in slow[:8])
+    more = f" and {len(slow) - 8} more" if len(slow) > 8 else ""
+    return Compute(rates, f"slow in a matrix product, with a median of {median / 1e12:.3g} TFLOP/s: {worst}{more}; all other "
+                          "ranks will wait for the slowest (see whether something else runs there, or a GPU is hot)")
+
+
+@torch.no_grad()
+def _multiply(device: torch.device) -> tuple[float, bool]:
+    """Floating point operations a second in the fastest round, and whether the product was right."""
+    size, repetitions = PRODUCT[device.type]
+    dtype = torch.float32
+    if device.type == "cuda":
+        dtype = torch.bfloat16 if supports_bf16("cuda") else torch.float16
+    # Small whole numbers, of which each pair of terms but the last cancels out, so that no type and no order of the sum rounds.
+    number = torch.arange(size, device=device)
+    rows, columns, inner = 1 + number % 3, 1 + number % 2, 1 + number // 2 % 3
+    left = (rows[:, None] * inner).to(dtype)
+    right = (torch.where(number % 2 == 0, inner, -inner)[:, None] * columns).to(dtype)
+    right[-1] = 0
+    expected = (rows[:, None] * columns * inner[-1] ** 2).to(dtype)
+    product = torch.empty_like(expected)
+
+    def fastest(seconds: float) -> float:
+        best, begun, rounds = float("inf"), time.perf_counter(), 0
+        while rounds < LEAST_PRODUCTS or time.perf_counter() - begun < seconds:
+            began = time.perf_counter()
+            for _ in range(repetitions):
+                torch.mm(left, right, out=product)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best, rounds = min(best, time.perf_counter() - began), rounds + 1
+        return best
+
+    fastest(WARM_SECONDS if device.type == "cuda" else 0.0)
+    rate = 2 * size**3 * repetitions / fastest(TIMED_SECONDS)
+    is_right = torch.equal(product, expected)
+    if device.type == "cuda":
+        del left, right, expected, product
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return rate, is_right
 
 
 def set_timeout(seconds: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +13,11 @@ from typing import Any
 import torch.distributed as dist
 
 from stylegan_dist.engine.rendezvous import name_ranks, open_store, patience
+from stylegan_dist.engine.stacks import run_bounded
 
 BEAT_SECONDS = 2.0
 ANSWER_SECONDS = 5.0  # for the store
+_GONE = "gone"  # a key that is there when a rank has failed or given up
 
 
 class Watch:
@@ -26,25 +27,30 @@ class Watch:
         env: with RANK, MASTER_ADDR and MASTER_PORT.
         hosts: the machines of all ranks, in their order.
         where: what this rank is doing, images seen, stages and collectives begun, and since when (time.monotonic).
-        timeout: run.timeout; after half of it a person is told who is late.
+        timeout: run.timeout.
     """
 
     def __init__(self, env: Mapping[str, str], hosts: Sequence[str], where: Callable[[], tuple[str, int, int, float]],
                  timeout: float):
-        self.rank, self._hosts, self._where, self._timeout = int(env["RANK"]), hosts, where, timeout
+        self.rank, self._hosts, self._where = int(env["RANK"]), hosts, where
         store = open_store(env, patience(timeout), may_serve=False)  # many ranks connect at once
         store.set_timeout(timedelta(seconds=ANSWER_SECONDS))
         self._store = dist.PrefixStore("at", store)
-        self._told: float | None = None  # of which wait
+        self._found: tuple[float, list[int], str] = (-1.0, [], "")  # who was late in the wait that began then
         self._last = ""  # what ended this rank
-        self._gave_up = False
+        self._gave_up = self._failed = False
+        self._asked, self._others_gone = False, False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True, name="watch")
         self._thread.start()
 
-    def end(self, reason: str, gave_up: bool = False) -> None:
-        """Tell the others that this rank ends, and why; or that it has given up waiting for them."""
-        self._last, self._gave_up = reason, gave_up
+    def end(self, reason: str, gave_up: bool = False, failed: bool = True) -> None:
+        """Tell the others that this rank ends, and why; or that it has given up waiting for them.
+
+        Args:
+            failed: this is not the end of a run.
+        """
+        self._last, self._gave_up, self._failed = reason, gave_up, failed
         self._ended.set()
         self._thread.join(ANSWER_SECONDS)
 
@@ -54,13 +60,13 @@ class Watch:
             while not self._ended.wait(BEAT_SECONDS if beat else 0.0):
                 self._tell(beat)
                 beat += 1
-                *_, since = self._where()
-                if time.monotonic() - since > max(2 * BEAT_SECONDS, self._timeout / 2) and self._told != since:
-                    self._told = since  # by another thread, as this one must go on
-                    threading.Thread(target=self._report_late, args=(time.monotonic() - since,), daemon=True).start()
+                if self._asked:
+                    self._others_gone = self._store.check([_GONE])
             self._tell(beat)
+            if self._failed:
+                self._store.set(_GONE, "")
         except RuntimeError:  # the store is gone, with the rank or the launcher that served it
-            pass
+            self._others_gone = True
 
     def _tell(self, beat: int) -> None:
         doing, nimg, begun, since = self._where()
@@ -69,12 +75,10 @@ class Watch:
             "ended": self._last, "gave_up": self._gave_up,
         }))
 
-    def _report_late(self, seconds: float) -> None:
-        """On one rank that waits."""
-        late, text = self._look()
-        *_, since = self._where()
-        if late and since == self._told and self.rank == min(set(range(len(self._hosts))) - set(late), default=-1):
-            print(f"waiting for other ranks for {seconds:.0f} s: {text}", file=sys.stderr, flush=True)
+    def others_gone(self) -> bool:
+        """Whether a rank has failed or given up, as far as this one has heard. To be asked again and again."""
+        self._asked = True
+        return self._others_gone
 
     def who_is_late(self, closed: bool) -> str:
         """In words, in seconds.
@@ -82,17 +86,28 @@ class Watch:
         Args:
             closed: a connection was closed, so a rank that does not answer has ended.
         """
-        found: list[str] = []
-        thread = threading.Thread(target=lambda: found.append(self._look(closed)[1]), daemon=True)
-        thread.start()
-        thread.join(3 * BEAT_SECONDS + ANSWER_SECONDS)
-        if found and found[0]:
-            return found[0]
-        first = f"{name_ranks([0], self._hosts)}, or the launcher there, through which the ranks keep in touch,"
-        return f"{first} {'has ended' if found else 'does not answer'}"
+        *_, since = self._where()
+        if closed and self._found[0] == since:  # those who have given up since then have closed the connection
+            return self._found[2]
+        return self.look(closed)[1]
 
-    def _look(self, closed: bool = False) -> tuple[list[int], str]:
-        """The ranks that the others wait for, and what is known of them; nobody and nothing where the store is gone."""
+    def look(self, closed: bool = False) -> tuple[list[int], str]:
+        """The ranks that the others wait for, if any, and what is known of them, in words; in seconds."""
+        *_, since = self._where()
+        found: list[tuple[list[int], str]] = []
+        run_bounded(lambda: found.append(self._look(closed)), 3 * BEAT_SECONDS + ANSWER_SECONDS)
+        late, text = found[0] if found else ([], "")
+        if not text and self._found[0] != since:
+            first = f"{name_ranks([0], self._hosts)}, or the launcher there, through which the ranks keep in touch,"
+            late, text = [0], f"{first} {'has ended' if found else 'does not answer'}"
+        elif not text:
+            _, late, text = self._found
+        if late:
+            self._found = since, late, text
+        return late, text
+
+    def _look(self, closed: bool) -> tuple[list[int], str]:
+        """Nobody and nothing where the store is gone. Waits without a bound for one that does not answer."""
         try:
             before = reports = self._read()
             if not any(report["ended"] and not report["gave_up"] for report in before):
@@ -109,10 +124,11 @@ class Watch:
                                      f"{self._doing(reports[rank])}" for rank in silent[:3])
         least = min(report["at"] for report in reports)
         late = [rank for rank, report in enumerate(reports) if report["at"] == least]
-        if self.rank in late:
+        if len(late) == len(reports):
             return [], "all ranks answer, and no other is behind: see whether the network between their machines is well"
+        remedy = " (where that may take so long, set a larger run.timeout or run.hang_seconds)"
         return late, "; ".join(f"{self._name(rank, reports)} is late: it is {self._doing(reports[rank])}"
-                               for rank in late[:3]) + " (where that may take so long, set a larger run.timeout)"
+                               for rank in late[:3]) + remedy
 
     def _read(self) -> list[dict[str, Any]]:
         return [json.loads(text) for text in self._store.multi_get([str(rank) for rank in range(len(self._hosts))])]

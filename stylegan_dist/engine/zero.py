@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stylegan_dist.engine.choice import Zero
 from stylegan_dist.engine.deepspeed_adapter import DeepSpeedNetwork, Fragment
-from stylegan_dist.engine.learner import Job, Learner, LossInForward, PhaseResult, Sums, scrub
+from stylegan_dist.engine.learner import Job, Learner, LossInForward, PhaseResult, Sums, count_nonfinite, scrub
 from stylegan_dist.engine.preflight import set_timeout
 from stylegan_dist.errors import InputError
 from stylegan_dist.ranks import COMMUNICATION, Ranks, Sharded, assemble, lost_ranks_reported
@@ -39,15 +39,20 @@ class ZeroLearner(Learner):
         self._cut = zero.stage == 3  # the parameters, too
         self._l1 = 0.0
         self._norm2 = self._nonfinite = torch.zeros((), device=ranks.device)
+        self._skip = False
+        self._skipped: bool | None = None  # whether this step's update is left out, once that is known
+        self._withheld: list[tuple[Tensor, Tensor]] = []  # what the optimizer must not see, and its gradient
         optimizer.register_step_pre_hook(self._before_update)
+        optimizer.register_step_post_hook(self._after_update)
         network.requires_grad_(True)  # what is frozen now would never be summed
         self._module = LossInForward(network)
         self._deepspeed = DeepSpeedNetwork(self._module, optimizer, zero, ranks)
         set_timeout(timeout)  # DeepSpeed makes process groups of its own
 
     @torch.no_grad()
-    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool) -> PhaseResult:
-        self._l1 = l1
+    def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool,
+             skip: bool = False) -> PhaseResult:
+        self._l1, self._skip, self._skipped = l1, skip, None
         self._norm2 = self._nonfinite = torch.zeros((), device=self.ranks.device)
         hold = second_order and self._cut
         sums = self._module.sums = Sums()
@@ -57,6 +62,8 @@ class ZeroLearner(Learner):
                 with torch.enable_grad(), whole:
                     # A cut parameter that nobody has fetched cannot be touched; phases of first order use all.
                     share = self._deepspeed.forward(number == len(jobs) - 1, job, hold or not self._cut)
+                    if number == len(jobs) - 1 and not self._cut:  # the backward pass that follows communicates
+                        self.ranks.computed()
                     self._deepspeed.backward(share)
             for gradient in self._deepspeed.gradients_before_update():
                 self._nonfinite = self._nonfinite + scrub(gradient)
@@ -64,10 +71,14 @@ class ZeroLearner(Learner):
         sums.add(counts=counts)
         # The norm and the number are of this rank's part, too.
         line = self.ranks.sum(torch.cat([*sums.flat(), self._norm2.float().view(1), self._nonfinite.float().view(1)]))
-        return sums.replaced(line[:-2]).result(nonfinite=line[-1], gradient_norm=line[-2].sqrt())
+        result = sums.replaced(line[:-2]).result(nonfinite=line[-1], gradient_norm=line[-2].sqrt())
+        result.skipped = bool(self._skipped)
+        return result
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """Called with the summed gradients of this rank's part."""
+        """Called with the summed gradients of this rank's part, once for each of DeepSpeed's groups."""
+        if self._skip and self._skipped is None:
+            self._skipped = self._any_broken(optimizer)
         for group in optimizer.param_groups:
             for values in group["params"]:
                 gradient = values.grad
@@ -75,6 +86,23 @@ class ZeroLearner(Learner):
                 self._norm2 = self._norm2 + gradient.square().sum().to(self.ranks.device)
                 if self._l1:
                     gradient.add_(values.sign(), alpha=self._l1)
+                if self._skipped:
+                    self._withheld.append((values, gradient))
+                    values.grad = None  # so that the optimizer changes nothing of it, and DeepSpeed has its way
+
+    def _after_update(self, *_: object) -> None:
+        for values, gradient in self._withheld:
+            values.grad = gradient  # offloaded ones are used again
+        self._withheld.clear()
+
+    def _any_broken(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether any rank has a loss or a gradient that is not finite. All ranks must call it."""
+        lines = [values.grad for group in optimizer.param_groups for values in group["params"]]
+        lines += self._deepspeed.gradients_in_update()
+        number = self._nonfinite + count_nonfinite(self._module.sums.of("statistics").values())
+        for line in lines:
+            number = number + (~line.isfinite()).sum().to(self.ranks.device)
+        return bool(self.ranks.sum(number.float()) > 0)
 
     def parameters(self) -> dict[str, Tensor | Sharded]:
         if not self._cut:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 
@@ -18,6 +19,7 @@ from stylegan_dist.making.sources import Listing, kind_of, list_source
 from stylegan_dist.making.survey import ForeignArrays
 from stylegan_dist.making.verify import verify
 from stylegan_dist.ranges import Range
+from stylegan_dist.records import shorten
 
 _SHOWN = 50
 _PACK_EXAMPLES = """\
@@ -42,6 +44,10 @@ examples:
 
   # spoken digits, 8 kHz: spectrograms of 64 bands and 64 frames; 7_jackson_0.wav is of class 7
   stylegan-dist pack recordings.tar shards/digits --resolution 64 --log-mel --labels names
+
+  # on three machines that share the folders: one command on each, then the same without --part, which makes the index
+  stylegan-dist pack photos shards/photos --resolution 256 --part 1/3
+  stylegan-dist pack photos shards/photos --resolution 256
 
 Interrupted? Run the same command again: it continues, and the result is the same to the byte.
 """
@@ -113,6 +119,9 @@ def add_pack(subparsers) -> None:
     running.add_argument("--max-skipped", type=whole("--max-skipped", Range(0, MANY.most)), metavar="N",
                          help="stop when more than N files cannot be read (default: 1 %% of the files, at least 1)")
     running.add_argument("--overwrite", action="store_true", help="replace a shard set that is already in OUT")
+    running.add_argument("--part", type=_part, metavar="K/N",
+                         help="pack shards K, K + N, K + 2 N, ... only, and make no index; N such commands, K from 1 to N, may "
+                              "run at once on machines that share OUT, and the same command without --part ends the set")
 
 
 def add_index(subparsers) -> None:
@@ -156,9 +165,16 @@ def _run_pack(args: argparse.Namespace) -> int:
     pack(args.source, args.out, PackOptions(
         packing=_packing(args, listing), labels=args.labels, shuffle=args.shuffle, seed=args.seed,
         samples_per_shard=args.samples_per_shard, max_skipped=args.max_skipped, workers=args.workers,
-        overwrite=args.overwrite,
+        overwrite=args.overwrite, part=args.part,
     ), listing)
     return EXIT_OK
+
+
+def _part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(f"--part must be K/N with K from 1 to N, such as 2/3, not {shorten(text)}")
+    return int(found[1]), int(found[2])
 
 
 def _packing(args: argparse.Namespace, listing: Listing) -> Packing:

@@ -2,7 +2,7 @@
 
 The result is a pure function of the source and the options: the same bytes for any number of workers and
 any number of interruptions. Each worker writes whole shards. A finished shard has a small record in
-`OUT/.pack/`, so that the same command continues where it was interrupted.
+`OUT/.pack/`, so that the same command continues where it was interrupted. So several machines can pack parts of one set.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class PackOptions:
     max_skipped: int | None = None          # unreadable files that are accepted; None: 1 %, at least 1
     workers: int | None = None              # processes; None: one a core
     overwrite: bool = False                 # remove a shard set that is in the way
+    part: tuple[int, int] | None = None     # (K, N): shards K, K + N, ... only, and no index; for N processes, then one without
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,11 @@ class _Plan:
     """What the shards in the work folder are made of."""
 
     fingerprint: Digest
-    state: str = ""      # of the source, see Source.state
 
 
 def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions,
-         listing: Listing | None = None) -> DatasetIndex:
-    """Pack the samples of a folder, a zip or a tar into a shard set, or continue to.
+         listing: Listing | None = None) -> DatasetIndex | None:
+    """Pack the samples of a folder, a zip or a tar into a shard set, or continue to. Returns None after a part of it.
 
     Args:
         source: a folder, a zip or a tar of images, arrays or sound files, or WebDataset shards.
@@ -90,6 +90,8 @@ def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions
         Interrupted: by Ctrl-C; the finished shards are kept, the same call continues.
     """
     options.packing.check()
+    if options.part and options.overwrite:
+        raise InputError("--overwrite would remove what other parts have packed: leave it out, or empty the folder first")
     storage.check_is_local("OUT", out)
     out = Path(out)
     if os.path.realpath(source) == os.path.realpath(out):
@@ -98,10 +100,10 @@ def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions
     files = ((item.name, partial(opened.read, item.name)) for item in opened.items)
     options = replace(options, packing=options.packing.completed(files))
     tasks, record = _plan(opened, Path(source), options)
-    job = Job(opened, out, options.packing, max(8, len(str(len(opened.items) - 1))))
+    job = Job(opened, out, options.packing, max(8, len(str(len(opened.items) - 1))), opened.state())
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with _lock(out, options.overwrite):
+        with _lock(out, options):
             if (out / INDEX_NAME).is_file():
                 return _finished(job, options, tasks, record)
             return _pack(job, options, tasks, record)
@@ -158,28 +160,42 @@ def _plan(source: Source, path: Path, options: PackOptions) -> tuple[list[Task],
 
 
 @contextmanager
-def _lock(out: Path, overwrite: bool) -> Iterator[None]:
-    """Own `out`, and its work folder, against other packers.
+def _lock(out: Path, options: PackOptions) -> Iterator[None]:
+    """Own `out`, and its work folder, against other packers: the whole of it, or one part beside others of the same number.
 
     Workers inherit the lock, so it also holds off the shards of a killed packer whose workers are
     about to notice that it is gone.
     """
     work = out / WORK_FOLDER
-    ours = work.is_dir() or (out / INDEX_NAME).is_file()
-    if not ours and any(out.iterdir()):
+    there = any(out.iterdir())  # looked for first: another part may be about to begin
+    if there and not (work.is_dir() or (out / INDEX_NAME).is_file()):
         raise InputError(f"{out} is not empty and holds no shard set: choose another folder for the shards")
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while not try_lock(descriptor, needed=False):
-            if time.monotonic() > deadline:
-                raise InputError(f"another process is packing into {out}: wait for it or choose another folder")
-            time.sleep(0.05)
-        if overwrite:
+    with contextlib.ExitStack() as held:
+        _hold(held, out, out, shared=options.part is not None)
+        if options.part and not (out / INDEX_NAME).is_file():
+            number, parts = options.part
+            work.mkdir(exist_ok=True)
+            _hold(held, out, work / f"of-{parts}.lock", shared=True)
+            for other in work.glob("of-*.lock"):  # shards would be written twice at a time
+                if other.name != f"of-{parts}.lock":
+                    with contextlib.ExitStack() as briefly:
+                        _hold(briefly, out, other)
+            _hold(held, out, work / f"part-{number}.lock")
+        if options.overwrite:
             _remove_shard_set(out)
         yield
-    finally:
-        os.close(descriptor)
+
+
+def _hold(held: contextlib.ExitStack, out: Path, path: Path, shared: bool = False) -> None:
+    """Lock a file, made if it is not there, or a folder, for as long as `held`."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    held.callback(os.close, descriptor)
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while not try_lock(descriptor, needed=False, shared=shared):
+        if time.monotonic() > deadline:
+            what = "another process" if path == out else "another process, of this part or of another number of parts,"
+            raise InputError(f"{what} is packing into {out}: wait for it or choose another folder")
+        time.sleep(0.05)
 
 
 def _remove_shard_set(out: Path) -> None:
@@ -226,20 +242,24 @@ def _other_set(out: Path) -> InputError:
     )
 
 
-def _pack(job: Job, options: PackOptions, tasks: Sequence[Task], record: dict) -> DatasetIndex:
-    source, state = job.source, job.source.state()
-    results = _resume(job, options, tasks, record["fingerprint"], state)
-    count = len(source.items)
-    allowed = max(1, count // 100) if options.max_skipped is None else options.max_skipped
+def _pack(job: Job, options: PackOptions, tasks: Sequence[Task], record: dict) -> DatasetIndex | None:
+    source, state = job.source, job.state
+    number, parts = options.part or (1, 1)
+    shards, whole, tasks = len(tasks), sum(len(task.items) for task in tasks), tasks[number - 1::parts]
+    results = _resume(job, options, tasks, record["fingerprint"])
+    count = sum(len(task.items) for task in tasks)
+    # Of the whole set, also where this is a part: whether a set can be packed must not depend on the number of parts.
+    allowed = max(1, whole // 100) if options.max_skipped is None else options.max_skipped
     skipped = [entry for result in results.values() for entry in result.skipped]
     if len(skipped) > allowed:
-        raise _too_many(skipped, count, allowed)
+        raise _too_many(skipped, whole, allowed)
 
     missing = [number for number in range(len(tasks)) if number not in results]
     packed = sum(len(tasks[number].items) for number in results)
     workers = options.workers or available_cores()
     noun = options.packing.noun
-    print(f"packing {count} {noun} into {len(tasks)} shards with {workers} worker{'s' * (workers > 1)}")
+    print(f"packing {count} {noun} into {len(tasks)} shards with {workers} worker{'s' * (workers > 1)}" +
+          (f" (part {number} of {parts}; the whole has {shards})" if options.part else ""))
     if packed:
         print(f"continuing: {len(results)} shards are finished, {count - packed} {noun} are left")
     with pool.progress_bar(count, "packing", noun, packed) as bar:
@@ -257,28 +277,32 @@ def _pack(job: Job, options: PackOptions, tasks: Sequence[Task], record: dict) -
                 f"interrupted with {len(results)} of {len(tasks)} shards finished: run the same command to continue"
             ) from None
     if len(skipped) > allowed:
-        raise _too_many(skipped, count, allowed)
+        raise _too_many(skipped, whole, allowed)
     if source.state() != state:
         raise InputError("files of the source have changed while it was packed: run the same command again (shards whose files "
                          "are as they were are kept)")
+    if options.part:
+        print(f"part {number} of {parts} is packed; after all parts, the same command without --part makes the index")
+        return None
     return _finish(job, [results[number] for number in range(len(tasks))], record, state)
 
 
-def _resume(job: Job, options: PackOptions, tasks: Sequence[Task], fingerprint: str, state: str) -> dict[int, Written]:
+def _resume(job: Job, options: PackOptions, tasks: Sequence[Task], fingerprint: str) -> dict[int, Written]:
     """Prepare the work folder, and find the shards that are finished, and of the source as it is now: number -> result."""
     work = job.out / WORK_FOLDER
     work.mkdir(exist_ok=True)
-    path, plan = work / "plan.json", _Plan(fingerprint, state)
-    former = plan
-    if path.is_file():
-        try:
-            former = read_record(_Plan, path.read_bytes())
-        except ValueError as error:
-            raise InputError(f"{path} is damaged ({error}): pass --overwrite to pack everything again") from None
-        if former.fingerprint != fingerprint:
-            raise _other_set(job.out)
-    else:
-        write_whole(path, json.dumps(asdict(plan)))
+    path = work / "plan.json"
+    with contextlib.ExitStack() as held:
+        _hold(held, job.out, work / "plan.lock")  # parts begin at the same time
+        if path.is_file():
+            try:
+                former = read_record(_Plan, path.read_bytes())
+            except ValueError as error:
+                raise InputError(f"{path} is damaged ({error}): pass --overwrite to pack everything again") from None
+            if former.fingerprint != fingerprint:
+                raise _other_set(job.out)
+        else:
+            write_whole(path, json.dumps(asdict(_Plan(fingerprint))))
     results = {}
     for number, task in enumerate(tasks):
         try:
@@ -291,17 +315,20 @@ def _resume(job: Job, options: PackOptions, tasks: Sequence[Task], fingerprint: 
             continue
         if result.content and (result.values is None or result.values.fits):
             results[number] = result
-    if results and former.state != state:
-        contents = contents_of(job, [tasks[number] for number in results], options.workers)
-        kept = {number: result for (number, result), content in zip(results.items(), contents, strict=True)
-                if result.content == content}
-        if lost := len(results) - len(kept):
+    if doubtful := [number for number, result in results.items() if result.state != job.state]:
+        contents = contents_of(job, [tasks[number] for number in doubtful], options.workers)
+        lost = 0
+        for number, content in zip(doubtful, contents, strict=True):
+            record = work / f"{tasks[number].name}.json"
+            if results[number].content == content:
+                results[number] = replace(results[number], state=job.state)
+                write_whole(record, json.dumps(asdict(results[number])))
+            else:
+                lost += 1
+                record.unlink()
+                del results[number]
+        if lost:
             print(f"{lost} finished shards are packed again, because their files have changed")
-        for number in results.keys() - kept.keys():
-            (work / f"{tasks[number].name}.json").unlink()
-        results = kept
-    if former.state != state:
-        write_whole(path, json.dumps(asdict(plan)))
     return results
 
 

@@ -46,6 +46,7 @@ class Job(NamedTuple):
     out: Path
     packing: Packing
     key_digits: int
+    state: str = ""      # of the source as the shards are written, see Source.state
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Written:
     enlarged: Count               # images that had fewer pixels
     values: Values | None         # of arrays
     content: str = ""             # over the bytes of its files, see content_of
+    state: str = ""               # of the source when it was written, or when its files were compared last
 
 
 def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> Written:
@@ -102,7 +104,7 @@ def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> Wri
                 values = added(values, sample.values)
                 progress.done[slot] += 1
         shard = _publish(job.out, task.name, temporary, np.array(rows, np.int64), members)
-        result = Written(True, shard, skipped, enlarged, values, content.hexdigest())
+        result = Written(True, shard, skipped, enlarged, values, content.hexdigest(), job.state)
         write_whole(work / f"{task.name}.json", json.dumps(asdict(result)))
         return result
     except OSError as error:

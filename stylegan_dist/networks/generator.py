@@ -34,22 +34,41 @@ class Sampling:
 
 
 class Generator(nn.Module, abc.ABC):
-    """Latents and labels to samples.
+    """Latents and labels to samples. Labels are int64 [N], or None for an unconditional generator.
 
     Attributes:
         num_classes: 0 for an unconditional generator.
+        truncates: whether its latents have a mean, to which truncation pulls them.
     """
 
     num_classes: int
+    truncates: bool = True
 
     @abc.abstractmethod
-    def sample(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, sampling: Sampling) -> Tensor:
-        """Samples [N, C, R, R], nominally in [-1, 1]; all that is random is a function of (seed, purpose, index).
+    def latents(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, truncation: float = 1.0) -> Tensor:
+        """Points [N, ...] of the space in which samples are interpolated and truncated, W of style-based generators.
+
+        All that is random is a function of (seed, purpose, index).
 
         Args:
             index: int64 [N].
-            labels: int64 [N], or None for an unconditional generator.
+            truncation: psi, 1 for none.
+        Raises:
+            InputError: truncation is asked for, and the generator does not truncate.
         """
+
+    @abc.abstractmethod
+    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str = "const") -> Tensor:
+        """Samples [N, C, R, R], nominally in [-1, 1].
+
+        Args:
+            latents: [N, ...], from `latents`, or between such points.
+            noise: as in `Sampling`.
+        """
+
+    def sample(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, sampling: Sampling) -> Tensor:
+        """Samples [N, C, R, R], nominally in [-1, 1]; all that is random is a function of (seed, purpose, index: int64 [N])."""
+        return self.synthesize(self.latents(seed, purpose, index, labels, sampling.truncation), labels, sampling.noise)
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
-"""Layers with an equalised learning rate (Karras et al. 2018, section 4.1), and the precision policy.
+"""Layers with an equalised learning rate (Karras et al. 2018, section 4.1), the precision policy, and what networks with
+feature maps at several resolutions have in common.
 
 Parameters are stored with unit variance and scaled when they are used. Adam then changes all of them at the same
 relative speed.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stylegan_dist import ops, randomness
 
+MIN_RESOLUTION = 4
 Draw = Callable[[str, torch.Size], torch.Tensor]  # (parameter name, shape) -> standard normal values
 
 
@@ -91,6 +93,32 @@ class Arithmetic:
     @staticmethod
     def _set(settings: tuple[bool, bool]) -> None:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = settings
+
+
+class Pyramid(Protocol):
+    """Knobs of a network with feature maps at several resolutions."""
+
+    @property
+    def channel_base(self) -> int: ...
+
+    @property
+    def channel_max(self) -> int: ...
+
+
+def resolutions(image_resolution: int) -> list[int]:
+    """4, 8, ..., image_resolution."""
+    return [2**i for i in range(2, image_resolution.bit_length())]
+
+
+def channels_at(resolution: int, settings: Pyramid) -> int:
+    """Feature maps at a resolution."""
+    return min(settings.channel_base // resolution, settings.channel_max)
+
+
+def one_hot(labels: torch.Tensor | None, classes: int, dtype: torch.dtype) -> torch.Tensor:
+    """int64 [N] -> [N, classes]."""
+    assert labels is not None, "a conditional network needs labels"
+    return nn.functional.one_hot(labels, classes).to(dtype)
 
 
 def normalize_second_moment(x: torch.Tensor) -> torch.Tensor:
@@ -207,7 +235,5 @@ class MappingNetwork(nn.Module):
         if z is not None:
             parts.append(normalize_second_moment(z.to(next(self.parameters()).dtype)))
         if self.embed is not None:
-            assert label is not None, "a conditional network needs labels"
-            one_hot = nn.functional.one_hot(label, self.num_classes).to(self.embed.weight.dtype)
-            parts.append(normalize_second_moment(self.embed(one_hot)))
+            parts.append(normalize_second_moment(self.embed(one_hot(label, self.num_classes, self.embed.weight.dtype))))
         return self.layers(torch.cat(parts, dim=1))

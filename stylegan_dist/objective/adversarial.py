@@ -19,12 +19,14 @@ class AdversarialLoss:
     """The two sides of a game.
 
     `paired` losses compare each fake with the real image of the same number and label, so the
-    generator's step needs the real logits too.
+    generator's step needs the real logits too. `anchored` losses give the sign of a logit a meaning: positive for what the
+    discriminator takes for real. The others do not change if a number is added to all logits.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]  # (real, fake) -> [N]
     generator: Callable[[Tensor, Any], Tensor]  # (fake, real if paired, else None) -> [N]
     paired: bool = False
+    anchored: bool = True
 
 
 def _logistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -39,14 +41,14 @@ ADVERSARIAL = {
     # Lim and Ye 2017; Miyato et al. 2018, equations 16 and 17.
     "hinge": AdversarialLoss(lambda real, fake: F.relu(1 - real) + F.relu(1 + fake), lambda fake, _: -fake),
     # Arjovsky et al. 2017, equation 2; the Lipschitz bound has to come from a gradient penalty.
-    "wasserstein": AdversarialLoss(lambda real, fake: fake - real, lambda fake, _: -fake),
+    "wasserstein": AdversarialLoss(lambda real, fake: fake - real, lambda fake, _: -fake, anchored=False),
     # Mao et al. 2017, equation 9 (a = 0, b = c = 1).
     "least_squares": AdversarialLoss(
         lambda real, fake: 0.5 * ((real - 1).square() + fake.square()), lambda fake, _: 0.5 * (fake - 1).square()
     ),
     # Jolicoeur-Martineau 2018, equation 4; Huang et al. 2024, equation 2 (RpGAN).
     "relativistic": AdversarialLoss(
-        lambda real, fake: F.softplus(fake - real), lambda fake, real: F.softplus(real - fake), paired=True
+        lambda real, fake: F.softplus(fake - real), lambda fake, real: F.softplus(real - fake), paired=True, anchored=False
     ),
 }
 

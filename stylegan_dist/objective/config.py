@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stylegan_dist.config.knobs import MOST_STEPS, MOST_WEIGHT, TOLD, Auto, knob
+from stylegan_dist.config.schedules import Scheduled
 
 
 @dataclass
 class GameConfig:
     adversarial: str = knob("nonsaturating", TOLD, "nonsaturating, minimax, hinge, wasserstein, least_squares, relativistic")
-    r1_gamma: float | Auto = knob("auto", TOLD,
+    r1_gamma: Scheduled | Auto = knob("auto", TOLD,
         "weight of the gradient penalty on real images; auto: 0.0002 R^2 / batch", least=0, most=MOST_WEIGHT)
-    r2_gamma: float = knob(0.0, TOLD, "weight of the gradient penalty on generated images", least=0, most=MOST_WEIGHT)
+    r2_gamma: Scheduled = knob(0.0, TOLD, "weight of the gradient penalty on generated images", least=0, most=MOST_WEIGHT)
     penalty_interval: int = knob(16, TOLD,
         "steps between R1 and R2; 1 adds them to every discriminator step", least=1, most=MOST_STEPS)
     penalty: Literal["exact", "approximate"] = knob("exact", TOLD,

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stylegan_dist import randomness
+from stylegan_dist import augment, randomness
 from stylegan_dist.config import Config
+from stylegan_dist.config.schedules import Schedule, Scheduled, extremes, value_at
 from stylegan_dist.networks.layers import Arithmetic
 from stylegan_dist.objective.adversarial import ADVERSARIAL
 from stylegan_dist.objective.penalties import approximate_gradient_penalty, gradient_penalty
@@ -27,11 +28,15 @@ class Objective(abc.ABC):
     """The losses of a run.
 
     Attributes:
+        seed: of every draw; another one after a roll-back of the run, so losses read it each time.
         forwards: the forward passes that are differentiated at most once, "g" (whatever `generate` gives it) and "d"; they
             may be replaced by compiled ones.
         weights: numbers of the losses that a schedule may move. They are tensors on the device, so that recorded
             graphs and compiled networks see a new value; `set_weight` sets it in place. float64 [].
-        running: running statistics by name, float32 [], which begin at 0. Part of the saved state.
+        schedules: of those weights that have one, by their names.
+        running: running statistics by name, float32 [], which begin at 0. Part of the saved state. Those of the controller of
+            augmentation are there if it is in use.
+        augmentation: of everything that the discriminator sees; None for none.
     Args:
         config: resolved; its section `loss` is a `GameConfig`.
         label_counts: int64 [classes], how often each class occurs in the data; generated images get
@@ -53,9 +58,18 @@ class Objective(abc.ABC):
         self.label_total = int(label_counts.sum()) if label_counts is not None else 0
         self.forwards: dict[str, Callable[..., Tensor]] = {"g": generator, "d": discriminator}
         self.weights: dict[str, Tensor] = {}
-        self.set_weight("r1_gamma", config.loss.r1_gamma)
-        self.set_weight("r2_gamma", config.loss.r2_gamma)
+        self.schedules: dict[str, Schedule] = {}
+        self.add_weight("r1_gamma", config.loss.r1_gamma)
+        self.add_weight("r2_gamma", config.loss.r2_gamma)
         self.running = {name: torch.zeros((), device=self.device) for name in self.RUNNING}
+        self.augmentation, self.controller = augment.augmentation_of(config.augment), None
+        if self.augmentation and self.augmentation.uses_p:
+            if config.augment.p == "ada":
+                self.running |= {name: torch.zeros((), device=self.device) for name in augment.RUNNING}
+                self.controller = augment.Controller(config.augment, self.running, self.batch)
+                self.weights["augment_p"] = self.controller.p
+            else:
+                self.add_weight("augment_p", config.augment.p)
 
     @abc.abstractmethod
     def generate(self, phase: str, index: Tensor, labels: Tensor | None) -> tuple[Tensor, Any]:
@@ -75,12 +89,34 @@ class Objective(abc.ABC):
         """What regularises the generator, if anything does."""
         return None
 
+    def after_phase(self, means: Mapping[str, Tensor]) -> None:
+        """Take over the global sums of `LossResult.running_means` of a phase whose update took place."""
+        if self.controller and augment.SIGNS in means:
+            self.controller.update(means[augment.SIGNS])
+        self.update_running(means)
+
     def update_running(self, means: Mapping[str, Tensor]) -> None:  # noqa: B027 - most families have none
-        """Take over the global means of `LossResult.running_means` of a phase."""
+        """What a family takes over of `LossResult.running_means` of a phase."""
 
     def reported(self) -> dict[str, Tensor]:
-        """Numbers [] that a tick reports as they are then."""
+        """Numbers [] of a family that a tick reports as they are then."""
         return {}
+
+    def add_weight(self, name: str, value: Scheduled) -> None:
+        """A new one of `weights`, from its knob."""
+        if isinstance(value, Schedule):
+            self.schedules[name] = value
+        self.set_weight(name, value_at(value, 0))
+
+    def move_weights(self, nimg: int) -> None:
+        """Set the weights that have a schedule, for the step after `nimg` images."""
+        for name, schedule in self.schedules.items():
+            self.set_weight(name, schedule.at(nimg))
+
+    def now(self) -> dict[str, Tensor]:
+        """Numbers [] of the family and of augmentation that a tick reports as they are then."""
+        p = {"augment/p": self.weights["augment_p"]} if "augment_p" in self.weights else {}
+        return {**self.reported(), **p}
 
     def set_weight(self, name: str, value: float) -> None:
         """Set one of `weights`, in place where it is there."""
@@ -91,7 +127,7 @@ class Objective(abc.ABC):
     def phases(self) -> list[Phase]:
         """The phases of a step in their order."""
         c, penalty = self.config, None
-        if c.r1_gamma > 0 or c.r2_gamma > 0:
+        if ever(c.r1_gamma) or ever(c.r2_gamma):
             penalty = Regulariser("d_penalty", self.d_penalty, c.penalty_interval, c.penalty == "exact")
         return [*phases_of("g", self.g_main, self.generator_regulariser()), *phases_of("d", self.d_main, penalty)]
 
@@ -99,8 +135,10 @@ class Objective(abc.ABC):
         """The generator's side of the game."""
         labels = self.labels("g_main", real)
         fake, made = self.generate("g_main", real.index, labels)
-        logits = self.judge("g_main", fake, labels, real.index)
-        real_logits = self.judge("g_main", real.images, real.labels, real.index) if self.adversarial.paired else None
+        logits = self.judge("g_main", "fake", fake, labels, real.index)
+        real_logits = None
+        if self.adversarial.paired:
+            real_logits = self.judge("g_main", "real", real.images, real.labels, real.index)
         loss = self.share(self.adversarial.generator(logits, real_logits))
         return LossResult(loss, {"loss/g_main": loss}, self.observe(made))
 
@@ -109,8 +147,12 @@ class Objective(abc.ABC):
         with torch.no_grad():
             labels = self.labels("d_main", real)
             fake, _ = self.generate("d_main", real.index, labels)
-        fake_logits = self.judge("d_main", fake, labels, real.index)
-        real_logits = self.judge("d_main", real.images, real.labels, real.index)
+        fake_logits = self.judge("d_main", "fake", fake, labels, real.index)
+        real_logits = self.judge("d_main", "real", real.images, real.labels, real.index)
+        return self.discriminator_result(real_logits, fake_logits)
+
+    def discriminator_result(self, real_logits: Tensor, fake_logits: Tensor) -> LossResult:
+        """The discriminator's side of the game, from logits [n] of images of the same numbers."""
         loss = self.share(self.adversarial.discriminator(real_logits, fake_logits))
         return LossResult(loss, {
             "loss/d_main": loss,
@@ -118,32 +160,36 @@ class Objective(abc.ABC):
             "logits/fake": self.share(fake_logits),
             "sign/real": self.share(real_logits.sign()),
             "sign/fake": self.share(fake_logits.sign()),
-        })
+        }, {augment.SIGNS: real_logits.sign().sum()} if self.controller else {})
 
     def d_penalty(self, real: MicroBatch) -> LossResult:
         """R1 on real and R2 on generated images (Mescheder et al. 2018)."""
         c = self.config
         total, statistics = torch.zeros((), device=real.images.device), {}
-        if c.r1_gamma > 0:
-            penalty = self.share(self._penalty("r1", real.images, real.labels, real.index))
+        if ever(c.r1_gamma):
+            penalty = self.share(self._penalty("r1", "real", real.images, real.labels, real.index))
             statistics["loss/r1"] = penalty * self.weight("r1_gamma", penalty) / 2
             total = total + statistics["loss/r1"]
-        if c.r2_gamma > 0:
+        if ever(c.r2_gamma):
             with torch.no_grad():
                 labels = self.labels("d_penalty", real)
                 images, _ = self.generate("d_penalty", real.index, labels)
-            penalty = self.share(self._penalty("r2", images, labels, real.index))
+            penalty = self.share(self._penalty("r2", "fake", images, labels, real.index))
             statistics["loss/r2"] = penalty * self.weight("r2_gamma", penalty) / 2
             total = total + statistics["loss/r2"]
         return LossResult(total * c.penalty_interval, statistics)
 
-    def judge(self, phase: str, images: Tensor, labels: Tensor | None, index: Tensor, twice: bool = False) -> Tensor:
+    def judge(self, phase: str, side: str, images: Tensor, labels: Tensor | None, index: Tensor,
+              twice: bool = False) -> Tensor:
         """Logits [n]. All phases pass real and generated images to the discriminator through this function alone.
 
         Args:
-            phase, index: address what is drawn for each image.
+            phase, side, index: address what is drawn for each image; side: "real" or "fake".
             twice: whether a gradient of the logits will be differentiated again, which a compiled network cannot do.
         """
+        if self.augmentation:
+            p = self.weights.get("augment_p")
+            images = self.augmentation(images, self.seed, f"{phase}.augment.{side}", index, p)
         return (self.discriminator if twice else self.forwards["d"])(images, labels)
 
     def weight(self, name: str, like: Tensor) -> Tensor:
@@ -163,18 +209,23 @@ class Objective(abc.ABC):
         number = randomness.integers(self.seed, f"{phase}.label", real.index, self.label_total)[:, 0]
         return torch.searchsorted(self.label_ends, number, right=True)
 
-    def _penalty(self, name: str, images: Tensor, labels: Tensor | None, index: Tensor) -> Tensor:
+    def _penalty(self, name: str, side: str, images: Tensor, labels: Tensor | None, index: Tensor) -> Tensor:
         """The gradient penalty of every image, [n], or its estimate."""
         images = images.detach()
         if self.config.penalty == "exact":
             images = images.requires_grad_(True)
-            return gradient_penalty(self.judge("d_penalty", images, labels, index, twice=True), images)
+            return gradient_penalty(self.judge("d_penalty", side, images, labels, index, twice=True), images)
         sigma = self.config.penalty_sigma
         noise = randomness.normal(self.seed, f"d_penalty.{name}_noise", index, images.shape[1:]).to(images.dtype)
         with full_precision(self.discriminator):  # otherwise the difference of the logits is mostly rounding
-            logits, disturbed = (self.judge("d_penalty", each, labels, index, twice=True)
+            logits, disturbed = (self.judge("d_penalty", side, each, labels, index, twice=True)
                                  for each in (images, images + sigma * noise))
         return approximate_gradient_penalty(logits, disturbed, sigma)
+
+
+def ever(weight: Scheduled) -> bool:
+    """Whether a weight is above zero at any time of a run."""
+    return max(extremes(weight)) > 0
 
 
 @contextlib.contextmanager

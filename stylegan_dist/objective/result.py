@@ -13,4 +13,4 @@ class LossResult(NamedTuple):
 
     share: Tensor  # of the loss; the one that is differentiated
     statistics: Mapping[str, Tensor]  # numbers to report, by the name of the metric
-    running_means: Mapping[str, Tensor] = {}  # towards which the objective's running means move
+    running_means: Mapping[str, Tensor] = {}  # for `Objective.after_phase`: towards which running means move; a sum of signs

@@ -13,7 +13,9 @@ from stylegan_dist.ops import fused, native
 LRELU_SLOPE = 0.2
 LRELU_GAIN = math.sqrt(2.0)  # keeps the variance of a unit normal input roughly at one
 
-ACTIVATIONS = {"linear": (1.0, 1.0), "lrelu": (LRELU_SLOPE, LRELU_GAIN)}  # name -> slope below zero, gain
+ACTIVATIONS = {  # name -> slope below zero, gain
+    "linear": (1.0, 1.0), "lrelu": (LRELU_SLOPE, LRELU_GAIN), "lrelu_unscaled": (LRELU_SLOPE, 1.0),
+}
 
 
 def bias_act(
@@ -24,13 +26,14 @@ def bias_act(
     Args:
         x: [N, C, ...] in any floating dtype.
         bias: [C]; None for no bias.
-        activation: a name of ACTIVATIONS; "lrelu" has slope 0.2 and its own gain sqrt(2) (Karras et al. 2020, appendix B).
+        activation: a name of ACTIVATIONS; "lrelu" has slope 0.2 and its own gain sqrt(2) (Karras et al. 2020, appendix B);
+            "lrelu_unscaled" has none.
         gain: further factor on the output, above zero; it scales the clamp as well.
         clamp: bound of the output before `gain`, at least zero; None for no bound.
     Returns: the shape and dtype of x.
     """
     # On a CPU: worth it if there are several steps to fuse, and more pixels than the call costs.
-    if native.serves(x, faster_on_cpu=x.ndim > 2 and (activation == "lrelu" or clamp is not None)):
+    if native.serves(x, faster_on_cpu=x.ndim > 2 and (activation != "linear" or clamp is not None)):
         slope, act_gain = ACTIVATIONS[activation]
         wide = None if bias is None else bias.to(fused.wide(x))
         return fused.call("bias_act", x, wide, slope, act_gain * gain, fused.bound(clamp, gain))

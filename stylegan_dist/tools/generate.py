@@ -20,11 +20,12 @@ from tqdm import tqdm
 from stylegan_dist import randomness
 from stylegan_dist.errors import InputError
 from stylegan_dist.kinds.base import to_uint8
+from stylegan_dist.machine import usable_device
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.networks.generator import Generator, Sampling, draw_samples
 from stylegan_dist.ops import native
 from stylegan_dist.records import shorten
-from stylegan_dist.training.snapshot import load_generator
+from stylegan_dist.training.snapshot import Which, load_generator
 
 GRID_NAME = "grid.png"
 SEEDS_LIMIT = 1_000_000
@@ -41,6 +42,7 @@ class GenerateOptions:
     noise: str = "const"         # "const" or "none"
     device: str = "cpu"
     columns: int = 8             # of the grid
+    which: Which = "newest"      # checkpoint
     ops: str = "reference"       # "reference": the operators of PyTorch; "fused": native ones, which are compiled if need be
 
 
@@ -63,8 +65,9 @@ def generate(run_dir: str | os.PathLike, out: str | os.PathLike, options: Genera
 
 
 def _generate(run_dir: str | os.PathLike, out: Path, options: GenerateOptions) -> Path:
-    device = _device(options.device)
-    generator, _, kind = load_generator(run_dir, device)
+    device = usable_device(options.device, "--device")
+    snapshot = load_generator(run_dir, device, options.which)
+    generator, kind = snapshot.generator, snapshot.kind
     labels = _labels(generator, options)
     grid: list[torch.Tensor] = []
     try:
@@ -106,15 +109,6 @@ def _draw(generator: Generator, seed: int, label: int | None, options: GenerateO
     index = torch.zeros(1, dtype=torch.int64, device=device)
     labels = None if label is None else torch.tensor([label], device=device)
     return draw_samples(generator, seed, "generate", index, labels, Sampling(options.truncation, options.noise))[0]
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # AssertionError: PyTorch without CUDA
-        raise InputError(f"--device {name} is not there: use cpu, or cuda on a machine with a GPU") from None
-    return device
 
 
 def _labels(generator: Generator, options: GenerateOptions) -> Sequence[int | None]:

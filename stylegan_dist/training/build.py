@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from stylegan_dist.config import Config
+from stylegan_dist.config.schedules import value_at
 from stylegan_dist.config.schema import OptimizerConfig
 from stylegan_dist.families import family_of
 from stylegan_dist.networks.generator import Generator, SampleShape
@@ -42,7 +45,7 @@ def _set_values(network: nn.Module, config: Config, purpose: str) -> None:
 
 def build_optimizer(network: nn.Module, settings: OptimizerConfig, where: str,
                     main_share: float = 1.0) -> torch.optim.Optimizer:
-    """The optimizer of one network, corrected for lazy regularisation.
+    """The optimizer of one network, corrected for lazy regularisation, as it is in the first step.
 
     A regulariser with an optimizer step of its own every k steps makes k + 1 updates of k. The learning rate is multiplied by
     m = k / (k + 1), and decay rates are raised to the power m. k steps then change weights and averages as much as without the
@@ -53,11 +56,16 @@ def build_optimizer(network: nn.Module, settings: OptimizerConfig, where: str,
         main_share: m, from `phases.main_share`; 1 if no regulariser of this network has a step of its own.
     """
     arguments = optimizer_arguments(settings, where)
+    moving = moving_arguments(settings, main_share, 0)
+    arguments |= {name: value for name, value in moving.items() if name in arguments}
     if main_share < 1:
-        arguments["lr"] *= main_share
-        if "betas" in arguments:
-            arguments["betas"] = tuple(beta**main_share for beta in arguments["betas"])
         for name, decay in (("RMSprop", "alpha"), ("Adadelta", "rho")):
             if settings.name == name:
                 arguments[decay] **= main_share
     return getattr(torch.optim, settings.name)(network.parameters(), **arguments)
+
+
+def moving_arguments(settings: OptimizerConfig, main_share: float, nimg: int) -> dict[str, Any]:
+    """What a schedule may move: the learning rate, and `betas` of the Adam family, after `nimg` images, corrected likewise."""
+    return {"lr": value_at(settings.lr, nimg) * main_share,
+            "betas": tuple(value_at(beta, nimg)**main_share for beta in settings.betas)}

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from stylegan_dist.config.schedules import Scheduled, value_at
 from stylegan_dist.engine import Learner
 from stylegan_dist.networks.generator import Generator
-from stylegan_dist.ranks import Sharded, assemble
+from stylegan_dist.ranks import Sharded, assemble, sum_of_bits
 
 
 class AveragedGenerator:
@@ -19,18 +20,20 @@ class AveragedGenerator:
     Karras et al. 2018, appendix A.2; the ramp-up is of Karras et al. 2020b.
 
     Args:
-        half_life: images after which an old value counts half.
+        half_life_kimg: thousands of images after which an old value counts half.
         rampup: the half-life is at most this share of the images seen; 0 for no ramp-up.
     """
 
-    def __init__(self, generator: Generator, half_life: float, rampup: float):
+    def __init__(self, generator: Generator, half_life_kimg: Scheduled, rampup: float):
         self.network = copy.deepcopy(generator).eval().requires_grad_(False)
-        self.half_life = half_life
+        self.half_life_kimg = half_life_kimg
         self.rampup = rampup
 
     def decay(self, nimg: int, batch: int) -> float:
         """Weight of the old average when `batch` images follow the first `nimg`; 0 copies."""
-        half_life = min(self.half_life, nimg * self.rampup) if self.rampup else self.half_life
+        half_life = value_at(self.half_life_kimg, nimg) * 1000
+        if self.rampup:
+            half_life = min(half_life, nimg * self.rampup)
         return 0.5 ** (batch / half_life) if half_life > 0 else 0.0
 
     @torch.no_grad()
@@ -55,7 +58,7 @@ class AveragedGenerator:
 
     def checksum(self) -> float:
         """A number that is the same on all ranks if they hold the same average."""
-        return float(sum(p.double().sum() for p in self.network.parameters()))
+        return sum_of_bits(self.network.parameters())
 
 
 class ShardedAverage(AveragedGenerator):
@@ -68,7 +71,7 @@ class ShardedAverage(AveragedGenerator):
     """
 
     def __init__(self, average: AveragedGenerator, learner: Learner, device: torch.device):
-        self.half_life, self.rampup = average.half_life, average.rampup
+        self.half_life_kimg, self.rampup = average.half_life_kimg, average.rampup
         self.network = average.network.to("meta")  # shapes alone
         self._learner = learner
         self._starts = {name: start for name, _, start in learner.local()}

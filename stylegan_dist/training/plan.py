@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from stylegan_dist.config import Config, dump_config
+from stylegan_dist.augment.pipe import DIFFAUGMENT
+from stylegan_dist.config import Config, dump_config, schedules_of
+from stylegan_dist.config.schedules import Schedule, Scheduled
+from stylegan_dist.config.schema import AugmentConfig
 from stylegan_dist.data.cache import default_folder
 from stylegan_dist.data.index import DatasetIndex, load_index
 from stylegan_dist.data.order import StreamPlan
@@ -18,7 +21,7 @@ from stylegan_dist.engine.choice import choose_engine
 from stylegan_dist.engine.graphs import why_no_graphs
 from stylegan_dist.errors import InputError
 from stylegan_dist.families import family_of
-from stylegan_dist.machine import supports_bf16
+from stylegan_dist.machine import supports_bf16, versions
 from stylegan_dist.ops import native
 from stylegan_dist.ranks import World
 from stylegan_dist.training.compiled import why_not_compiled
@@ -33,6 +36,7 @@ class Execution:
 
     engine: str
     network: str     # empty if there is one rank only
+    compute: str     # empty if nothing was measured
     no_compile: str  # why networks are not compiled
     no_graphs: str   # why no graphs are recorded
 
@@ -48,6 +52,7 @@ def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, exe
         ("run", f"{run.dir}, seed {run.seed}" + (f", continued at {state.nimg / 1000:g} kimg" if state.nimg else "")),
         ("engine", execution.engine),
         *([("network", execution.network)] if execution.network else []),
+        *([("compute", execution.compute)] if execution.compute else []),
         ("data", f"{c.data.shards}: {index.num_samples:,} {index.kind.noun}, {index.resolution} px, "
                  f"{index.kind.layout(index.channels)}{classes}"),
         ("generator", f"{sizes['g']:,} parameters"),
@@ -58,12 +63,27 @@ def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, exe
         ("graphs", f"off ({execution.no_graphs})" if execution.no_graphs else "on"),
         ("batch", f"{run.batch} images per step, {run.batch_gpu} at once per rank"),
         ("length", f"{run.kimg:g} kimg = {steps_in(c):,} steps"),
-        ("loss", f"{c.loss.adversarial}, R1 gamma {c.loss.r1_gamma:g}" +
-                 (f", R2 gamma {c.loss.r2_gamma:g}" if c.loss.r2_gamma else "")),
+        ("loss", f"{c.loss.adversarial}, R1 gamma {_shown(c.loss.r1_gamma)}" +
+                 (f", R2 gamma {_shown(c.loss.r2_gamma)}" if c.loss.r2_gamma else "")),
+        *([("augmentation", _augmentation(c.augment))] if c.augment.pipe != "none" else []),
         ("phases", ", ".join(phase.name + (f" every {phase.interval}" if phase.interval > 1 else "")
                              for phase in state.phases)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions())),
     ]
+    facts += [("schedule" if i == 0 else "", f"{key} {schedule}") for i, (key, schedule) in enumerate(schedules_of(c).items())]
     return facts + [("rule" if i == 0 else "", note) for i, note in enumerate(resolved.notes)]
+
+
+def _shown(value: Scheduled) -> str:
+    """A number for the header, which has the schedules on lines of their own."""
+    return f"{value.first:g} to {value.last:g}" if isinstance(value, Schedule) else f"{value:g}"
+
+
+def _augmentation(settings: AugmentConfig) -> str:
+    """In words, for the header."""
+    if settings.pipe == DIFFAUGMENT:
+        return settings.pipe
+    return f"{settings.pipe}, p {settings.p if settings.p == 'ada' else _shown(settings.p)}"
 
 
 @native.not_compiling()
@@ -77,7 +97,7 @@ def describe_plan(config: Config, world_size: int) -> str:
     estimate = estimate_memory(resolved, index, world_size, device_type, choice)
     state = planning_state(resolved, index)
     no_graphs = why_no_graphs(config.run.cuda_graphs, device_type, bool(choice.zero), config.run.reduction)
-    facts = header_facts(resolved, index, state, Execution(f"{world_size} x {device_type}, {choice.describe()}", "",
+    facts = header_facts(resolved, index, state, Execution(f"{world_size} x {device_type}, {choice.describe()}", "", "",
                                                            why_not_compiled(resolved.config, sharded), no_graphs))
     c, total = resolved.config, steps_in(resolved.config)
     uses = ", ".join(f"{phase.name} {-(-total // phase.interval):,} x" for phase in state.phases)

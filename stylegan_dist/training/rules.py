@@ -10,16 +10,21 @@ import copy
 import inspect
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from stylegan_dist import augment
 from stylegan_dist.config.knobs import MOST_IMAGES
 from stylegan_dist.config.loading import check_ranges
+from stylegan_dist.config.schedules import value_at
 from stylegan_dist.config.schema import Config, OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
 from stylegan_dist.families import family_of
+from stylegan_dist.kinds import Image
 from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels
+from stylegan_dist.monitor.tensorboard_tracker import check_tensorboard
 from stylegan_dist.objective.adversarial import ADVERSARIAL
 from stylegan_dist.ops import native
 from stylegan_dist.ranks import World
@@ -29,6 +34,7 @@ from stylegan_dist.redact import redact
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_CLAMP = 256.0
 SHOWN_NUMBERS = 24          # in a message
+END = 10**18                # images; every schedule has ended by then
 # Which knobs an optimizer takes is read from its constructor; these are passed on if it has them.
 OWN_DEFAULTS = ("eps", "alpha", "rho")
 OPTIMIZER_KNOBS = ("lr", "betas", "eps", "momentum", "nesterov", "alpha", "rho", "weight_decay")
@@ -106,6 +112,8 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
 
     advice = _advice(config, world_size)  # before batch_gpu is a number
     _check(config, resolution, world_size, advice)
+    augment.check(config.augment, index.channels, isinstance(index.kind, Image), ADVERSARIAL[config.loss.adversarial].anchored,
+                  config.loss.adversarial)
     sizes, unit = micro_batch_sizes(config, world_size), _group(config)
     usual = [n for n in sizes if n <= max(4096 // resolution, unit)]
     auto(run, "run", "batch_gpu", usual[-1] if usual else run.batch // world_size,
@@ -120,21 +128,22 @@ def steps_in(config: Config) -> int:
     return max(1, math.ceil(round(config.run.kimg * 1000) / config.run.batch))
 
 
-def optimizer_arguments(settings: OptimizerConfig, where: str) -> dict:
-    """Keyword arguments for the optimizer's constructor.
+def optimizer_arguments(settings: OptimizerConfig, where: str, nimg: int = 0) -> dict:
+    """Keyword arguments for the optimizer's constructor, after `nimg` images.
 
     Raises:
         InputError: no such optimizer, a knob was changed that it does not have, or values that it refuses.
     """
     cls = _optimizer_class(settings, where)
     accepted = inspect.signature(cls).parameters
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for key in OPTIMIZER_KNOBS:
         value = getattr(settings, key)
         if value == "auto" and key in OWN_DEFAULTS:
             value = _own_default(settings, where, key)
         if key in accepted:
-            arguments[key] = tuple(value) if key == "betas" else value
+            numbers = tuple(value_at(beta, nimg) for beta in value) if key == "betas" else value_at(value, nimg)
+            arguments[key] = numbers
             if key == "betas" and len(value) != len(accepted[key].default):
                 raise InputError(f"{where}.betas={value[:4]} must be {len(accepted[key].default)} numbers for {settings.name}")
         elif value != getattr(OptimizerConfig(), key):
@@ -180,11 +189,14 @@ def _check(config: Config, resolution: int, world_size: int, advice: str) -> Non
     if (pixels := grid_pixels(columns * rows, resolution)) > MOST_PIXELS:
         raise InputError(f"monitor.grid_columns={columns} x monitor.grid_rows={rows} images make a picture of {pixels} pixels, "
                          f"more than {MOST_PIXELS}: set fewer")
+    if config.monitor.tensorboard:
+        check_tensorboard()
     family_of(config).check(config, resolution)
     if loss.adversarial not in ADVERSARIAL:
         raise InputError(f"loss.adversarial={shorten(loss.adversarial)} is unknown; choose one of {', '.join(ADVERSARIAL)}")
     for name in ("g", "d"):
-        optimizer_arguments(getattr(config.optim, name), f"optim.{name}")
+        for nimg in (0, END):  # of schedules
+            optimizer_arguments(getattr(config.optim, name), f"optim.{name}", nimg)
     named = {"run.dir": run.dir, "data.shards": config.data.shards, "data.cache": config.data.cache,
              **{f"monitor.{name}": getattr(config.monitor, name) for name in ("wandb_project", "wandb_entity", "wandb_name")}}
     for name, text in named.items():  # in config.yaml, on the terminal and on a web page

@@ -14,12 +14,15 @@ from pydantic import AfterValidator, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from stylegan_dist import augment
 from stylegan_dist.errors import InputError
 from stylegan_dist.families import DEFAULT, family_named
 from stylegan_dist.kinds import Array, declared
 from stylegan_dist.kinds.base import MAX_CHANNELS, RESOLUTIONS
 from stylegan_dist.records import Count, Digest, read_record
+from stylegan_dist.training.statistics import WINDOW
 
+FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 NAMES = ("g", "d", "g_ema", "optimizer_g", "optimizer_d")  # of the tensor files, without ending
@@ -65,6 +68,15 @@ class SavedData:
 
 
 @dataclass
+class RollBack:
+    """A return to an earlier checkpoint."""
+
+    at: Count    # images seen when it was decided
+    to: Count    # images seen at the checkpoint
+    reason: str
+
+
+@dataclass
 class SavedState:
     """The content of state.json, the running statistics of the objective apart."""
 
@@ -74,7 +86,13 @@ class SavedState:
     data: SavedData
     config: dict[str, Any]
     replaced: Count = 0  # older checkpoints do not count
+    broken_steps: list[Annotated[int, Field(ge=0, lt=WINDOW)]] = field(default_factory=list)  # as of `BrokenSteps`
+    rollbacks: list[RollBack] = field(default_factory=list)
     running: dict[str, Float32] = field(default_factory=dict)  # those of the family; beside the other fields in the file
+
+
+def checkpoint_folder(run_dir: Path, nimg: int) -> Path:
+    return run_dir / FOLDER / f"nimg-{nimg:08d}"
 
 
 def file_names(name: str, count: int) -> list[str]:
@@ -116,7 +134,8 @@ def load_state(folder: Path) -> SavedState:
     state = _record(SavedState, content, path)
     generator = state.config.get("generator")
     family = str(generator.get("family", DEFAULT)) if isinstance(generator, dict) else DEFAULT
-    running = [(name, Float32) for name in family_named(family).objective.RUNNING]
+    running: list[tuple] = [(name, Float32) for name in family_named(family).objective.RUNNING]
+    running += [(name, Float32, 0.0) for name in augment.RUNNING]  # there where p was controlled; else it begins
     state.running = dict(vars(_record(make_dataclass("Running", running), content, path)))
     if folder.name != f"nimg-{state.nimg:08d}":
         raise InputError(f"{path} is damaged (its nimg is {state.nimg}, which is not that of the folder)")

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from stylegan_dist.config import Config, to_dict
+from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.readers import ReaderOptions
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.data.working_set import open_cache
 from stylegan_dist.engine import Engine
 from stylegan_dist.engine.preflight import check_agreement
-from stylegan_dist.errors import InputError, Interrupted
+from stylegan_dist.errors import Diverged, InputError, Interrupted
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 from stylegan_dist.ops import native
+from stylegan_dist.outcome import leave_outcome
 from stylegan_dist.redact import redact
-from stylegan_dist.training.checkpoint import checkpoint_folder
 from stylegan_dist.training.compiled import networks_to_compile, why_not_compiled
-from stylegan_dist.training.interruption import why_nohup_fails
+from stylegan_dist.training.interruption import forget_requests, why_nohup_fails
+from stylegan_dist.training.lease import State
 from stylegan_dist.training.plan import Execution, header_facts, load_index_of, stream_plan, working_set_of
 from stylegan_dist.training.rules import resolve, steps_in
-from stylegan_dist.training.run_folder import RunFolder
+from stylegan_dist.training.run_folder import RunFolder, starting_point
+from stylegan_dist.training.saved import checkpoint_folder
+from stylegan_dist.training.saver import Saver
+from stylegan_dist.training.signs import Signs
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.timing import PhaseTimer
 
+SAVE_SECONDS = 10.0  # that a run which ends with an error waits for a checkpoint that is being written
 DATA_SHARE = 0.9  # of run.timeout, for a rank to say that it has no data before the others give up waiting for it
 
 
@@ -41,14 +50,19 @@ class Run:
         config: without `auto`; `resolved` says what else follows from the data.
         total: images to see in the whole run.
         folder: None except on rank 0.
+        saver: of checkpoints, in the background.
         cache: None where all data is local.
         to_compile: the networks that the first step is to compile.
+        batch: the last one of this rank.
+        signs: of collapse, of which rank 0 tells.
         stream: None where the run was finished before.
+        until: time.monotonic() at which `run.max_hours` are over.
         monitor: shows and records on rank 0, and does nothing elsewhere.
     """
 
     def __init__(self, config: Config, engine: Engine):
         self.engine = engine
+        self.until = time.monotonic() + (3600 * config.run.max_hours or math.inf)
         self.index = engine.together(lambda: load_index_of(config))
         self.resolved = engine.together(lambda: resolve(config, self.index, engine.world))
         self.config = self.resolved.config
@@ -58,26 +72,63 @@ class Run:
         set_arithmetic(self.config)
 
         self.folder: RunFolder | None = None
-        start, self.notices = engine.broadcast(engine.on_main(self._claim_folder))
+        try:
+            self._prepare()
+        except Exception as error:
+            if self.folder is not None:
+                self.folder.lease.release("failed", first_line(error))
+                self.folder.close()
+            raise
+
+    def _prepare(self) -> None:
+        engine = self.engine
+        start, self.notices, segment = engine.broadcast(engine.on_main(self._claim_folder))
+        lease = self.folder.lease if self.folder else None
+        self.saver = Saver(self.dir, engine, self.config, lease)
         self.cache = engine.together(lambda: self._open_cache(start))
         self.state = TrainState(self.resolved, self.index, engine.device, engine)
         if start:
             engine.together(lambda: self._restore(start))
+            self.state.segment = max(self.state.segment, segment)  # starts that saved no checkpoint count
         self.no_compile = why_not_compiled(self.config, any(engine.shards(name) for name in self.state.networks))
         self.to_compile = () if self.no_compile else networks_to_compile(engine.device.type)
         self.timer = PhaseTimer(engine.device)
+        engine.on_computed = self.timer.computed
+        engine.on_death.append(self._record_death)
+        self.batch: Batch | None = None
+        self.signs = Signs(self.config.loss.adversarial)
         self.stream: BatchStream | None = None
         self.monitor: Monitor | NullMonitor = NullMonitor()
+        self.report(processes=engine.world_size, total=self.total, segment=self.state.segment, nimg=start, checkpoint=start)
+
+    def report(self, **facts: Any) -> None:
+        """Change what status.json says of the run, see `Lease.update`. The other ranks do nothing."""
+        if self.folder is not None:
+            self.folder.lease.update(**facts)
+
+    def _record_death(self, text: str) -> None:
+        """Leave a word before the watchdog ends this process."""
+        leave_outcome("failed", text.removeprefix("error: "))
+        if self.folder is not None:
+            self.folder.lease.release("failed", text)
 
     def check_folder(self) -> None:
-        """Raises InputError where the run's folder is no longer there. For rank 0."""
+        """Raises InputError where the run's folder is no longer there, or another process has taken it over. For rank 0."""
         assert self.folder is not None
         self.folder.check()
 
-    def _claim_folder(self) -> tuple[int, list[str]]:
-        """Lock the folder; says where the run continues, and what the user should read of that."""
+    def _claim_folder(self) -> tuple[int, list[str], int]:
+        """Lock the folder; says where the run continues, what the user should read of that, and how often it was continued."""
         self.folder = RunFolder(self.dir)
-        return self.folder.starting_point(self.config, self.index.fingerprint)
+        self.folder.lease.where = self.engine.where
+        forget_requests(self.dir)
+        start, notices = starting_point(self.dir, self.config, self.index.fingerprint)
+        last = self.folder.before  # start
+        before, now = last.processes if last else 0, self.engine.world_size
+        if start and before not in (0, now):
+            notices.append(f"continued by {now} process{'es' * (now > 1)}, by {before} before: the samples and random draws "
+                           "are the same, and sums are rounded in another order")
+        return start, notices, last.segment + 1 if last else 0
 
     def _open_cache(self, nimg: int) -> NodeCache | None:
         d, hosts, rank = self.config.data, self.engine.hosts, self.engine.rank
@@ -102,11 +153,15 @@ class Run:
     def _open_monitor(self) -> Monitor:
         assert self.folder is not None  # runs on rank 0
         self.folder.save_config(self.config)
-        settings = self.config.monitor if self.stream else replace(self.config.monitor, wandb="disabled")  # nothing to record
-        monitor = Monitor(self.dir, self.state.segment, self.state.nimg, self.total, settings, to_dict(self.config))
-        execution = Execution(self.engine.describe(), self.engine.describe_network(), self.no_compile, self.engine.no_graphs)
+        # A run that was finished before has nothing to record.
+        settings = self.config.monitor if self.stream else replace(self.config.monitor, wandb="disabled", tensorboard=False)
+        shown = shown_config(self.config, self.index.fingerprint)
+        monitor = Monitor(self.dir, self.state.segment, self.state.nimg, self.total, settings, shown)
+        engine = self.engine
+        execution = Execution(engine.describe(), engine.describe_network(), engine.compute.describe(), self.no_compile,
+                              engine.no_graphs)
         monitor.header(header_facts(self.resolved, self.index, self.state, execution))
-        for notice in (*self.notices, why_nohup_fails(os.environ)):
+        for notice in (*self.notices, engine.compute.slow, why_nohup_fails(os.environ)):
             if notice:
                 monitor.warn(notice)
         return monitor
@@ -122,28 +177,44 @@ def open_run(config: Config, engine: Engine) -> Iterator[Run]:
     """
     with engine.late_ranks_named():
         run = Run(config, engine)
-    exit_code = 1
+    exit_code, patience = 1, 0.0  # patience: seconds, with a checkpoint that is being written
+    end: State = "failed"
+    message = ""
     try:
         with engine.late_ranks_named(), contextlib.ExitStack() as opened:  # while there is a log.txt to name them in
             if run.state.nimg < run.total:
                 run.stream = run._open_stream()  # before the monitor: it forks processes, the monitor starts a thread
                 opened.callback(run.stream.close)
             run.monitor = engine.on_main(run._open_monitor) or run.monitor
+            interval = max(phase.interval for phase in run.state.phases)
+            opened.enter_context(engine.watching_steps(run.dir, interval, run.monitor.note))
             yield run
-        exit_code = 0
-    except Interrupted:
-        exit_code = 75
+        exit_code, end = 0, "finished"
+    except Interrupted as error:
+        exit_code, end, message, patience = 75, "stopped", first_line(error), SAVE_SECONDS
         raise
     except Exception as error:  # the terminal may be gone when a person looks for the reason
-        first = str(error).strip().partition("\n")[0]
-        run.monitor.note(redact(f"error: {first or type(error).__name__}"))
+        end, message, patience = "diverged" if isinstance(error, Diverged) else "failed", first_line(error), SAVE_SECONDS
+        run.monitor.note(redact(f"error: {message}"))
         raise
     finally:
+        run.saver.close(patience)
         run.monitor.finish(exit_code)
         if run.folder is not None:
+            run.folder.lease.release(end, message)
             run.folder.close()
         if run.cache is not None:
             run.cache.release()
+
+
+def shown_config(config: Config, fingerprint: str) -> dict[str, Any]:
+    """What trackers show of a run, but source and versions, which they find themselves."""
+    return {**to_dict(config), "data_fingerprint": fingerprint}
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def set_arithmetic(config: Config) -> None:

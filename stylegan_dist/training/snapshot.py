@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from stylegan_dist.errors import InputError
+from stylegan_dist.files import file_digest
 from stylegan_dist.kinds import Kind, declared
 from stylegan_dist.networks.generator import Generator, SampleShape
 from stylegan_dist.networks.layers import Precision
+from stylegan_dist.training.best import read_best
 from stylegan_dist.training.build import build_generator, precision_policy
-from stylegan_dist.training.checkpoint import checkpoint_folder, newest_whole_checkpoint
+from stylegan_dist.training.checkpoint import check_checkpoint, checkpoint_folder, list_checkpoints, newest_whole_checkpoint
 from stylegan_dist.training.run_folder import read_run_config
-from stylegan_dist.training.saved import load_network, load_state
+from stylegan_dist.training.saved import MANIFEST, load_network, load_state
+
+Which = int | Literal["newest", "best"]  # a checkpoint of a run; a number: of images seen
 
 
 class Snapshot(NamedTuple):
@@ -24,22 +28,20 @@ class Snapshot(NamedTuple):
     generator: Generator
     nimg: int      # images seen
     kind: Kind     # of what it makes
+    digest: str    # SHA-256 of the checkpoint's manifest, which has those of all its files
 
 
-def load_generator(run_dir: str | os.PathLike, device: torch.device) -> Snapshot:
-    """The averaged generator of a run's newest whole checkpoint, in full precision.
+def load_generator(run_dir: str | os.PathLike, device: torch.device, which: Which = "newest") -> Snapshot:
+    """The averaged generator of a whole checkpoint, in full precision.
 
     Raises:
-        InputError: not a run, no whole checkpoint, or one that does not fit the run's configuration.
+        InputError: not a run, no such checkpoint, or one that is damaged or does not fit the run's configuration.
     """
     run_dir = Path(run_dir)
     config = read_run_config(run_dir)
-    nimg, damage = newest_whole_checkpoint(run_dir)
-    if nimg == 0:
-        raise InputError(f"{run_dir} has no whole checkpoint" + (f" ({damage[0]}): restore the files of one" if damage
-                                                                 else ": train it first"))
+    nimg = find_checkpoint(run_dir, which)
     folder = checkpoint_folder(run_dir, nimg)
-    data = load_state(folder).data
+    data, digest = load_state(folder).data, file_digest(folder / MANIFEST)
     generator = build_generator(
         config, SampleShape(data.resolution, data.channels, data.num_classes), torch.device("meta"),
         precision=Precision(clamp=precision_policy(config).clamp),
@@ -47,4 +49,31 @@ def load_generator(run_dir: str | os.PathLike, device: torch.device) -> Snapshot
     load_network(generator, folder, "g_ema")  # compares, before there is memory for what the files promise
     generator = generator.to_empty(device=device)
     load_network(generator, folder, "g_ema")
-    return Snapshot(generator.eval().requires_grad_(False), nimg, declared(data.array))
+    return Snapshot(generator.eval().requires_grad_(False), nimg, declared(data.array), digest)
+
+
+def find_checkpoint(run_dir: Path, which: Which = "newest") -> int:
+    """Images seen at a whole checkpoint.
+
+    Raises:
+        InputError: there is no such one, or it is damaged.
+    """
+    if which == "newest":
+        nimg, damage = newest_whole_checkpoint(run_dir)
+        if nimg == 0:
+            raise InputError(f"{run_dir} has no whole checkpoint" + (f" ({damage[0]}): restore the files of one" if damage
+                                                                     else ": train it first"))
+        return nimg
+    there = ", ".join(str(nimg) for nimg, _ in list_checkpoints(run_dir)) or "none"
+    if which == "best":
+        best = read_best(run_dir)
+        if best is None:
+            raise InputError(f"{run_dir} has no best checkpoint yet: score some with stylegan-dist evaluate; or give --nimg, "
+                             f"there are: {there}")
+        which = best.nimg
+    folder = checkpoint_folder(run_dir, which)
+    if not folder.is_dir():
+        raise InputError(f"{run_dir} has no checkpoint at {which} images; there are: {there}")
+    if problem := check_checkpoint(folder):
+        raise InputError(problem)
+    return which

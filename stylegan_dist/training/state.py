@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from stylegan_dist import randomness
 from stylegan_dist.config import to_dict
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.engine import Engine, Learner
@@ -17,12 +18,12 @@ from stylegan_dist.families import family_of
 from stylegan_dist.networks.generator import SampleShape
 from stylegan_dist.objective.phases import main_share
 from stylegan_dist.ranks import Ranks
-from stylegan_dist.training.build import build_discriminator, build_generator, build_optimizer
+from stylegan_dist.training.build import build_discriminator, build_generator, build_optimizer, moving_arguments
 from stylegan_dist.training.checkpoint import Tensors
 from stylegan_dist.training.ema import AveragedGenerator, ShardedAverage, restore_buffers
 from stylegan_dist.training.rules import Resolved
-from stylegan_dist.training.saved import NAMES, STATE, Expected, SavedTensors, expected_of, load_state
-from stylegan_dist.training.statistics import TickStatistics
+from stylegan_dist.training.saved import NAMES, STATE, Expected, RollBack, SavedTensors, expected_of, load_state
+from stylegan_dist.training.statistics import BrokenSteps, TickStatistics
 
 
 class TrainState:
@@ -48,18 +49,21 @@ class TrainState:
         self.nimg = 0
         self.segment = 0  # how often the run was continued
         self.replaced = 0  # corrupt images so far, over all ranks
+        self.rollbacks: list[RollBack] = []  # so far; they decide the draws and the learning rates
         self.statistics = TickStatistics()
+        self.broken_steps = BrokenSteps(device)
         self.generator = build_generator(config, shape, device)
         self.discriminator = build_discriminator(config, shape, device)
         self.networks: dict[str, nn.Module] = {"g": self.generator, "d": self.discriminator}
         counts = torch.tensor(index.class_counts) if resolved.num_classes else None
         self.objective = family_of(config).objective(config, self.generator, self.discriminator, counts)
         self.phases = self.objective.phases()
-        average = AveragedGenerator(self.generator, config.ema.half_life_kimg * 1000, config.ema.rampup)
+        average = AveragedGenerator(self.generator, config.ema.half_life_kimg, config.ema.rampup)
         self.optimizers = {}
         self.learners: dict[str, Learner] = {}
+        self._main_shares = {name: main_share(self.phases, name) for name in self.networks}
         for name, network in self.networks.items():
-            optimizer = build_optimizer(network, getattr(config.optim, name), f"optim.{name}", main_share(self.phases, name))
+            optimizer = build_optimizer(network, getattr(config.optim, name), f"optim.{name}", self._main_shares[name])
             self.optimizers[name] = optimizer
             self.learners[name] = (engine.learner(name, network, optimizer) if engine
                                    else FlatLearner(network, optimizer, Ranks(device=device)))
@@ -83,6 +87,8 @@ class TrainState:
             "nimg": self.nimg,
             "segment": self.segment,
             "replaced": self.replaced,
+            "rollbacks": [asdict(one) for one in self.rollbacks],
+            "broken_steps": self.broken_steps.facts(),
             **{name: value.item() for name, value in self.objective.running.items()},  # float32 goes through JSON unchanged
             "statistics": self.statistics.facts(),
             "data": self.data,
@@ -102,7 +108,8 @@ class TrainState:
             own = self.tensors()
             for name, learner in self.learners.items():
                 saved[name].must_fit(expected_of(own[name]))
-                saved[f"optimizer_{name}"].must_fit(self._optimizer_state(name), f"optim.{name}")
+                if saved[f"optimizer_{name}"]:  # else there was no update yet: all were skipped
+                    saved[f"optimizer_{name}"].must_fit(self._optimizer_state(name), f"optim.{name}")
                 learner.restore(saved[name], saved[f"optimizer_{name}"])
                 restore_buffers(learner.network, saved[name])
             saved["g_ema"].must_fit(expected_of(own["g_ema"]))
@@ -112,9 +119,40 @@ class TrainState:
         for name, value in self.objective.running.items():
             value.fill_(facts.running[name])
         self.statistics.restore(facts.statistics, self.objective.device)
+        self.broken_steps.restore(facts.broken_steps)
         self.nimg = facts.nimg
+        self._follow(facts.rollbacks)
         self.segment = facts.segment + 1
         self.replaced = facts.replaced
+
+    def go_back(self, folder: Path, reason: str) -> None:
+        """Continue from an earlier checkpoint of this run in the same segment, with other draws.
+
+        Raises: as `restore`.
+        """
+        at, segment, rollbacks = self.nimg, self.segment, self.rollbacks
+        self.restore(folder)
+        self.segment = segment
+        self._follow([*rollbacks, RollBack(at, self.nimg, reason)])
+
+    def _follow(self, rollbacks: list[RollBack]) -> None:
+        """Take over what the roll-backs so far decide: the seed of the objective's draws, and the learning rates."""
+        self.rollbacks = rollbacks
+        self.objective.seed = randomness.seed_after(self.config.run.seed, len(rollbacks))
+        self.follow_schedules()
+
+    def follow_schedules(self) -> None:
+        """Set what is a function of the images seen for the next step: learning rates, `betas`, weights of the losses.
+
+        The average asks for its half-life itself.
+        """
+        lower = self.config.guard.lr_factor ** len(self.rollbacks)
+        for name, optimizer in self.optimizers.items():
+            moving = moving_arguments(getattr(self.config.optim, name), self._main_shares[name], self.nimg)
+            moving["lr"] *= lower
+            for group in optimizer.param_groups:
+                group.update({key: value for key, value in moving.items() if key in group})
+        self.objective.move_weights(self.nimg)
 
     def _optimizer_state(self, name: str) -> Expected:
         """The complete state of a network's optimizer after a step, found by a step of another parameter."""

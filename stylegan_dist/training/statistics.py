@@ -1,4 +1,4 @@
-"""Statistics since the last tick."""
+"""What a run counts on the device: statistics since the last tick, and steps with values that are not finite."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+WINDOW = 100  # steps that `BrokenSteps` looks back
 
 
 class TickStatistics:
@@ -43,3 +45,28 @@ class TickStatistics:
     def restore(self, facts: Mapping[str, Sequence], device: torch.device) -> None:
         """The inverse of `facts`."""
         self._sums = {name: (torch.tensor(value, device=device), count) for name, (value, count) in facts.items()}
+
+
+class BrokenSteps:
+    """Which of the last `WINDOW` steps had losses or gradients that are not finite. The same on all ranks, and saved."""
+
+    def __init__(self, device: torch.device):
+        self._steps = torch.zeros(WINDOW, device=device)  # the last one at the end
+
+    def add(self, phases: Sequence[Tensor]) -> None:
+        """Add a step by what `PhaseResult.broken` says of its phases. Waits for nothing."""
+        self._steps = torch.cat([self._steps[1:], torch.stack(list(phases)).any().to(self._steps).view(1)])
+
+    def count(self) -> Tensor:
+        """How many: float32 [], on the device."""
+        return self._steps.sum()
+
+    def facts(self) -> list[int]:
+        """How many steps ago each was, the oldest first; 0 is the last step."""
+        return [WINDOW - 1 - number for number, broken in enumerate(self._steps.tolist()) if broken]
+
+    def restore(self, facts: Sequence[int]) -> None:
+        """The inverse of `facts`."""
+        steps = torch.zeros(WINDOW)
+        steps[[WINDOW - 1 - ago for ago in facts]] = 1
+        self._steps.copy_(steps)

@@ -26,8 +26,10 @@ def run_phase(state: TrainState, phase: Phase, parts: list[MicroBatch],
         network.requires_grad_(name == phase.network)
     jobs = [Job(loss, part) for part in parts for loss in phase.losses]
     l1 = getattr(state.config.optim, phase.network).l1 if phase.interval == 1 else 0.0
-    result = state.learners[phase.network].step(jobs, counts or {}, l1, phase.second_order)
-    state.objective.update_running(result.running_means)
+    skip = state.config.guard.nonfinite == "skip"
+    result = state.learners[phase.network].step(jobs, counts or {}, l1, phase.second_order, skip)
+    if not result.skipped:
+        state.objective.after_phase(result.running_means)
     return result
 
 

@@ -220,7 +220,7 @@ def test_a_label_that_no_class_has_is_found_before_it_is_trained_on(own_shards, 
             pass
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 def test_a_sample_of_gigabytes_is_not_read(own_shards):
     """In a sparse file: it is replaced, as any other that is corrupt, and verify names it."""
     def change(table, shard):

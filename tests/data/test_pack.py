@@ -33,7 +33,7 @@ def contents(folder) -> dict[str, bytes]:
             for path in folder.rglob("*") if path.is_file() and path.name != ".source"}
 
 
-def start_pack(source, out, code_before="", resolution=16):
+def start_pack(source, out, code_before="", resolution=16, part=None):
     """`pack` in a process of its own, the leader of a process group."""
     code = f"""
 import signal
@@ -44,7 +44,7 @@ from stylegan_dist.errors import InputError, Interrupted
 {code_before}
 try:
     pack({str(source)!r}, {str(out)!r},
-         PackOptions(ImageOptions({resolution}), labels="folders", samples_per_shard=15, workers=2))
+         PackOptions(ImageOptions({resolution}), labels="folders", samples_per_shard=15, workers=2, part={part}))
 except (InputError, Interrupted) as error:
     print(type(error).__name__, error)
 """
@@ -278,7 +278,59 @@ def test_two_packers_do_not_meet(photos, tmp_path):
     pack(photos, tmp_path / "out", OPTIONS)
 
 
+@pytest.mark.parametrize("order", [[(1, 1)], [(3, 3), (1, 3), (2, 3)], [(2, 2), (7, 7), (2, 7), (1, 2)]])
+def test_parts_in_any_order_make_the_same_bytes(photos, shard_set, tmp_path, order):
+    for part in order:
+        assert pack(photos, tmp_path / "out", replace(OPTIONS, part=part)) is None
+        assert not (tmp_path / "out" / "index.json").exists()
+    assert finished_shards(tmp_path / "out") == 4
+    pack(photos, tmp_path / "out", OPTIONS)
+    assert contents(tmp_path / "out") == contents(shard_set)
+    pack(photos, tmp_path / "out", replace(OPTIONS, part=(1, 2)))  # of a finished set: nothing
+    assert contents(tmp_path / "out") == contents(shard_set)
+
+
+def test_parts_at_once_killed_and_repeated_make_the_same_bytes(make_photos, tmp_path):
+    photos, out, options = make_photos(120, size=(200, 200)), tmp_path / "out", replace(OPTIONS, packing=ImageOptions(256))
+    parts = [start_pack(photos, out, resolution=256, part=(k, 3)) for k in (1, 2, 3)]
+    wait_until(lambda: finished_shards(out) >= 2)
+    parts[0].kill()
+    for process in parts:
+        output, errors = process.communicate(timeout=600)
+        assert "Error" not in output
+        assert process is parts[0] or not process.returncode, errors
+    pack(photos, out, replace(options, part=(1, 3)))
+    assert finished_shards(out) == 8
+    pack(photos, out, options)
+    pack(photos, tmp_path / "straight", options)
+    assert contents(out) == contents(tmp_path / "straight")
+
+
+@pytest.mark.full
+def test_a_part_keeps_out_itself_another_number_of_parts_and_the_whole(photos, shard_set, tmp_path):
+    slow = "import stylegan_dist.making.pack as p, time\nrun = p.pool.run\n" \
+           "def late(*args):\n    yield from run(*args)\n    time.sleep(600)\np.pool.run = late"
+    process = start_pack(photos, tmp_path / "out", slow, part=(1, 2))
+    wait_until(lambda: finished_shards(tmp_path / "out") == 2)
+    try:
+        for part in ((1, 2), (2, 3), None):
+            with pytest.raises(InputError, match="another process"):
+                pack(photos, tmp_path / "out", replace(OPTIONS, part=part))
+        pack(photos, tmp_path / "out", replace(OPTIONS, part=(2, 2)))
+    finally:
+        process.kill()
+        process.communicate()
+    pack(photos, tmp_path / "out", OPTIONS)
+    assert contents(tmp_path / "out") == contents(shard_set)
+
+
+def test_a_part_removes_nothing(photos, tmp_path):
+    with pytest.raises(InputError, match="--overwrite"):
+        pack(photos, tmp_path / "out", replace(OPTIONS, part=(1, 2), overwrite=True))
+
+
 @pytest.mark.parametrize("change", [
+    ("--part", "0/3"), ("--part", "4/3"), ("--part", "1"),
     ("--labels", "guess"), ("--seed", "-1"), ("--seed", f"{1 << 32}"), ("--samples-per-shard", "0"), ("--max-skipped", "-1"),
     ("--workers", "0"), ("--resolution", "17"), ("--quality", "0"), ("--channels", "2"), ("--background", "nothing"),
 ])

@@ -62,6 +62,19 @@ def test_resume_anywhere(shards, reference, workers, step):
         assert all(same(joined(part), old) for part, old in zip(zip(*parts, strict=True), reference[step:], strict=True))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_going_back_in_a_stream(shards, reference, workers):
+    """And forward, in the middle of what readers have prepared."""
+    stream = open_stream(shards, mirror=True, workers=workers)
+    try:
+        for begin in (0, 2, 1, 5):
+            stream.go_to(8 * begin)
+            for step in range(begin, begin + 3):
+                assert same(next(stream), reference[step])
+    finally:
+        stream.close()
+
+
 def test_batches_in_any_order(shards, reference):
     """Readers look some batches ahead, and the loader asks in order; what is asked for otherwise is the same, too."""
     dataset = BatchDataset(ShardReader(load_index(shards)), StreamPlan(**ORDER, batch=8, mirror=True))

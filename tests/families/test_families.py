@@ -18,6 +18,7 @@ from stylegan_dist import families
 from stylegan_dist.cli import main
 from stylegan_dist.config import load_config
 from stylegan_dist.errors import InputError
+from stylegan_dist.objective import game
 
 TOY = ("generator.family=toy", "run.batch=8", "run.device=cpu", "run.threads=1", "data.workers=0", "monitor.wandb=disabled",
        "monitor.tick_kimg=0.008", "checkpoint.every_kimg=0.04", "monitor.grid_columns=2", "monitor.grid_rows=2",
@@ -61,6 +62,20 @@ def test_a_toy_in_one_folder_is_trained_continued_and_drawn_with(toy, small_shar
     capsys.readouterr()
     assert train(small_shards, tmp_path / "whole", 0.16, "generator.family=stylegan2", "run.batch_gpu=8") == 2
     assert "generator.family" in capsys.readouterr().err
+
+
+def test_a_toy_that_diverges_goes_back_with_other_draws(toy, small_shards, tmp_path, monkeypatch):
+    plain = game.Objective.d_main
+
+    def spoiled(self, real):
+        result = plain(self, real)
+        return result._replace(share=result.share * torch.nan) if self.seed == 0 and int(real.index[0]) >= 48 else result
+
+    monkeypatch.setattr(game.Objective, "d_main", spoiled)
+    assert train(small_shards, tmp_path / "run", 0.08, "guard.limit=1") == 0
+    state = json.loads((tmp_path / "run/checkpoints/nimg-00000080/state.json").read_text())
+    assert [(one["at"], one["to"]) for one in state["rollbacks"]] == [(72, 40)]
+    assert load_file(tmp_path / "run/checkpoints/nimg-00000080/g.safetensors")["seen"] == 10
 
 
 def test_a_plan_for_the_toy(toy, small_shards, tmp_path, capsys):

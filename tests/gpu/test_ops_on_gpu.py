@@ -8,8 +8,8 @@ from native_cases import derivatives, laid_out, numbers
 from torch import Tensor
 
 from stylegan_dist import ops, randomness
+from stylegan_dist.doctor.gradients import check_operators
 from stylegan_dist.ops import native
-from stylegan_dist.tools import doctor
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -194,5 +194,5 @@ def test_noise_has_the_bits_of_the_cpu():
 
 
 def test_networks():
-    for what, difference, limit in doctor.check_operators(DEVICE):
+    for what, difference, limit in check_operators(DEVICE):
         assert difference < limit, what

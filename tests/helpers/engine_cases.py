@@ -9,6 +9,8 @@ checkpoint, with the code of the training loop, but many cases share the cost of
     steps       to train
     out         folder to save in
     poison      optional: the number of an image that is infinitely bright
+    inflate     optional: the number of an image with which the discriminator's loss is infinite, but no gradient
+    back_to     optional: [steps, folder of a checkpoint to go back to after so many]
     on_the_way  optional: {folder: steps} of other checkpoints to save, in many small files
 """
 
@@ -18,6 +20,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - imported by ev
 import torch
 import torch._dynamo  # likewise
 from forking import run_ranks
+from saving import save_checkpoint
 from tape import FORBIDDEN, ONLY_ON_CPUS, TapeRecorder
 
 from stylegan_dist import engine as engines
@@ -38,9 +42,9 @@ from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.engine import PhaseResult
 from stylegan_dist.engine.choice import DATA_PARALLEL, Choice, Zero
 from stylegan_dist.objective.phases import Phase
+from stylegan_dist.objective.result import LossResult
 from stylegan_dist.ranks import Ranks
 from stylegan_dist.training import loop
-from stylegan_dist.training.checkpoint import save_checkpoint
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches
@@ -139,7 +143,12 @@ def train(case: dict, engine: engines.Engine, draws: Draws, phases: Phases) -> N
                                            d.mirror))
     draws.taken(engine)
     samples, stop = [], torch.zeros(())
-    for _ in range(case["steps"]):
+    if "inflate" in case:
+        inflate(state, case["inflate"])
+    for done in range(case["steps"]):
+        if done == case.get("back_to", [-1])[0]:
+            state.go_back(Path(case["back_to"][1]), "a test")
+            stream.go_to(state.nimg)
         read = next(stream)
         samples += [f"{i} {hashlib.sha256(image.numpy().tobytes()).hexdigest()}"
                     for i, image in zip(read.index.tolist(), read["sample"], strict=True)]
@@ -159,6 +168,19 @@ def train(case: dict, engine: engines.Engine, draws: Draws, phases: Phases) -> N
     save_checkpoint(out, state.nimg, state.tensors(), facts, engine, 1 << 30)
     for learner in state.learners.values():
         learner.close()
+
+
+def inflate(state: TrainState, image: int) -> None:
+    """Make the discriminator's loss infinite for the rank that has an image; gradients stay as they are."""
+    (phase,) = (phase for phase in state.phases if phase.name == "d_main")
+    plain = phase.losses[0]
+
+    def infinite(part):
+        result = plain(part)
+        more = torch.where((part.index == image).any(), torch.inf, 0.0)
+        return LossResult(result.share + more, {**result.statistics, "loss/d_main": result.statistics["loss/d_main"] + more})
+
+    state.phases[state.phases.index(phase)] = replace(phase, losses=(infinite, *phase.losses[1:]))
 
 
 def no_notice(text: str) -> None:

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 from launching import free_port
@@ -25,8 +26,18 @@ def run_ranks(world: int, work: Callable[[], object]) -> None:
         pid = os.fork()
         if pid == 0:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            work()
-            sys.exit()  # as every program ends, with all that the interpreter does then
+            try:
+                work()
+            except BaseException:
+                traceback.print_exc()
+                status = 1
+            else:
+                status = 0
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # Not by the interpreter, where threads of PyTorch abort one of some hundred processes whose work is done. Tests of
+            # whole programs end as programs do.
+            os._exit(status)
         ranks.add(pid)
     while ranks:
         pid, status = os.wait()

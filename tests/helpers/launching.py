@@ -23,14 +23,20 @@ TRAIN = ROOT / "launch/train.py"
 TIMEOUT = 900  # seconds; against hanging only: the machine may have much else to do
 
 # A network so small that a step takes milliseconds, with everything switched on that has a state or a draw.
-TINY = (
+RUN = (
     "run.batch=8", "run.device=cpu", "run.threads=1", "data.workers=0", "data.lanes=4", "data.block=8", "data.mirror=true",
-    "generator.z_dim=8", "generator.w_dim=8", "generator.mapping_layers=2", "generator.channel_base=128",
+    "ema.half_life_kimg=0.05", "monitor.wandb=disabled", "monitor.tick_kimg=0.008", "monitor.samples_kimg=0.08",
+    "monitor.pictures_kimg=0", "monitor.grid_columns=4", "monitor.grid_rows=2", "checkpoint.every_kimg=0.08",
+)
+TINY = (
+    *RUN, "generator.z_dim=8", "generator.w_dim=8", "generator.mapping_layers=2", "generator.channel_base=128",
     "generator.channel_max=16", "discriminator.channel_base=128", "discriminator.channel_max=16",
     "discriminator.mapping_layers=1", "discriminator.mbstd_group=2",
     "loss.r1_gamma=1", "loss.r2_gamma=0.5", "loss.penalty_interval=2", "loss.path_length_interval=2",
-    "ema.half_life_kimg=0.05", "monitor.wandb=disabled", "monitor.tick_kimg=0.008", "monitor.samples_kimg=0.08",
-    "monitor.grid_columns=4", "monitor.grid_rows=2", "checkpoint.every_kimg=0.08",
+)
+TINY_R3GAN = (
+    *RUN, "generator.family=r3gan", "generator.z_dim=8", "generator.class_dim=4", "generator.channel_base=64",
+    "generator.channel_max=16", "generator.group_width=8", "generator.blocks=2", "loss.r1_gamma=1", "loss.r2_gamma=0.5",
 )
 
 

@@ -56,6 +56,9 @@ class TapeRecorder:
     def aside(self) -> Iterator[None]:
         yield
 
+    def forget(self) -> None:
+        pass
+
     def record(self, work: Callable) -> tuple[Callable[[], None], Any]:
         with Tape(self.forbidden) as tape:
             result = work()

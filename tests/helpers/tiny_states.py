@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from saving import save_checkpoint
 
 from stylegan_dist.config import load_config
 from stylegan_dist.data.index import DatasetIndex, Shard
-from stylegan_dist.training.checkpoint import save_checkpoint
 from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.saved import NAMES
 from stylegan_dist.training.state import TrainState

@@ -35,6 +35,8 @@ class OfflineRun:
     config: dict = field(default_factory=dict)
     history: list[dict] = field(default_factory=list)    # one dict a step; "_step" is W&B's step
     metrics: dict[str, str] = field(default_factory=dict)  # name or glob of define_metric -> its step metric
+    summaries: dict[str, set[str]] = field(default_factory=dict)  # name -> what the summary has of it: "min", "last", ...
+    artifacts: list[dict] = field(default_factory=list)  # name, aliases, references
     alerts: list[tuple[str, str]] = field(default_factory=list)  # title, text
     preempting: bool = False
     exit_code: int | None = None
@@ -69,7 +71,12 @@ def read_offline_run(path: Path) -> OfflineRun:
         elif kind == "history":
             run.history.append(_items(record.history.item))
         elif kind == "metric":
-            run.metrics[record.metric.name or record.metric.glob_name] = record.metric.step_metric
+            name = record.metric.name or record.metric.glob_name
+            run.metrics[name] = record.metric.step_metric
+            run.summaries[name] = {goal.name for goal, wanted in record.metric.summary.ListFields() if wanted}
+        elif kind == "artifact":
+            run.artifacts.append({"name": record.artifact.name, "aliases": set(record.artifact.aliases),
+                                  "references": [entry.ref for entry in record.artifact.manifest.contents]})
         elif kind == "alert":
             run.alerts.append((record.alert.title, record.alert.text))
         elif kind == "preempting":

@@ -13,7 +13,7 @@ KEY = "0123456789abcdef" * 2 + "01234567"
 
 class Server(ThreadingHTTPServer):
     """`url` is its address, `bodies` is what it was sent. Clear `answering`, and every later request hangs;
-    a request for /hang does so, too."""
+    a request for /hang does so, too. `resume_at` is the last step of the run that it knows, None for none."""
 
     daemon_threads = True
 
@@ -21,8 +21,20 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.bodies: list[bytes] = []
+        self.resume_at: int | None = None  # W&B's last step of a run that is there already
         self.answering = threading.Event()
         self.answering.set()
+
+    def rows(self) -> list[dict]:
+        """The rows of history that it was sent."""
+        found = []
+        for body in self.bodies:
+            with suppress(ValueError):
+                content = json.loads(body)
+                for file, part in (content.get("files") or {}).items() if isinstance(content, dict) else ():
+                    if file == "wandb-history.jsonl":
+                        found += [json.loads(line) for line in part["content"]]
+        return found
 
     @property
     def environment(self) -> dict[str, str]:
@@ -55,7 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.answering.clear()
         else:
             self.server.answering.wait(100)
-        answer = json.dumps({} if self.path.endswith("file_stream") else {"data": _answers(body)}).encode()
+        stream = self.path.endswith("file_stream")
+        answer = json.dumps({} if stream else {"data": _answers(body, self.server.resume_at)}).encode()
         with suppress(OSError):  # the client has not waited
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
@@ -69,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _answers(body: bytes) -> dict:
+def _answers(body: bytes, resume_at: int | None) -> dict:
     """The answers to all questions of GraphQL that we know; a client takes the one it has asked for."""
     try:
         run_id = json.loads(body)["variables"]["name"]
@@ -78,7 +91,11 @@ def _answers(body: bytes) -> dict:
     project = {"id": "p", "name": "project", "entity": {"id": "e", "name": "me"}}
     return {
         "viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}},
-        "model": None,  # no such run yet
+        "model": None if resume_at is None else {"name": "project", "entity": {"id": "e", "name": "me"}, "bucket": {
+            "name": run_id, "displayName": "name", "summaryMetrics": "{}", "logLineCount": 0, "historyLineCount": 1,
+            "eventsLineCount": 0, "historyTail": json.dumps([json.dumps({"_step": resume_at, "_runtime": 1})]),
+            "eventsTail": "[]", "config": "{}", "tags": [], "notes": "", "wandbConfig": json.dumps({"t": 1}),
+        }},
         "upsertBucket": {"inserted": True, "bucket": {
             "id": "b", "name": run_id, "displayName": "name", "sweepName": None, "historyLineCount": 0, "project": project,
         }},

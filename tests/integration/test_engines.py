@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, TINY, finished
+from launching import ROOT, TINY, TINY_R3GAN, finished
 from safetensors.torch import load_file
 
 from stylegan_dist.engine.graphs import WARM_UP
@@ -36,6 +36,15 @@ OPTIMIZED = {  # name -> overrides, for both networks
     "rmsprop": ("name=RMSprop", "lr=3e-4", "momentum=0.5"), "adadelta": ("name=Adadelta", "lr=0.1", "eps=1e-3"),
     "l1": ("l1=0.01",),
 }
+# R3GAN, with schedules of which every step sees another value, up to the last ones.
+R3GAN = (
+    "optim.g.lr={cosine: [1e-4, 1e-5], until_kimg: 0.1}", "optim.d.betas=[0, {linear: [0.9, 0.99], until_kimg: 0.1}]",
+    "loss.r1_gamma={cosine: [1, 0.1], until_kimg: 0.1}", "loss.r2_gamma={linear: [0, 0.5], until_kimg: 0.1}",
+    "ema.half_life_kimg={cosine: [0, 0.05], until_kimg: 0.1}", "ema.rampup=0",
+)
+R3GAN_CONTINUED = ("zero2", "flat", "zero3")  # what is saved under the first, by all
+AUGMENTED = ("augment.pipe=bgc", "augment.p=ada", "augment.target=0", "augment.kimg=0.2")  # p moves by 0.32 a time
+AUGMENTED_STEPS = 6
 SAVED = [f"{engine}-{world}" for world, engines in ENGINES.items() for engine in engines]
 # What is saved under one is continued under the other: by itself (not on four ranks, which take turns on the two cores of
 # continuous integration), and by the next. In the exhaustive run every pair on one and two ranks; four meet a single
@@ -49,7 +58,8 @@ CONTINUED = [*SOME, *sorted({
     *(("flat-1", f"{engine}-4") for engine in ENGINES[4]),
 } - {*SOME})]
 # What is trained where only tests without the mark `full` are selected.
-HEART = {"flat-1-1", "flat-2-1", "zero2-2-1", "zero3-2-1", "flat-2-to-flat-2", "zero2-2-to-zero3-2"}
+HEART = {"flat-1-1", "flat-2-1", "zero2-2-1", "zero3-2-1", "flat-2-to-flat-2", "zero2-2-to-zero3-2",
+         "flat-1-r3gan", "zero2-2-r3gan", "flat-1-augmented", "flat-2-augmented"}
 DIVIDED = [*((engine, 2, 2) for engine in ENGINES[2]), ("flat", 2, 4), ("zero2", 2, 4), ("flat", 1, 2), ("flat", 1, 4)]
 NETWORKS = ("g", "d", "g_ema")
 OPTIMIZERS = ("optimizer_g", "optimizer_d")
@@ -64,10 +74,10 @@ class Runs:
         self.steps = steps
 
     def case(self, name: str, engine: str, *overrides: str, steps: int | None = None, start: Path | None = None,
-             **more: object) -> dict:
+             tiny: Sequence[str] = TINY, **more: object) -> dict:
         return {
             "engine": engine, "steps": steps or self.steps, "out": str(self.folder / name), "start": start and str(start),
-            "overrides": [*TINY, *CALM, f"run.batch={BATCH}", f"data.shards={self.shards}", *overrides], **more,
+            "overrides": [*tiny, *CALM, f"run.batch={BATCH}", f"data.shards={self.shards}", *overrides], **more,
         }
 
     def train(self, launches: list[tuple[int, list[dict]]]) -> None:
@@ -102,12 +112,20 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: 
         if world == 1:
             cases.append(runs.case("flat-1-variant", "flat", steps=SHORT))
             cases.append(runs.case("flat-1-approximate", "flat", *APPROXIMATE, steps=SHORT))
+            cases.append(runs.case("flat-1-r3gan", "flat", *R3GAN, steps=RECORDED, tiny=TINY_R3GAN))
+            cases.append(runs.case("flat-1-r3gan-parts", "flat", "run.batch_gpu=4", *R3GAN, steps=RECORDED, tiny=TINY_R3GAN))
+            cases.append(runs.case("flat-1-augmented", "flat", *AUGMENTED, steps=AUGMENTED_STEPS))
             cases.append(runs.case("flat-1-poison", "flat", steps=6, poison=3 * BATCH + 1))
             cases += [runs.case(f"flat-1-{name}", "flat", *optimizers(name), steps=SHORT) for name in OPTIMIZED]
         if world == 2:
             cases += [runs.case(f"{engine}-2-again", engine, whole, steps=SHORT) for engine in engines]
             cases += [runs.case(f"{engine}-2-phases", engine, whole, steps=RECORDED) for engine in ("flat", "recorded")]
+            cases += [runs.case(f"{engine}-2-r3gan", engine, *R3GAN, steps=RECORDED, tiny=TINY_R3GAN,
+                                on_the_way={str(runs.folder / f"{engine}-2-r3gan-half"): SHORT})
+                      for engine in (*engines, "recorded")]
             cases += [runs.case(f"{engine}-2-approximate", engine, whole, *APPROXIMATE, steps=SHORT) for engine in engines]
+            cases += [runs.case(f"{engine}-2-augmented", engine, whole, *AUGMENTED, steps=AUGMENTED_STEPS)
+                      for engine in engines]
             cases += [runs.case(f"{engine}-2-2", engine, f"run.batch_gpu={BATCH // 4}", steps=SHORT) for engine in VARIANTS]
             cases += [runs.case(f"{engine}-2-poison", engine, whole, steps=6, poison=3 * BATCH + 1)
                       for engine in (*engines, "zero2-offload", "zero3-offload")]
@@ -118,6 +136,9 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: 
             cases += [runs.case(f"{engine}-2-recompute", engine, whole, "run.recompute=8", steps=SHORT)
                       for engine in engines]
         launches.append((world, cases))
+    start = runs.folder / f"{R3GAN_CONTINUED[0]}-2-r3gan-half/checkpoints/nimg-{SHORT * BATCH:08d}"
+    launches.append((2, [runs.case(f"r3gan-to-{engine}-2", engine, *R3GAN, steps=RECORDED - SHORT, start=start, tiny=TINY_R3GAN)
+                         for engine in R3GAN_CONTINUED]))
     for world in ENGINES:
         launches.append((world, [
             runs.case(f"{before}-to-{after}", after.removesuffix(f"-{world}"), f"run.batch_gpu={BATCH // world}",
@@ -167,7 +188,7 @@ def assert_same_run(runs: Runs, one: str, other: str) -> None:
     assert difference(runs.checkpoint(one), runs.checkpoint(other)) < 1e-5
     assert difference(runs.checkpoint(one), runs.checkpoint(other), OPTIMIZERS, floor=1e-2) < 1e-3
     a, b = runs.facts(one), runs.facts(other)
-    assert b["path_mean"] == pytest.approx(a["path_mean"], rel=1e-5)
+    assert b.get("path_mean", 0) == pytest.approx(a.get("path_mean", 0), rel=1e-5)  # R3GAN has none
     norms = []
     for (phase, norm, nonfinite, means), (other_phase, other_norm, other_nonfinite, other_means) in zip(
             a["records"][-len(b["records"]):], b["records"], strict=True):
@@ -178,12 +199,12 @@ def assert_same_run(runs: Runs, one: str, other: str) -> None:
     assert statistics.median(norms) < 1e-6
 
 
-def assert_same_draws(runs: Runs, one: str, other: str) -> None:
-    """The same images for the same numbers; and latents, labels, noise, mixing."""
+def assert_same_draws(runs: Runs, one: str, other: str, least: int = 11) -> None:
+    """The same images for the same numbers; and latents, labels, noise, mixing: so many for an image at least."""
     a, b = runs.facts(one), runs.facts(other)
     assert a["samples"] == b["samples"]
     assert a["draws"] == b["draws"]
-    assert len(a["draws"]) > len(a["samples"]) * 10
+    assert len(a["draws"]) >= len(a["samples"]) * least
 
 
 @pytest.mark.parametrize(("one", "other"), mark([
@@ -215,11 +236,49 @@ def test_recorded_phases_on_two_ranks(runs: Runs):
     assert difference(*checkpoints, NETWORKS + OPTIMIZERS) == 0
 
 
+@pytest.mark.parametrize("other", [
+    pytest.param(name, marks=() if name in HEART else pytest.mark.full)
+    for name in ("flat-1-r3gan-parts", *(f"{engine}-2-r3gan" for engine in ENGINES[2]))
+])
+def test_r3gan_with_schedules(other: str, runs: Runs):
+    assert_same_run(runs, "flat-1-r3gan", other)
+    assert_same_draws(runs, "flat-1-r3gan", other, least=2)  # a latent for G, and one for D
+
+
+@pytest.mark.full
+def test_recorded_phases_see_moving_weights(runs: Runs):
+    """Their draws are not seen here, as replays call no Python; what comes of them is."""
+    assert runs.facts("recorded-2-r3gan")["replays"] == 2 * (RECORDED - WARM_UP)
+    assert runs.facts("recorded-2-r3gan")["records"] == runs.facts("flat-2-r3gan")["records"]
+    checkpoints = runs.checkpoint("flat-2-r3gan"), runs.checkpoint("recorded-2-r3gan")
+    assert difference(*checkpoints, NETWORKS + OPTIMIZERS) == 0
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("engine", R3GAN_CONTINUED)
+def test_continued_in_the_middle_of_schedules(engine: str, runs: Runs):
+    assert_same_run(runs, "flat-1-r3gan", f"r3gan-to-{engine}-2")
+    if engine == R3GAN_CONTINUED[0]:
+        checkpoints = runs.checkpoint(f"{engine}-2-r3gan"), runs.checkpoint(f"r3gan-to-{engine}-2")
+        assert difference(*checkpoints, NETWORKS + OPTIMIZERS) == 0
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("engine", ENGINES[2])
 def test_approximate_penalties(engine: str, runs: Runs):
     assert_same_run(runs, "flat-1-approximate", f"{engine}-2-approximate")
     assert difference(runs.checkpoint("flat-1-variant"), runs.checkpoint("flat-1-approximate")) > 1e-5
+
+
+@pytest.mark.parametrize("engine", mark([(engine,) for engine in ENGINES[2]], "{0}-2-augmented"))
+def test_augmentation(engine: str, runs: Runs):
+    """The same transforms for the same images, and the same p to the last bit."""
+    assert_same_run(runs, "flat-1-augmented", f"{engine}-2-augmented")
+    assert_same_draws(runs, "flat-1-augmented", f"{engine}-2-augmented")
+    one, other = (runs.facts(name) for name in ("flat-1-augmented", f"{engine}-2-augmented"))
+    for name in ("augment_p", "augment_signs", "augment_steps"):
+        assert one[name] == other[name], name
+    assert one["augment_p"] > 0.3
 
 
 @pytest.mark.parametrize(("before", "after"), [

@@ -13,6 +13,7 @@ from launching import TIMEOUT, TRAIN, direct_environment, finished, started, tra
 from metrics_reader import read
 
 from stylegan_dist.training.checkpoint import check_checkpoint, list_checkpoints, newest_whole_checkpoint
+from stylegan_dist.training.lease import OWNERS_NAME, STATUS_NAME, read_status
 
 pytestmark = [pytest.mark.slow, pytest.mark.full]
 FREQUENT = ("checkpoint.every_kimg=0.04", "checkpoint.keep=2")
@@ -51,6 +52,12 @@ def damage(folder: Path) -> None:
     os.truncate(folder / "g.safetensors", (folder / "g.safetensors").stat().st_size - 5)
 
 
+def contents(run_dir: Path) -> dict[Path, bytes]:
+    """All files, but what says who was there last."""
+    return {path: path.read_bytes() for path in run_dir.rglob("*")
+            if path.is_file() and path.name != STATUS_NAME and path.parent.name != OWNERS_NAME}
+
+
 def test_damaged_checkpoints_do_not_take_the_last_whole_one_with_them(small_shards: Path, tmp_path: Path):
     run_dir = tmp_path / "run"
     trained(small_shards, run_dir, "run.kimg=0.32", *FREQUENT, "checkpoint.archive_kimg=0.08")
@@ -65,14 +72,16 @@ def test_damaged_checkpoints_do_not_take_the_last_whole_one_with_them(small_shar
     for folder in dict(list_checkpoints(run_dir)).values():
         if check_checkpoint(folder) is None:
             damage(folder)
-    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    before = contents(run_dir)
     command = train_command(small_shards, run_dir, "run.kimg=0.4", *FREQUENT)
     refused = finished([sys.executable, *command[1:]])
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "no checkpoint in" in refused.stderr
     assert "nimg-00000320/g.safetensors is damaged" in refused.stderr
     assert "4 older" in refused.stderr
-    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    assert contents(run_dir) == before
+    status = read_status(run_dir)
+    assert (status.state, "no checkpoint in" in status.message) == ("failed", True)
 
 
 DIVERGING = """
@@ -96,7 +105,9 @@ def test_a_run_that_has_diverged_ends_at_its_last_good_checkpoint(small_shards: 
     entry.write_text(DIVERGING.format(script=str(TRAIN)))
     diverged = finished(train_command(small_shards, run_dir, "run.kimg=1000", entry=entry))
     assert diverged.returncode == 2, diverged.stdout + diverged.stderr
-    assert "error: training has diverged: at 0.16 kimg" in diverged.stderr
+    assert "error: training has diverged" in diverged.stderr
+    assert "at 0.16 kimg" in diverged.stderr  # the checkpoint, which is examined in the background
     assert "in d.safetensors" in diverged.stderr
     assert newest_whole_checkpoint(run_dir) == (80, [])
+    assert read_status(run_dir).state == "diverged"
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["nimg-00000080"]

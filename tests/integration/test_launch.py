@@ -12,6 +12,7 @@ import yaml
 from batches import locate
 from launching import ROOT, TIMEOUT, finished, late_entry, launcher_command, started, train_command, wait_for
 from metrics_reader import read
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_reader import read_offline_runs
 
 from stylegan_dist.cli import main
@@ -29,10 +30,11 @@ SHORT = ("run.kimg=0.016",)
 
 @pytest.mark.full
 def test_cpu_and_wandb_offline(labelled_shards: Path, tmp_path: Path):
-    """Two processes; the offline W&B run of both starts holds the losses and the pictures."""
+    """Two processes, two starts; the newest file of W&B alone is the whole run, and TensorBoard shows the same."""
     run_dir = tmp_path / "run"
     for kimg in ("0.016", "0.032"):
-        command = train_command(labelled_shards, run_dir, f"run.kimg={kimg}", "monitor.wandb=auto", processes=2)
+        command = train_command(labelled_shards, run_dir, f"run.kimg={kimg}", "monitor.wandb=auto", "monitor.tensorboard=true",
+                                processes=2)
         # No key in sight, but the native operators that have been compiled.
         result = finished(command, HOME=str(tmp_path), XDG_CACHE_HOME=str(user_folder("operators").parents[1]))
         assert result.returncode == 0, result.stdout + result.stderr
@@ -40,11 +42,23 @@ def test_cpu_and_wandb_offline(labelled_shards: Path, tmp_path: Path):
     runs = read_offline_runs(run_dir)
     assert len(runs) == 2
     assert len({run.run_id for run in runs}) == 1
-    logged = {step: value for run in runs for step, value in run.values("loss/g_main").items()}
-    assert logged == {record["nimg"]: pytest.approx(record["loss/g_main"]) for record in read(run_dir / "metrics.jsonl")}
-    assert set(logged) == {8, 16, 24, 32}
-    assert runs[0].image_path("samples", 16).read_bytes() == (run_dir / "samples/nimg-00000016.png").read_bytes()
-    assert runs[0].config["run"]["batch"] == 8
+    newest, records = runs[-1], read(run_dir / "metrics.jsonl")
+    assert [record["nimg"] for record in records] == [8, 16, 24, 32]
+    assert {"lr/g", "lr/d", "time/rank_step/0", "time/rank_step/1", "time/data_wait", "grad_norm/g"} <= set(records[-1])
+    shown = EventAccumulator(str(run_dir / "tensorboard"), {"scalars": 0, "histograms": 0}).Reload()
+    for name in records[-1].keys() - {"nimg", "kimg", "segment", "time"}:
+        expected = {record["nimg"]: pytest.approx(record[name]) for record in records if name in record}
+        assert newest.values(name) == expected
+        assert {event.step: event.value for event in shown.Scalars(name)} == expected
+    for step in (16, 32):
+        assert newest.image_path("samples", step).read_bytes() == (run_dir / f"samples/nimg-{step:08d}.png").read_bytes()
+        for kind in ("real", "fake"):
+            assert newest.values(f"histogram/logits_{kind}")[step]["_type"] == "histogram"
+    assert [event.histogram_value.num for event in shown.Histograms("histogram/logits_fake")] == [8, 8]
+    assert [event.histogram_value.num for event in shown.Histograms("histogram/logits_real")] == [4, 4]  # those of rank 0
+    assert [artifact["aliases"] for artifact in newest.artifacts] == [{"latest", "nimg-32"}]
+    assert newest.config["run"]["batch"] == 8
+    assert newest.config["data_fingerprint"]
 
 
 @pytest.mark.full
@@ -149,7 +163,7 @@ def test_dry_run_of_every_preset(preset: Path, labelled_shards: Path, capsys: py
     assert main(["train", str(preset), f"data.shards={labelled_shards}", "--dry-run", "run.world_size=2"]) == 0
     out = capsys.readouterr().out
     resolved = yaml.safe_load(out)  # the plan below the configuration is a comment
-    assert "auto" not in {resolved["loss"]["r1_gamma"], resolved["run"]["batch"], resolved["optim"]["g"]["lr"]}
+    assert "auto" not in [resolved["loss"]["r1_gamma"], resolved["run"]["batch"], resolved["optim"]["g"]["lr"]]
     assert "# memory" in out
 
 

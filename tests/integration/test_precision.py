@@ -9,24 +9,12 @@ import pytest
 from launching import ROOT, finished
 from metrics_reader import read
 
-from stylegan_dist.kinds.image import ImageOptions
-from stylegan_dist.making.pack import PackOptions, pack
-
 pytestmark = [pytest.mark.slow, pytest.mark.full]
 # At ticks of 125 images, of losses between 0.7 and 2.7. Such short runs are chaotic: native operators and those of PyTorch,
 # both in float32 and different in the last bits alone, are up to 0.14 (D) and 0.93 (G) apart at a tick, bfloat16 0.12 and 0.76.
 # Over a run it evens out: 0.04 and 0.17, bfloat16 0.02 and 0.13 (three seeds).
 BAND = {"loss/d_main": 0.5, "loss/g_main": 1.4}
 MEAN_BAND = {"loss/d_main": 0.08, "loss/g_main": 0.3}
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    made = finished([sys.executable, str(ROOT / "shards/digits.py"), str(folder / "png")])
-    assert made.returncode == 0, made.stderr
-    pack(folder / "png", folder / "shards", PackOptions(ImageOptions(resolution=32, channels=1), labels="folders", workers=1))
-    return folder / "shards"
 
 
 def test_bf16_stays_within_the_band_of_fp32(digits: Path, tmp_path: Path):

@@ -151,7 +151,7 @@ def test_a_missing_rank(how: str, labelled_shards: Path, tmp_path: Path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("sleeper", [0, 1])
+@pytest.mark.parametrize("sleeper", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_a_rank_that_sleeps_under_the_launcher(sleeper: int, labelled_shards: Path, tmp_path: Path):
     """Also rank 0, as the launcher serves the store."""
     command = train_command(labelled_shards, tmp_path / "run", f"run.timeout={PATIENCE}", processes=2,
@@ -198,7 +198,7 @@ def test_after_the_start_ranks_wait_as_long_as_run_timeout(labelled_shards: Path
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("config", ["multinode.yaml", "multinode-zero2.yaml"])
+@pytest.mark.parametrize("config", ["multinode.yaml", pytest.param("multinode-zero2.yaml", marks=pytest.mark.exhaustive)])
 def test_two_machines_of_the_same_name(config: str, labelled_shards: Path, tmp_path: Path):
     port = str(free_port())
     commands = [

@@ -53,7 +53,8 @@ def losses(run_dir: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(("config", "processes"), [
-    pytest.param("cpu.yaml", 1, marks=pytest.mark.full), ("cpu.yaml", 2), pytest.param("zero3.yaml", 2, marks=pytest.mark.full),
+    pytest.param("cpu.yaml", 1, marks=pytest.mark.full), ("cpu.yaml", 2),
+    pytest.param("zero3.yaml", 2, marks=pytest.mark.exhaustive),
 ])
 def test_killed_and_continued_equals_straight(config, processes, small_shards: Path, straight: Path, tmp_path: Path):
     if processes > 1:

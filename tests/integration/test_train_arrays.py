@@ -57,9 +57,9 @@ def test_trains_continues_and_generates(shards, tmp_path, capsys):
     assert (run / "samples" / "nimg-00000032.png").is_file()
 
     index = load_index(shards)
-    _, nimg, kind = load_generator(run, torch.device("cpu"))
-    assert nimg == 32
-    assert kind == index.kind
+    snapshot = load_generator(run, torch.device("cpu"))
+    assert snapshot.nimg == 32
+    assert snapshot.kind == index.kind
     assert main(["generate", str(run), "--seeds", "0-2", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["grid.png", *(f"seed000{i}-class{i}.{ending}" for i in range(3) for ending in ("npy", "png", "wav"))]

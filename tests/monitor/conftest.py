@@ -8,6 +8,7 @@ import textwrap
 import time
 
 import pytest
+from launching import ROOT
 
 PRELUDE = """
 import json, os, signal, sys, time, urllib.request
@@ -21,11 +22,11 @@ from stylegan_dist.monitor.wandb_tracker import WandbTracker
 said, warned = [], []
 began = time.monotonic()
 
-def tracker(mode="offline", segment=0, shown=None, project="project", name="name", **timeouts):
+def tracker(mode="offline", segment=0, shown=None, project="project", name="name", nimg=0, **timeouts):
     for timeout, seconds in timeouts.items():
         setattr(WandbTracker, timeout, seconds)
     config = MonitorConfig(wandb=mode, wandb_project=project, wandb_name=name)
-    return WandbTracker(Path({run_dir!r}), segment, config, shown or {{}}, said.append, warned.append)
+    return WandbTracker(Path({run_dir!r}), segment, nimg, config, shown or {{}}, said.append, warned.append)
 
 def service():
     # W&B's processes, the service first: it is the child of this one, the others are its children. A process that has
@@ -57,7 +58,8 @@ def run(tmp_path):
 
     def run(script, args=(), **environment):
         clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-        clean |= {"HOME": str(home), "NETRC": str(home / "netrc"), **environment}
+        clean |= {"HOME": str(home), "NETRC": str(home / "netrc"), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}",
+                  **environment}
         code = PRELUDE.format(run_dir=str(tmp_path)) + textwrap.dedent(script) + ENDING
         start = time.monotonic()
         result = subprocess.run([sys.executable, "-c", code, *args], env=clean, timeout=1500, check=False, cwd=home,

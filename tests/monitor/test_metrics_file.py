@@ -10,7 +10,7 @@ from metrics_reader import read
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.monitor import jsonl
-from stylegan_dist.monitor.jsonl import MAX_LINE, MetricsFile, damaged_path
+from stylegan_dist.monitor.jsonl import MAX_LINE, MetricsFile, abandoned_path, damaged_path
 
 
 def opened(path, nimg=10**9, told=None):
@@ -234,3 +234,26 @@ def test_what_is_no_file(make, tmp_path):
     make(tmp_path / "metrics.jsonl")
     with pytest.raises(InputError, match=r"metrics.jsonl is no plain file"):
         opened(tmp_path / "metrics.jsonl")
+
+
+def test_records_of_an_abandoned_branch_are_put_aside(path):
+    file = opened(path)
+    for nimg in (1000, 2000, 3000):
+        file.append(nimg, {"branch": 0})
+    file.go_back(1000)
+    file.append(2000, {"branch": 1})
+    file.go_back(1000)
+    file.append(2000, {"branch": 2})
+    file.close()
+    assert [(record["nimg"], record["branch"]) for record in read(path)] == [(1000, 0), (2000, 2)]
+    assert [(record["nimg"], record["branch"]) for record in read(abandoned_path(path))] == [(2000, 0), (3000, 0), (2000, 1)]
+
+
+def test_going_back_begins_a_file_that_was_deleted(path):
+    file = opened(path)
+    file.append(1000, {})
+    path.unlink()
+    file.go_back(1000)
+    file.append(2000, {})
+    assert [record["nimg"] for record in read(path)] == [2000]
+    assert not abandoned_path(path).exists()

@@ -48,6 +48,13 @@ def test_non_finite_losses_are_shown_and_counts_only_if_there_are_any():
     assert "ETA ?" in status_line(1, 10, {"time/sec_per_kimg": math.nan})
 
 
+def test_roll_backs_and_skipped_updates_are_shown_only_if_there_are_any():
+    line = status_line(1, 10, {**FULL, "guard/rollbacks": 0, "guard/skipped": 0.0})
+    assert line == status_line(1, 10, FULL)
+    line = status_line(1, 10, {**FULL, "guard/rollbacks": 1, "guard/skipped": 4.0})
+    assert line.endswith("!! SKIPPED UPDATES: 4 !!  roll-backs 1")
+
+
 @pytest.mark.parametrize(("seconds", "text"), [
     (0, "0s"), (7.4, "7s"), (59.6, "1m 00s"), (245, "4m 05s"), (4980, "1h 23m"), (97200, "1d 3h"), (math.inf, "?"),
 ])

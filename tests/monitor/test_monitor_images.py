@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_dist.monitor.images import GAP, image_grid, save_grid, to_uint8
+from stylegan_dist.monitor.images import ABOUT, FRAME_MS, GAP, image_grid, save_clip, save_grid, to_uint8
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -84,3 +84,42 @@ def test_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         save_grid(path, torch.zeros(1, 3, 64, 64), 1)
     assert path.read_bytes() == b"an older picture"
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_captions_stand_above_their_images_and_change_none(channels):
+    images = torch.randint(0, 200, (4, channels, 64, 64), dtype=torch.uint8)
+    plain, grid = (np.array(image_grid(images, 2, captions)).reshape(-1, 130, channels)
+                   for captions in ((), ("psi 0", "", "", "")))
+    band = len(grid) - len(plain)
+    assert 10 <= band <= 20
+    assert np.array_equal(grid[band:], plain)
+    assert grid[:band, :64, 0].max() > 200
+    assert not grid[:band, 64:, :3].any()
+    everywhere = np.array(image_grid(images, 2, ["a", "", "\udc80 \n" + "long" * 99, ""])).reshape(-1, 130, channels)
+    assert len(everywhere) == len(plain) + 2 * band
+    with pytest.raises(ValueError, match="captions"):
+        image_grid(images, 2, ["a"])
+
+
+def test_a_picture_says_what_it_shows(tmp_path):
+    save_grid(tmp_path / "a.png", torch.zeros(1, 3, 64, 64), 1, about="At 7 kimg.")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info[ABOUT] == "At 7 kimg."
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_clip_is_an_endless_gif_of_its_grids(tmp_path, channels):
+    ramp = torch.linspace(0, 255, 64).to(torch.uint8)
+    frames = torch.stack([ramp.roll(i).expand(2, channels, 64, 64) for i in range(30)])
+    if channels == 4:
+        frames[:, :, 3] = 255
+    save_clip(tmp_path / "a.gif", frames, 2)
+    with Image.open(tmp_path / "a.gif") as clip:
+        assert (clip.format, clip.n_frames, clip.info["loop"], clip.info["duration"]) == ("GIF", 30, 0, FRAME_MS)
+        for i in (0, 13, 29):
+            clip.seek(i)
+            shown = np.array(clip.convert("RGB")).astype(int)[:, :64]
+            expected = np.array(image_grid(frames[i], 2).convert("RGB")).astype(int)[:, :64]
+            assert abs(shown - expected).max() <= (0 if channels == 1 else 12)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]

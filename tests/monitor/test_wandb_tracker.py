@@ -24,7 +24,7 @@ def test_offline_run_reads_back(run, tmp_path):
     out = run(f"""
         w = tracker(shown={{"optim": {{"lr": 0.002}}, "data": {{"api_key": "hush"}}}}, segment=3)
         w.log({{"loss/g_main": 1.25, "loss/d_main": float("nan")}}, 4000)
-        w.log_image("samples", {str(tmp_path / "samples.png")!r}, 4000)
+        w.image("samples", {str(tmp_path / "samples.png")!r}, 4000)
         w.log({{"loss/g_main": 1.5}}, 8000)
         w.alert("diverged", "the loss is NaN")
         w.finish(0)
@@ -159,9 +159,9 @@ def test_one_failure_is_one_warning_and_logging_goes_on(run, tmp_path):
         w = tracker()
         w.log({"loss/g_main": 1.0}, 1)
         for name in ("a", "b"):
-            w.log_image(name, "no such file.png", 1)
+            w.image(name, "no such file.png", 1)
         w.log({"loss/g_main": 2.0}, 2)
-        w.log_image("c", "no such file.png", 2)
+        w.image("c", "no such file.png", 2)
         w.finish(0)
     """)
     assert len(out["warned"]) == 1

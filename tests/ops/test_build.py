@@ -26,6 +26,14 @@ for name in ("bias_act", "resample2d", "discriminator_epilogue", "generator_epil
 print("good")
 """
 
+PATH = """from stylegan_dist.errors import InputError
+from stylegan_dist.ops import native
+try:
+    print(native.path("cpu"))
+except InputError as error:
+    print(f"error: {error}")
+"""
+
 
 def some_torch(version: str, cuda: str | None) -> build.Torch:
     return build.Torch(HERE, version, cuda)
@@ -162,18 +170,15 @@ def test_a_failure_is_remembered_for_the_others(compiler, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("mode", "code", "said"), [
-    ("auto", 0, "reference (slow-c++ failed: error: this one is broken)"),
-    ("never", 0, "reference (not built, and STYLEGAN_DIST_BUILD=never)"),
-    ("require", 2, "error: STYLEGAN_DIST_BUILD=require, but there are no native operators: slow-c++ failed"),
-    ("perhaps", 2, "error: STYLEGAN_DIST_BUILD=perhaps: use auto, require or never"),
+@pytest.mark.parametrize(("mode", "said"), [
+    ("auto", "reference (slow-c++ failed: error: this one is broken)"),
+    ("never", "reference (not built, and STYLEGAN_DIST_BUILD=never)"),
+    ("require", "error: STYLEGAN_DIST_BUILD=require, but there are no native operators: slow-c++ failed"),
+    ("perhaps", "error: STYLEGAN_DIST_BUILD=perhaps: use auto, require or never"),
 ])
-def test_modes(mode, code, said, compiler, tmp_path, monkeypatch):
+def test_modes(mode, said, compiler, tmp_path, monkeypatch):
     (tmp_path / "broken").touch()
     monkeypatch.setenv("STYLEGAN_DIST_BUILD", mode)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    done = subprocess.run([sys.executable, "-m", "stylegan_dist.cli", "doctor"], capture_output=True, text=True, timeout=6000,
-                          check=False)
-    assert done.returncode == code, done.stderr
-    assert said in (done.stderr if code else done.stdout)
-    assert "Traceback" not in done.stderr
+    done = subprocess.run([sys.executable, "-c", PATH], capture_output=True, text=True, timeout=6000, check=True)
+    assert done.stdout.startswith(said)

@@ -213,8 +213,8 @@ def test_saving_the_same_place_again_replaces_it(tensors, tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["nimg-00000100"]
 
 
-@pytest.mark.parametrize("failing", ["stylegan_dist.training.checkpoint.save_file", "stylegan_dist.training.checkpoint._sync",
-                                     "stylegan_dist.training.checkpoint._measure", "pathlib.Path.rename"])
+@pytest.mark.parametrize("failing", ["stylegan_dist.training.tensor_file.TensorFile.write", "pathlib.Path.rename",
+                                     "stylegan_dist.training.checkpoint._sync", "stylegan_dist.training.checkpoint._measure"])
 def test_a_failure_anywhere_leaves_nothing_behind(failing, tensors, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")

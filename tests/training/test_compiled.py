@@ -74,7 +74,7 @@ def measure(state: TrainState, part: MicroBatch) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.full
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_losses_and_gradients(small_shards: Path, cache: str):
     state, part = make_state(small_shards, "loss.adversarial=relativistic")  # D on real images in g_main, too
@@ -104,7 +104,7 @@ def test_losses_and_gradients(small_shards: Path, cache: str):
 @pytest.mark.slow
 def test_runs(small_shards: Path, tmp_path: Path, cache: str):
     """10 steps equal those without, up to rounding; again, they equal themselves to the last bit."""
-    options = (STEPS_10, *CALM)  # the shapes of the test above, so that much is compiled already
+    options = (STEPS_10, *CALM)  # the shapes of the test above, where that runs
     trained(small_shards, tmp_path / "eager", *options)
     for name in ("compiled", "again"):
         result = finished(train_command(small_shards, tmp_path / name, *options, "run.compile=true"), timeout=1500)

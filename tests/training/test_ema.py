@@ -14,19 +14,19 @@ from stylegan_dist.training.ema import AveragedGenerator
 @pytest.mark.parametrize("rampup", [0.0, 0.05, 0.5])
 @pytest.mark.parametrize("nimg", [0, 32, 1000, 10**6])
 def test_weight_of_the_average(rampup, nimg):
-    average = AveragedGenerator(nn.Linear(1, 1), half_life=10_000, rampup=rampup)
+    average = AveragedGenerator(nn.Linear(1, 1), half_life_kimg=10, rampup=rampup)
     expected = reference.ema_weight(nimg, 32, 10_000, rampup)
     assert average.decay(nimg, 32) == pytest.approx(expected, rel=1e-12)
     if nimg == 10**6 or not rampup:
         steps = 10_000 / 32
         assert average.decay(nimg, 32) ** steps == pytest.approx(0.5), "an old value counts half after a half-life"
-    assert AveragedGenerator(nn.Linear(1, 1), half_life=0, rampup=rampup).decay(nimg, 32) == 0
+    assert AveragedGenerator(nn.Linear(1, 1), half_life_kimg=0, rampup=rampup).decay(nimg, 32) == 0
 
 
 def test_average_of_a_changing_generator():
     g = stylegan2_generator(8, 1, z_dim=5, w_dim=4, mapping_layers=2, channel_base=48, channel_max=4)
     reference.randomize(g, 0).double()
-    average = AveragedGenerator(g, half_life=100, rampup=0.25)
+    average = AveragedGenerator(g, half_life_kimg=0.1, rampup=0.25)
     expected = {name: value.clone() for name, value in g.state_dict().items()}
     for step in range(6):
         reference.randomize(g, step + 1)

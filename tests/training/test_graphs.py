@@ -92,7 +92,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case == "whole" else pytest.mark.full) for case in CASES])
+USUAL = {"micro-batches", "recompute"}  # the others in the exhaustive run
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case == "whole" else pytest.mark.full if case in USUAL
+                                               else pytest.mark.exhaustive) for case in CASES])
 def test_replayed_phases_equal_ordinary_ones(case: str, labelled_shards: Path, monkeypatch):
     conditional = "data.conditional=false" not in CASES[case]
     recorder = TapeRecorder([name for name in FORBIDDEN if not (conditional and name in ONLY_ON_CPUS)])

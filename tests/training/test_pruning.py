@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from saving import prune
 from tiny_states import save_small
 
 from stylegan_dist.training import checkpoint
@@ -18,7 +19,6 @@ from stylegan_dist.training.checkpoint import (
     checkpoint_folder,
     list_checkpoints,
     newest_whole_checkpoint,
-    prune_checkpoints,
 )
 
 
@@ -52,7 +52,7 @@ def ten(tmp_path):
 def test_prune(keep, archive, left, tmp_path):
     for nimg in range(100, 1001, 100):
         save_small(tmp_path, nimg)
-        prune_checkpoints(tmp_path, keep, archive)  # as the loop does: the outcome is the same as at the end
+        prune(tmp_path, keep, archive)  # as the loop does: the outcome is the same as at the end
         assert list_checkpoints(tmp_path)[-1][0] == nimg
     assert [nimg for nimg, _ in list_checkpoints(tmp_path)] == left
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [f"nimg-{nimg:08d}" for nimg in left]
@@ -68,10 +68,10 @@ def test_damaged_ones_do_not_count(broken, stay, new_process, ten, monkeypatch):
     damage(ten, *broken)
     if new_process:
         forget(monkeypatch)
-    news = prune_checkpoints(ten, 2, 0)
+    news = prune(ten, 2, 0)
     assert left(ten) == stay
     assert {nimg for nimg in broken if any(f"nimg-{nimg:08d}" in line for line in news)} == {n for n in broken if n in stay}
-    assert prune_checkpoints(ten, 2, 0) == []  # it was told
+    assert prune(ten, 2, 0) == []  # it was told
     assert left(ten) == stay
 
 
@@ -79,16 +79,16 @@ def test_a_damaged_one_goes_when_enough_newer_ones_are_whole(ten):
     damage(ten, 900, 1000, name="state.json")
     for nimg, stay in ((1100, [800, 900, 1000, 1100]), (1200, [1100, 1200])):
         save_small(ten, nimg)
-        prune_checkpoints(ten, 2, 0)
+        prune(ten, 2, 0)
         assert left(ten) == stay
 
 
 def test_the_archive_keeps_whole_ones(ten):
     damage(ten, 100, 400)
-    prune_checkpoints(ten, 1, 300)
+    prune(ten, 1, 300)
     assert left(ten) == [200, 300, 600, 900, 1000]  # 400 was never the first of its stretch
     damage(ten, 300)
-    prune_checkpoints(ten, 1, 300)
+    prune(ten, 1, 300)
     assert left(ten) == [200, 300, 600, 900, 1000]  # it is the only one of its stretch
 
 
@@ -104,11 +104,11 @@ def test_what_was_written_or_examined_is_not_read_again(ten, monkeypatch):
     monkeypatch.setattr(checkpoint, "check_checkpoint", counting)
     for nimg in (1100, 1200, 1300):
         save_small(ten, nimg)
-        prune_checkpoints(ten, 3, 1000)
+        prune(ten, 3, 1000)
     assert read == [900, 100]  # to know that 900, 1000 and 1100 are 3, and that 100 is worth keeping
     save_small(ten, 1400)
     damage(ten, 1200)
-    prune_checkpoints(ten, 3, 1000)
+    prune(ten, 3, 1000)
     assert read == [900, 100, 1200]
     assert left(ten) == [100, 1000, 1100, 1200, 1300, 1400]  # 1100 counts again
 
@@ -117,7 +117,7 @@ def test_a_link_to_another_disk_can_be_pruned(ten, tmp_path_factory):
     other = tmp_path_factory.mktemp("disk") / "old"
     shutil.move(checkpoint_folder(ten, 100), other)
     checkpoint_folder(ten, 100).symlink_to(other)
-    prune_checkpoints(ten, 2, 0)
+    prune(ten, 2, 0)
     save_small(ten, 1100)
     assert left(ten) == [900, 1000, 1100]
     assert sorted(path.name for path in (ten / "checkpoints").iterdir()) == [f"nimg-{nimg:08d}" for nimg in left(ten)]
@@ -158,7 +158,7 @@ def test_killed_at_any_point_of_a_save_and_a_prune(broken, tmp_path):
 
     def work():
         save_small(run, new, {"g": {"w": torch.full((4,), float(new))}})
-        prune_checkpoints(run, 1, 0)
+        prune(run, 1, 0)
 
     run, seen = tmp_path / "run", set()
     for number in range(1000):
@@ -168,7 +168,7 @@ def test_killed_at_any_point_of_a_save_and_a_prune(broken, tmp_path):
         assert newest in (before, new)
         seen.add(newest)
         save_small(run, 500)
-        prune_checkpoints(run, 1, 0)
+        prune(run, 1, 0)
         assert left(run) == [500]
         assert [path.name for path in (run / "checkpoints").iterdir()] == ["nimg-00000500"]
         shutil.rmtree(run)

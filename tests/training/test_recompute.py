@@ -73,9 +73,9 @@ def counted(state: TrainState) -> dict[str, int]:
 
 @pytest.mark.parametrize("settings", [
     (),
-    pytest.param(("discriminator.architecture=orig", "precision.channels_last=false"), marks=pytest.mark.full),
+    pytest.param(("discriminator.architecture=orig", "precision.channels_last=false"), marks=pytest.mark.exhaustive),
     pytest.param(("precision.dtype=bf16", "precision.top_resolutions=2"), marks=pytest.mark.full),
-    pytest.param(("loss.adversarial=relativistic",), marks=pytest.mark.full),
+    pytest.param(("loss.adversarial=relativistic",), marks=pytest.mark.exhaustive),
 ], ids=["plain", "orig", "bf16", "relativistic"])
 @pytest.mark.parametrize(("classes", "micro_batch"), [pytest.param(0, 8, marks=pytest.mark.full), (3, 2)])
 def test_gradients_of_all_phases_are_equal_to_the_last_bit(settings, classes, micro_batch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import math
 import re
@@ -41,6 +42,14 @@ def values(node, prefix: str = "") -> dict:
     for key, value in node.items():
         result |= values(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return result
+
+
+def test_tensorboard_must_be_installed_where_it_is_wanted(monkeypatch):
+    assert resolve_with("monitor.tensorboard=true").config.monitor.tensorboard
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"monitor.tensorboard=true needs TensorBoard.*pip install"):
+        resolve_with("monitor.tensorboard=true")
+    resolve_with()
 
 
 @pytest.mark.parametrize(("resolution", "expected"), [

@@ -19,13 +19,14 @@ from stylegan_dist.config import Config, to_dict
 from stylegan_dist.config.schema import MonitorConfig
 from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.monitor import Monitor
-from stylegan_dist.training import run_folder
-from stylegan_dist.training.run_folder import RunFolder, read_run_config
+from stylegan_dist.training import lease, run_folder
+from stylegan_dist.training.run_folder import RunFolder, read_run_config, starting_point
 
 
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.2)
 
 
 def test_one_writer_at_a_time(tmp_path, impatient):
@@ -83,9 +84,11 @@ def test_a_file_system_that_cannot_lock_folders_has_the_file_s_lock(tmp_path, im
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", nothing)
-    folders = [RunFolder(tmp_path) for _ in range(2)]
-    for folder in folders:
-        folder.close()
+    first = RunFolder(tmp_path)
+    with pytest.raises(InputError, match="another process"):  # it gives signs of life
+        RunFolder(tmp_path)
+    first.close()
+    RunFolder(tmp_path).close()
 
 
 @pytest.mark.parametrize("change", ["move", "delete", "replace", "link", "file"])
@@ -111,10 +114,13 @@ def test_a_folder_that_is_gone_is_missed(change, tmp_path):
 
 def test_leftovers_of_killed_processes_are_removed(tmp_path):
     RunFolder(tmp_path).close()
-    for name in ("config.yaml.tmp", "metrics.jsonl.tmp", "samples/nimg-00000100.png.tmp", "mine.tmp", "samples/mine.png"):
+    (tmp_path / "evaluation").mkdir()
+    for name in ("config.yaml.tmp", "metrics.jsonl.tmp", "samples/nimg-00000100.png.tmp", "mine.tmp", "samples/mine.png",
+                 f".status.json.{1:032x}.tmp", "evaluation/interpolation.gif.tmp", "evaluation/neighbours.png.tmp"):
         (tmp_path / name).write_text("")
     RunFolder(tmp_path).close()
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".lock", "mine.png", "mine.tmp"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        ".lock", "00000001", "00000002", "mine.png", "mine.tmp", "neighbours.png.tmp", "status.json"]  # one is an evaluator's
 
 
 def test_folders_that_cannot_be_written(tmp_path):
@@ -162,12 +168,12 @@ def trained(tmp_path):
 
 def test_a_new_run_starts_at_zero(tmp_path):
     folder = RunFolder(tmp_path)
-    assert folder.starting_point(config_with().config, INDEX.fingerprint) == (0, [])
+    assert starting_point(folder.path, config_with().config, INDEX.fingerprint) == (0, [])
     folder.close()
 
 
 def test_the_same_run_continues_silently(trained):
-    assert trained.starting_point(config_with().config, INDEX.fingerprint) == (4, [])
+    assert starting_point(trained.path, config_with().config, INDEX.fingerprint) == (4, [])
 
 
 @pytest.mark.parametrize("override", [
@@ -178,7 +184,7 @@ def test_the_same_run_continues_silently(trained):
 def test_another_identity_is_refused(trained, override):
     key, _, value = override.partition("=")
     with pytest.raises(InputError) as caught:
-        trained.starting_point(config_with(override).config, INDEX.fingerprint)
+        starting_point(trained.path, config_with(override).config, INDEX.fingerprint)
     message = str(caught.value)
     assert f"was trained with {key}=" in message
     assert f", not {value.capitalize() if value in ('true', 'false') else value}: " in message
@@ -191,13 +197,13 @@ def test_another_identity_is_refused(trained, override):
     "run.kimg=3.5",
 ])
 def test_incidental_changes_are_silent(trained, override):
-    assert trained.starting_point(config_with(override).config, INDEX.fingerprint) == (4, [])
+    assert starting_point(trained.path, config_with(override).config, INDEX.fingerprint) == (4, [])
 
 
 @pytest.mark.parametrize("override", ["loss.r1_gamma=7.5", "optim.g.lr=0.5", "ema.rampup=0.5"])
 def test_other_changes_are_reported(trained, override):
     key, _, value = override.partition("=")
-    nimg, lines = trained.starting_point(config_with(override).config, INDEX.fingerprint)
+    nimg, lines = starting_point(trained.path, config_with(override).config, INDEX.fingerprint)
     assert nimg == 4
     assert len(lines) == 1
     assert f"changed since the last start: {key} = {value} (was " in lines[0]
@@ -205,7 +211,7 @@ def test_other_changes_are_reported(trained, override):
 
 def test_other_data_is_refused(trained):
     with pytest.raises(InputError, match=r"other data .*somewhere.*run\.dir"):
-        trained.starting_point(config_with().config, "another fingerprint")
+        starting_point(trained.path, config_with().config, "another fingerprint")
 
 
 def test_damage_is_told(trained):
@@ -214,7 +220,7 @@ def test_damage_is_told(trained):
     step(state, 1)
     folder = save(state, trained.path)
     os.truncate(folder / "d.safetensors", 10)
-    nimg, lines = trained.starting_point(config_with().config, INDEX.fingerprint)
+    nimg, lines = starting_point(trained.path, config_with().config, INDEX.fingerprint)
     assert nimg == 4
     assert lines == [f"passing over a damaged checkpoint: {folder / 'd.safetensors'} is damaged"]
 
@@ -229,7 +235,7 @@ def test_all_damaged_is_an_error_that_changes_nothing(trained):
     before = sorted(trained.path.rglob("*"))
     words = r"nimg-00000008.*g\.safetensors is damaged; and 1 older.*restore .*run\.dir or move"
     with pytest.raises(InputError, match=words) as caught:
-        trained.starting_point(config_with().config, INDEX.fingerprint)
+        starting_point(trained.path, config_with().config, INDEX.fingerprint)
     assert "\n" not in str(caught.value)
     assert sorted(trained.path.rglob("*")) == before
 
@@ -237,7 +243,7 @@ def test_all_damaged_is_an_error_that_changes_nothing(trained):
 def test_a_checkpoint_without_its_manifest_is_damage_too(trained):
     (trained.path / "checkpoints" / "nimg-00000004" / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"manifest\.json is missing"):
-        trained.starting_point(config_with().config, INDEX.fingerprint)
+        starting_point(trained.path, config_with().config, INDEX.fingerprint)
 
 
 def test_the_configuration_of_a_folder_that_was_emptied(tmp_path):

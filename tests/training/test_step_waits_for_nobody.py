@@ -26,9 +26,12 @@ META = torch.device("meta")
 
 
 @pytest.mark.parametrize(("path", "overrides"), [
-    ("fused", ("precision.dtype=fp16", "loss.adversarial=relativistic", "optim.g.l1=1e-3")),
+    ("fused", ("precision.dtype=fp16", "loss.adversarial=relativistic", "optim.g.l1=1e-3",
+               "optim.d.lr={cosine: [0.01, 0.001], until_kimg: 1}", "loss.r1_gamma={linear: [2, 1], until_kimg: 1}",
+               "augment.pipe=bgcfnc", "augment.p={cosine: [0.1, 0.5], until_kimg: 1}")),
     pytest.param("closed", ("data.conditional=false", "loss.penalty=approximate", "loss.path_length_interval=1",
-                            "run.batch_gpu=4", "run.recompute=8", "optim.g.name=RMSprop", "optim.g.lr=0.001"),
+                            "run.batch_gpu=4", "run.recompute=8", "optim.g.name=RMSprop", "optim.g.lr=0.001",
+                            "augment.pipe=bgc"),
                  marks=pytest.mark.full),
 ])
 def test_whole_steps(path: str, overrides: tuple[str, ...], small_shards: Path):

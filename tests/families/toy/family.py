@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from stylegan_dist import randomness
 from stylegan_dist.config import Config
 from stylegan_dist.families.family import Auto, Family
-from stylegan_dist.networks.generator import Generator, SampleShape, Sampling
+from stylegan_dist.networks.generator import Generator, SampleShape
 from stylegan_dist.networks.layers import Dense, Precision
 from stylegan_dist.objective.game import Objective
 
@@ -27,8 +27,11 @@ class Painter(Generator):
         parts = [z] if labels is None else [z, nn.functional.one_hot(labels, self.num_classes).to(z.dtype)]
         return self.dense(torch.cat(parts, 1)).unflatten(1, self.sides)
 
-    def sample(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, sampling: Sampling) -> Tensor:
-        return self(randomness.normal(seed, f"{purpose}.z", index, (self.latent,)), labels)
+    def latents(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, truncation: float = 1.0) -> Tensor:
+        return randomness.normal(seed, f"{purpose}.z", index, (self.latent,))
+
+    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str = "const") -> Tensor:
+        return self(latents, labels)
 
 
 class Critic(nn.Module):

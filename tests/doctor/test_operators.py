@@ -1,4 +1,4 @@
-"""The verb `doctor`, and what a run says about its operators."""
+"""What `doctor` and a run say about the native operators."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 import torch
 from launching import finished
 
+from stylegan_dist.doctor import gradients, operators
+from stylegan_dist.doctor.asking import examine
+from stylegan_dist.doctor.record import Options
 from stylegan_dist.networks.layers import Arithmetic
 from stylegan_dist.ops import build, native
-from stylegan_dist.tools import doctor
-
-DOCTOR = [sys.executable, "-m", "stylegan_dist.cli", "doctor"]
 
 
 @pytest.fixture
@@ -22,23 +22,34 @@ def elsewhere(tmp_path):
     return {"XDG_CACHE_HOME": str(tmp_path), "CXX": "", "PATH": str(tmp_path)}
 
 
-def test_the_operators_are_compared_and_said_to_be_right():
-    if not native.native().devices:
-        pytest.skip(native.native().reason)
-    result = finished(DOCTOR, timeout=900)
-    assert result.returncode == 0, result.stderr
-    facts = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
-    assert facts["PyTorch"].startswith(torch.__version__)
-    assert result.stdout.count("agrees") == 4 * len(native.native().devices)
-    assert "operators, cpu         fused" in result.stdout
+def found(name):
+    """A finding of the checks of the operators, in a process of their own; None where there is none of that name."""
+    findings = examine([operators.CHECKS], Options(), lambda name: None, lambda one: None)
+    return next((one for one in findings if one.name == name), None)
 
 
 @pytest.mark.full
-def test_without_a_compiler_it_says_so(elsewhere):
-    result = finished(DOCTOR, timeout=900, **elsewhere)
-    assert result.returncode == 0, result.stderr
-    assert re.search(r"reference .*no C\+\+ compiler.*CXX", result.stdout)
-    assert "agrees" not in result.stdout
+def test_without_a_compiler_it_says_so(elsewhere, monkeypatch):
+    for name, value in elsewhere.items():
+        monkeypatch.setenv(name, value)
+    path = found("operators, cpu")
+    assert path.status == "warning"
+    assert re.search(r"reference .*no C\+\+ compiler.*CXX", path.text)
+    assert found("compilers").text.startswith("C++: none")
+    assert found("gradients, cpu") is None
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("mode", "said"), [
+    ("require", "STYLEGAN_DIST_BUILD=require, but there are no native operators: no C++ compiler"),
+    ("perhaps", "STYLEGAN_DIST_BUILD=perhaps: use auto, require or never"),
+])
+def test_what_stops_a_run_is_an_error(mode, said, elsewhere, monkeypatch):
+    for name, value in (elsewhere | {"STYLEGAN_DIST_BUILD": mode}).items():
+        monkeypatch.setenv(name, value)
+    wrong = found("operators")
+    assert wrong.status == "error"
+    assert wrong.text.startswith(said)
 
 
 def test_wrong_operators_are_found(monkeypatch):
@@ -53,7 +64,7 @@ def test_wrong_operators_are_found(monkeypatch):
     honest, settings = ops.bias_act, (torch.backends.cuda.matmul, torch.backends.cudnn)
     monkeypatch.setattr(ops, "bias_act", crooked)
     with Arithmetic(tf32=True):  # which would find differences of its own
-        differences = {what: difference > limit for what, difference, limit in doctor.check_operators("cpu")}
+        differences = {what: difference > limit for what, difference, limit in gradients.check_operators("cpu")}
         assert all(setting.allow_tf32 for setting in settings)
     assert any(differences.values()), differences
 
@@ -73,6 +84,7 @@ def test_a_run_that_requires_fused_operators_stops_without_them(elsewhere, label
     assert "path: reference" in allowed.stdout
 
 
+@pytest.mark.full
 @pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 def test_a_dry_run_compiles_nothing(labelled_shards, tmp_path):
     """It says what a run will do, also where the configuration insists on it."""
