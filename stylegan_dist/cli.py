@@ -25,7 +25,7 @@ from stylegan_dist.errors import (
     LocalInterrupted,
     RankLost,
 )
-from stylegan_dist.last_word import leave_last_word
+from stylegan_dist.last_word import leave_last_word, say_line
 from stylegan_dist.machine import name_the_user
 from stylegan_dist.outcome import leave_outcome, outcome_is_wanted
 from stylegan_dist.paths import user_path
@@ -104,7 +104,7 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         return EXIT_FAILURE
     except Interrupted as stop:
         if not stop.shown:
-            print(stop, file=sys.stderr, flush=True)
+            say_line(str(stop))
         alone = isinstance(stop, LocalInterrupted)
         if alone or (os.environ.get("RANK") or "0") == "0":  # rank 0 alone knows what is wanted then
             leave_outcome(f"stopped {stop.then}", str(stop))  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         leave_last_word(str(stop))
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say_line("interrupted")
         leave_last_word("interrupted")
         return 130
     except Exception as error:
@@ -126,7 +126,7 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
 def _say_error(error: Exception) -> None:
     line = redact(f"error: {error}")
     leave_outcome("diverged" if isinstance(error, Diverged) else "failed", str(error))
-    print(line, file=sys.stderr, flush=True)
+    say_line(line)
     leave_last_word(line)
 
 

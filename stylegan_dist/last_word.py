@@ -20,6 +20,12 @@ if select.select([int(launcher)], [], [], int(patience))[0]:
 """
 
 
+def say_line(text: str) -> None:
+    """Print a line to stderr in one write: the ranks of a launcher share one pipe, and `print` would write the end apart."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
 def leave_last_word(text: str) -> None:
     """Have the launcher show `text` as the reason of its failure, and show it once more when the launcher has ended.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.data.readers import ReaderOptions, Source, make_source
 from stylegan_dist.errors import InputError, LocalInputError
+from stylegan_dist.last_word import say_line
 
 NOTE_SECONDS = 10.0  # that a batch is late before a person is told
 LOOK_SECONDS = 0.2
@@ -34,7 +34,7 @@ class BatchStream:
                  cache: NodeCache | None = None):
         self._reader = ShardReader(index, cache, options.verify)
         self.seconds_waited = self.seconds_read = self.seconds_decode = 0.0
-        self.tell: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)  # that data is late
+        self.tell: Callable[[str], None] = say_line  # that data is late
         self._timeout, self._late, self._told = options.timeout, 0.0, False
         self._replaced: list[Replaced] = []
         self._next: Loaded | None = None

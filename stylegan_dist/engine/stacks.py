@@ -12,6 +12,8 @@ from threading import Thread
 
 import torch
 
+from stylegan_dist.last_word import say_line
+
 STACKS_NAME = "stacks"  # in the run's folder
 COLLECTIVES = 2000      # that NCCL's flight recorder remembers
 WRITE_SECONDS = 5.0     # a folder that does not answer may be why the process hangs
@@ -65,7 +67,7 @@ def write_stacks(folder: Path | None, rank: int, title: str) -> str:
     if written:
         return f"{folder}/rank-*.txt"
     with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed or no file
-        print(f"rank {rank}: {title}", file=sys.stderr, flush=True)
+        say_line(f"rank {rank}: {title}")
         faulthandler.dump_traceback(sys.stderr)
     return "stderr of each rank"
 

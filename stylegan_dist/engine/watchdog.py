@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -19,7 +18,7 @@ from pathlib import Path
 from stylegan_dist.engine.stacks import run_bounded, write_stacks
 from stylegan_dist.engine.watch import BEAT_SECONDS, Watch
 from stylegan_dist.errors import EXIT_FAILURE
-from stylegan_dist.last_word import leave_last_word
+from stylegan_dist.last_word import leave_last_word, say_line
 from stylegan_dist.ranks import Ranks
 from stylegan_dist.redact import redact
 
@@ -185,13 +184,9 @@ class Watchdog:
                       "run continues from its last checkpoint")
         if self._watch is not None:
             self._watch.end(text.removeprefix("error: "), gave_up=True)
-        for hook in (self._note, *self.on_death, self._say, leave_last_word):
+        for hook in (self._note, *self.on_death, say_line, leave_last_word):
             run_bounded(functools.partial(hook, text), HOOK_SECONDS)
         os._exit(EXIT_FAILURE)
 
     def _name(self) -> str:
         return f"rank {self._ranks.rank} ({self._hosts[self._ranks.rank]}, process {os.getpid()})"
-
-    @staticmethod
-    def _say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)

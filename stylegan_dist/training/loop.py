@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from collections.abc import Callable
 
@@ -18,6 +17,7 @@ from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.stream import LOOK_SECONDS, BatchStream
 from stylegan_dist.engine import Engine
 from stylegan_dist.errors import Diverged, InputError, Interrupted, LocalInputError, LocalInterrupted, RankLost
+from stylegan_dist.last_word import say_line
 from stylegan_dist.machine import available_memory
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 from stylegan_dist.objective.phases import MicroBatch
@@ -207,7 +207,7 @@ def tell_late(engine: Engine, monitor: Monitor | NullMonitor, text: str) -> None
     if engine.is_main:
         monitor.warn(text)
     else:
-        print(f"WARNING: rank {engine.rank} ({host_name()}): {text}", file=sys.stderr, flush=True)
+        say_line(f"WARNING: rank {engine.rank} ({host_name()}): {text}")
 
 
 def stop_without_data(run: Run, stream: BatchStream, checkpoint: Checkpoint, stop: StopRequest) -> None:

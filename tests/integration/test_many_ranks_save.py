@@ -28,6 +28,9 @@ SCRIPT = """
     from stylegan_dist.ranks import Sharded, assemble
     from stylegan_dist.training.saved import NAMES, SavedTensors
 
+    def say(*words):
+        sys.stdout.write(" ".join(map(str, words)) + "\\n")  # in one call: the ranks write into one pipe, unbuffered
+
     engine = Engine(RunConfig(device="cpu", threads=1, timeout=600))
     ranks, folder = engine.world_size, Path(sys.argv[1])
     COUNT, SIZE = 24, 40_000  # tensors, numbers in each
@@ -50,24 +53,24 @@ SCRIPT = """
         assert check_checkpoint(saved) is None
         loaded = SavedTensors(saved, "g")
         assert all(torch.equal(loaded[f"w{i}"], torch.arange(SIZE).float() + i) for i in range(COUNT))
-        print("files", len(list(saved.glob("g-*-of-00006.safetensors"))))
+        say("files", len(list(saved.glob("g-*-of-00006.safetensors"))))
 
     bad = {name: {} for name in NAMES} | {"d": {"b": torch.tensor([1.0, float("nan")])}}
     try:
         save_checkpoint(folder, 2, bad, facts, engine)
     except Diverged as error:
-        print("diverged", engine.rank, error, flush=True)
+        say("diverged", engine.rank, error)
     if engine.rank == 1:  # as if its disk were full
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
         save_checkpoint(folder, 2, tensors(), facts, engine, file_bytes=4 * SIZE * 4)
-        print("saved", engine.rank)
+        say("saved", engine.rank)
     except InputError as error:
-        print("refused", engine.rank, "too large" in str(error), flush=True)
+        say("refused", engine.rank, "too large" in str(error))
     engine.together(lambda: None)
     if engine.is_main:
-        print("left", sorted(path.name for path in (folder / "checkpoints").iterdir()))
+        say("left", sorted(path.name for path in (folder / "checkpoints").iterdir()))
     engine.close()
 """
 
