@@ -76,6 +76,14 @@ class Generator(nn.Module, abc.ABC):
             noise: as in `Sampling`.
         """
 
+    def style_matrices(self) -> list[tuple[int, Tensor]]:
+        """(place in W+, A [C, w_dim]) of each layer whose style is A w + b, in their order; none by default."""
+        return []
+
+    def stage_of(self, name: str) -> int | None:
+        """The resolution at which a parameter or buffer works; None for what belongs to no single one."""
+        return None
+
     def sample(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, sampling: Sampling) -> Tensor:
         """Samples [N, C, R, R], nominally in [-1, 1]; all that is random is a function of (seed, purpose, index: int64 [N])."""
         return self.synthesize(self.latents(seed, purpose, index, labels, sampling.truncation), labels, sampling.noise)

@@ -254,6 +254,16 @@ class Generator(SampleGenerator):
         return self.synthesis(latents[:, None].expand(-1, self.num_ws, -1),
                               self.synthesis.constant_noise() if noise == "const" else None)
 
+    def style_matrices(self) -> list[tuple[int, torch.Tensor]]:
+        """Of the convolutions, and of the last toRGB as published (Shen and Zhou 2021)."""
+        last = getattr(self.synthesis, f"b{self.synthesis.resolutions[-1]}").torgb
+        affines = [layer.affine for layer in [*self.synthesis.layers(), last]]
+        return [(place, affine.weight.detach() * affine.weight_gain) for place, affine in enumerate(affines)]
+
+    def stage_of(self, name: str) -> int | None:
+        block = name.split(".")[1] if name.startswith("synthesis.b") else ""
+        return int(block[1:]) if block[1:].isdecimal() else None
+
 
 class FromRGB(Conv2d):
     """1x1 convolution of images, bias, leaky ReLU: [N, img_channels, H, W] -> [N, out, H, W]."""
