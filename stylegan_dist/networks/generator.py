@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,10 +40,13 @@ class Generator(nn.Module, abc.ABC):
     Attributes:
         num_classes: 0 for an unconditional generator.
         truncates: whether its latents have a mean, to which truncation pulls them.
+        num_ws: places of the network that each take a latent, which may be another one at each (the space W+); 0: there is
+            no such space.
     """
 
     num_classes: int
     truncates: bool = True
+    num_ws: int = 0
 
     @abc.abstractmethod
     def latents(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, truncation: float = 1.0) -> Tensor:
@@ -58,13 +62,17 @@ class Generator(nn.Module, abc.ABC):
         """
 
     @abc.abstractmethod
-    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str = "const") -> Tensor:
+    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str | Sequence[Tensor] = "const") -> Tensor:
         """Samples [N, C, R, R], nominally in [-1, 1].
 
         Args:
-            latents: [N, ...], from `latents`, or between such points.
-            noise: as in `Sampling`.
+            latents: [N, ...], from `latents`, or between such points. With a space W+ also [N, num_ws, ...].
+            noise: as in `Sampling`; or maps [N or 1, 1, H, W] in place of the fixed ones.
         """
+
+    def noise_maps(self) -> list[Tensor]:
+        """The fixed noise maps of the layers, [1, 1, H, W] each; none of a generator without layer noise."""
+        return []
 
     def sample(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, sampling: Sampling) -> Tensor:
         """Samples [N, C, R, R], nominally in [-1, 1]; all that is random is a function of (seed, purpose, index: int64 [N])."""
