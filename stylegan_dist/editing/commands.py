@@ -81,7 +81,8 @@ def _add_find(actions: Any) -> None:
                         help="sefa: from the weights (Shen and Zhou 2021); ganspace: principal components of w (Härkönen et "
                         "al. 2020) (default: %(default)s)")
     parser.add_argument("--layers", default="all", help="analysed and moved, for example 0-5 (default: %(default)s)")
-    parser.add_argument("--count", type=whole("--count", Range(1, 512)), default=10, help="of directions (default: %(default)s)")
+    parser.add_argument("--count", type=whole("--count", Range(1, 512)), default=10,
+                        help="of directions (default: %(default)s)")
     parser.add_argument("--seed", type=whole("--seed", Range(0, MANY.most)), default=0,
                         help="of the sample on the sheet (default: %(default)s)")
     _add_drawing(parser)
@@ -131,8 +132,8 @@ def _add_layers(actions: Any) -> None:
 def _add_blend(actions: Any) -> None:
     parser = add_verb(actions, "blend", _blend, help="make a run of two related ones: coarse stages of A, fine stages of B",
                       description="Make a run whose averaged generator has the stages up to a resolution of A and the\n"
-                      "others of B. B must come from A, or A from B, by transfer (run.init_from). Shapes are those of A, texture and\n"
-                      "colour those of B.")
+                      "others of B. B must come from A, or A from B, by transfer (run.init_from). Shapes are those\n"
+                      "of A, texture and colour those of B.")
     parser.add_argument("run_dir", metavar="A", type=path("A"), help="folder of the run with the coarse stages")
     parser.add_argument("fine", metavar="B", type=path("B"), help="folder of the run with the fine stages")
     parser.add_argument("out", metavar="OUT", type=path("OUT"), help="new folder")
@@ -146,7 +147,7 @@ def _numbers(text: str, name: str) -> list[float]:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if not numbers or not all(abs(number) <= _PSI.most for number in numbers):
+    if not numbers or not all(number in _PSI for number in numbers):
         raise InputError(f"{name} {shorten(text)} is no list of numbers: write for example -2,0,2 as {name}=-2,0,2")
     return numbers
 
@@ -290,11 +291,11 @@ def _layers(args: argparse.Namespace) -> int:
 
 def _blend(args: argparse.Namespace) -> int:
     from stylegan_dist.editing.blending import blend
-    from stylegan_dist.latents.derived import check_new, save_derived
+    from stylegan_dist.latents.derived import check_place, save_derived
     from stylegan_dist.latents.trained import open_trained
 
     out = Path(args.out)
-    check_new(out)
+    check_place(out)
     coarse, fine = open_trained(args.run_dir, "cpu"), open_trained(args.fine, "cpu")
     generator = blend(coarse, fine, args.at, args.width)
     facts = {"kind": "blended", "coarse": [str(coarse.run_dir), coarse.digest], "fine": [str(fine.run_dir), fine.digest],

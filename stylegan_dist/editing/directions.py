@@ -155,7 +155,8 @@ def load_directions(path: str | os.PathLike, trained: Trained) -> Directions:
     sound = bool(vectors.isfinite().all() and spreads.isfinite().all())
     layered = all(0 <= layer < trained.generator.num_ws for layer in facts.layers)
     if not (sound and layered and vectors.ndim == 2 and vectors.shape[1] == width and spreads.shape == vectors.shape[:1]):
-        raise InputError(f"{path} does not fit {trained.run_dir} ({trained.generator.num_ws} layers, w of {width} numbers): {again}")
+        raise InputError(f"{path} does not fit {trained.run_dir} ({trained.generator.num_ws} layers, w of {width} numbers): "
+                         f"{again}")
     return Directions(vectors, spreads, facts)
 
 

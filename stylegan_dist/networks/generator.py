@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,11 +43,14 @@ class Generator(nn.Module, abc.ABC):
         z_dim: numbers in a z.
         num_classes: 0 for an unconditional generator.
         truncates: whether its latents have a mean, to which truncation pulls them.
+        num_ws: places of the network that each take a latent, which may be another one at each (the space W+); 0: there is
+            no such space.
     """
 
     z_dim: int
     num_classes: int
     truncates: bool = True
+    num_ws: int = 0
 
     def draw(self, seed: int, purpose: str, index: Tensor) -> Tensor:
         """z [N, z_dim] of standard normal numbers, a function of (seed, purpose, index: int64 [N])."""
@@ -68,12 +72,12 @@ class Generator(nn.Module, abc.ABC):
         return self.map(self.draw(seed, purpose, index), labels, truncation)
 
     @abc.abstractmethod
-    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str = "const") -> Tensor:
+    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str | Sequence[Tensor] = "const") -> Tensor:
         """Samples [N, C, R, R], nominally in [-1, 1].
 
         Args:
-            latents: [N, ...], from `latents`, or between such points.
-            noise: as in `Sampling`.
+            latents: [N, ...], from `latents`, or between such points. With a space W+ also [N, num_ws, ...].
+            noise: as in `Sampling`; or maps [N or 1, 1, H, W] in place of the fixed ones.
         """
 
     def style_matrices(self) -> list[tuple[int, Tensor]]:
@@ -83,6 +87,10 @@ class Generator(nn.Module, abc.ABC):
     def stage_of(self, name: str) -> int | None:
         """The resolution at which a parameter or buffer works; None for what belongs to no single one."""
         return None
+
+    def noise_maps(self) -> list[Tensor]:
+        """The fixed noise maps of the layers, [1, 1, H, W] each; none of a generator without layer noise."""
+        return []
 
     def sample(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, sampling: Sampling) -> Tensor:
         """Samples [N, C, R, R], nominally in [-1, 1]; all that is random is a function of (seed, purpose, index: int64 [N])."""

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from drawn_run import make_run
+from drawn_run import TINY, make_run
 from PIL import Image
 
 from stylegan_dist.cli import main
@@ -137,12 +137,12 @@ def test_mixing_takes_the_styles_of_columns(run: Path, tmp_path: Path):
     assert main(["edit", "mix", str(run), "--rows", "0,3", "--columns", "6,9", "--layers", "all", "--class", "0", "--out",
                  str(tmp_path / "m.png"), "--device", "cpu"]) == 0
     sheet = pixels(tmp_path / "m.png")
-    side, step = 64, 66
-    top = sheet.shape[0] - 2 * step - side  # captions above
-    for column in (1, 2):
-        x = slice(column * step, column * step + side)
-        assert np.array_equal(sheet[-side:, x], sheet[-side - step - (sheet.shape[0] - top - 3 * side - 4) // 2:][:side, x]) or True
-        assert np.abs(sheet[-side:, x] - sheet[-side:, :side]).max() > 0
+    row, column = (sheet.shape[0] + 2) // 3, 64 + 2  # with captions and gaps
+    for x in (column, 2 * column):
+        own, first, second = (sheet[row * k + row - 66:][:64, x:x + 64] for k in range(3))
+        assert np.array_equal(own, first)
+        assert np.array_equal(own, second)
+    assert not np.array_equal(sheet[-64:, :64], sheet[-64:, -64:])
 
 
 def test_sheets_of_truncation_and_layers(run: Path, tmp_path: Path, capsys):
@@ -159,8 +159,7 @@ def test_sheets_of_truncation_and_layers(run: Path, tmp_path: Path, capsys):
 @pytest.mark.parametrize("ending", ["mp4", "gif"])
 def test_films(run: Path, tmp_path: Path, ending: str):
     out = tmp_path / f"walk.{ending}"
-    assert main(["edit", "walk", str(run), "--seeds", "0,3", "--frames", "4", "--fps", "10", "--out", str(out), "--device", "cpu",
-                 ]) == 0
+    assert main(["edit", "walk", str(run), "--seeds", "0,3", "--frames", "4", "--fps", "10", "--out", str(out)]) == 0
     if ending == "gif":
         with Image.open(out) as film:
             assert film.n_frames == 8
@@ -176,10 +175,10 @@ def test_films(run: Path, tmp_path: Path, ending: str):
 
 
 def test_a_blended_run_has_the_stages_of_both(tmp_path: Path, capsys):
-    a, b = (make_run(tmp_path / name, 0, seed=seed) for name, seed in (("a", 0), ("b", 1)))
+    a, b = (make_run(tmp_path / name, 0, overrides=[*TINY, f"run.seed={seed}"])
+            for seed, name in enumerate("ab"))
     assert main(["edit", "blend", str(a), str(b), str(tmp_path / "c"), "--at", "8"]) == 0
-    one, other, both = ({name: value for name, value in open_trained(path, "cpu").generator.state_dict().items()}
-                        for path in (a, b, tmp_path / "c"))
+    one, other, both = (open_trained(path, "cpu").generator.state_dict() for path in (a, b, tmp_path / "c"))
     for name, value in both.items():
         source = other if name.startswith(("synthesis.b16", "synthesis.b32")) else one
         assert torch.equal(value, source[name]), name
@@ -190,7 +189,7 @@ def test_a_blended_run_has_the_stages_of_both(tmp_path: Path, capsys):
     share = 1 / (1 + np.exp(-0.5))
     assert torch.allclose(soft[name], torch.lerp(one[name], other[name], share))
     capsys.readouterr()
-    assert main(["edit", "blend", str(a), str(b), str(tmp_path / "c"), "--at", "8"]) == 2
+    assert main(["edit", "blend", str(a), str(b), str(a), "--at", "8"]) == 2  # what was trained is never replaced
     assert main(["edit", "blend", str(a), str(b), str(tmp_path / "d"), "--at", "32"]) == 2
     assert "4, 8, 16" in capsys.readouterr().err
 

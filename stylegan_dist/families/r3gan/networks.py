@@ -8,6 +8,7 @@ block, without normalisation, styles, noise or an equalised learning rate. What 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -206,7 +207,7 @@ class Generator(SampleGenerator):
                              "to pull to; leave truncation at 1")
         return z
 
-    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str = "const") -> Tensor:
+    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str | Sequence[Tensor] = "const") -> Tensor:
         return self(latents, labels)
 
 
@@ -250,6 +251,14 @@ class Discriminator(nn.Module):
         if self.embed is None:
             return x[:, 0]
         return (x * self.embed(one_hot(labels, self.num_classes, full))).sum(dim=1)
+
+    def block_maps(self, images: Tensor) -> list[Tensor]:
+        """What each stage makes of images [N, C, R, R]: maps of half the resolution, and so on down to 4 x 4."""
+        x, maps = images, []
+        for r in self.resolutions:
+            x = self._stage(x, r, self.precision.of_block(r, self.resolutions[0], images.dtype))
+            maps.append(x)
+        return maps
 
     def _stage(self, x: Tensor, resolution: int, dtype: torch.dtype) -> Tensor:
         """Features of half the resolution, at the highest resolution from images."""

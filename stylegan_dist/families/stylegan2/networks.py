@@ -250,9 +250,15 @@ class Generator(SampleGenerator):
         """w [N, w_dim]."""
         return self.truncate(self.mapping(z, labels), truncation)
 
-    def synthesize(self, latents: torch.Tensor, labels: torch.Tensor | None, noise: str = "const") -> torch.Tensor:
-        return self.synthesis(latents[:, None].expand(-1, self.num_ws, -1),
-                              self.synthesis.constant_noise() if noise == "const" else None)
+    def synthesize(self, latents: torch.Tensor, labels: torch.Tensor | None,
+                   noise: str | Sequence[torch.Tensor] = "const") -> torch.Tensor:
+        ws = latents if latents.dim() == 3 else latents[:, None].expand(-1, self.num_ws, -1)
+        if isinstance(noise, str):
+            return self.synthesis(ws, self.synthesis.constant_noise() if noise == "const" else None)
+        return self.synthesis(ws, noise)
+
+    def noise_maps(self) -> list[torch.Tensor]:
+        return self.synthesis.constant_noise()
 
     def style_matrices(self) -> list[tuple[int, torch.Tensor]]:
         """Of the convolutions, and of the last toRGB as published (Shen and Zhou 2021)."""
@@ -353,6 +359,14 @@ class Discriminator(nn.Module):
         if self.mapping is None:
             return x[:, 0]
         return (x * self.mapping(None, label)).sum(dim=1) / math.sqrt(x.shape[1])
+
+    def block_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """What each block makes of images [N, img_channels, R, R]: [N, C, R / 2, R / 2], and so on down to 4 x 4."""
+        x, maps = images, []
+        for r in self.resolutions:
+            x = self._block(x, r, self.precision.of_block(r, self.resolutions[0], images.dtype))
+            maps.append(x)
+        return maps
 
     def _block(self, x: torch.Tensor, resolution: int, dtype: torch.dtype) -> torch.Tensor:
         """Features of half the resolution, at the highest resolution from images."""
