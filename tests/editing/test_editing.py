@@ -15,9 +15,11 @@ from PIL import Image
 from stylegan_dist.cli import main
 from stylegan_dist.editing.blending import blend
 from stylegan_dist.editing.directions import ganspace, load_directions, parse_layers, sefa
-from stylegan_dist.editing.points import points_of_seeds
+from stylegan_dist.editing.points import draw, points_of_files, points_of_seeds
 from stylegan_dist.editing.walks import closed_spline
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.base import to_uint8
+from stylegan_dist.latents.saved import SavedLatents, save_latents
 from stylegan_dist.latents.trained import open_trained
 from stylegan_dist.networks.generator import Generator
 
@@ -211,3 +213,15 @@ def test_seeds_are_those_of_generate(run: Path):
     assert point.label == 2
     w = trained.generator.latents(5, "generate", torch.zeros(1, dtype=torch.int64), torch.tensor([2]))
     assert torch.equal(point.ws, w.expand(trained.generator.num_ws, -1))
+
+
+def test_latents_in_files_are_drawn_as_they_were_found(run: Path, tmp_path: Path):
+    trained = open_trained(run, "cpu")
+    generator = trained.generator
+    ws = generator.latents(3, "found", torch.arange(generator.num_ws), torch.zeros(generator.num_ws, dtype=torch.int64))
+    maps = [torch.randn(one.shape[2:]) for one in generator.noise_maps()]
+    saved = SavedLatents(ws, maps, {"space": "w+", "class": 1})
+    save_latents(tmp_path / "me.safetensors", saved)
+    (point,) = points_of_files(trained, [str(tmp_path / "me.safetensors")])
+    assert (point.name, point.label) == ("me", 1)
+    assert torch.equal(draw(trained, point), to_uint8(saved.drawn_by(trained)[0]))
