@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from drawn_run import R3GAN, TINY, make_run
 from PIL import Image
+from tape import NobodyWaits
 
 from stylegan_dist.cli import main
 from stylegan_dist.errors import InputError
@@ -18,7 +21,7 @@ from stylegan_dist.latents.inputs import read_images
 from stylegan_dist.latents.loss import Loss, open_loss_features
 from stylegan_dist.latents.project import Found, ProjectOptions, pasted, project, psnr
 from stylegan_dist.latents.saved import load_latents
-from stylegan_dist.latents.search import latent_noise, learning_rate, normalised, roughness
+from stylegan_dist.latents.search import Rows, latent_noise, learning_rate, normalised, roughness, search
 from stylegan_dist.latents.trained import Trained, open_trained
 from stylegan_dist.tools.generate import GenerateOptions, generate
 from stylegan_dist.training.checkpoint import check_checkpoint, checkpoint_folder
@@ -186,6 +189,25 @@ def test_other_channels(channels, mode, tmp_path):
     assert Image.open(tmp_path / "out" / "strip-2.png").mode == mode
     assert Image.open(tmp_path / "out" / "strip-2.png").size == (8, 8)
     assert found[0].label is None
+
+
+def test_the_search_waits_for_nobody(trained):
+    """The meta device stands in for a GPU: nobody can read a number there."""
+    features, meta = open_loss_features("discriminator", trained), torch.device("meta")
+    assert features is not None
+    features._trunk.to(meta)
+    features.device = meta
+    there = replace(trained, generator=copy.deepcopy(trained.generator).to(meta), device=meta)
+    with meta:
+        labels = torch.zeros(2, dtype=torch.int64)
+        rows = Rows(torch.zeros(2, 8), torch.zeros(2, 8), torch.ones(2), torch.zeros(2, 8, 8), labels, labels,
+                    [values.repeat(2, 1, 1, 1) for values in there.generator.noise_maps()]).widened(there.generator.num_ws)
+        targets, missing = torch.zeros(2, 3, 16, 16), torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    for hole in (None, missing):
+        loss = Loss(targets, hole, features, 0.1)
+        search(there, loss, rows, 1, 0, "test")  # constants are made once
+        with NobodyWaits():
+            search(there, loss, rows, 2, 0, "test", pull=0.1)
 
 
 # The mathematics
