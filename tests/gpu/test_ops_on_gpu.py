@@ -100,12 +100,26 @@ def results(name: str, arguments: list[Tensor], device: str) -> list[Tensor]:
 def assert_alike(actual: list[Tensor], expected: list[Tensor], name: str = "") -> None:
     """Up to the last bits of the dtype: multiplications and additions are joined on a GPU.
 
-    The generator's gradient of filtered features is rounded before the adjoint filter there.
+    The generator's gradient of filtered features is rounded before the adjoint filter there. A filtered leaky ReLU bends sums,
+    and the last bits of a sum decide on the slope where it is nearly zero, or nearly clamped: few gradients may differ.
     """
+    if name.startswith("filtered"):
+        assert_nearly_all_alike(actual, expected)
+        return
     for a, e in zip(actual, expected, strict=True):
         scale = float(e.detach().abs().max()) if e.numel() else 0.0
         eps = torch.finfo(e.dtype).eps
         torch.testing.assert_close(a.cpu(), e, rtol=4 * eps, atol=(eps if name == "g_filter" else 1e-5) * scale + 1e-6)
+
+
+def assert_nearly_all_alike(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        assert (a.shape, a.dtype) == (e.shape, e.dtype)
+        if e.numel():
+            a, e, eps = a.detach().cpu().double(), e.detach().double(), torch.finfo(e.dtype).eps
+            far = (a - e).abs() > 4 * eps * e.abs() + 1e-5 * e.abs().max() + 1e-6
+            assert far.double().mean() < (0.01 if e.ndim == 4 else 0.1)
+            assert (a - e).norm() <= 0.01 * e.norm() + 1e-6
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
