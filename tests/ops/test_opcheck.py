@@ -88,7 +88,8 @@ def generator_epilogue_double_backward(x: Make, c: Make, last: bool) -> list[tup
 def filtered_lrelu(x: Make, c: Make, last: bool) -> list[tuple]:
     line, plane = c(4, 5).detach(), c(5, 4, 4).detach()
     return [(x(0), c(1, 3), line, plane, 2, 2, 3, 2, 0.2, 1.4, 0.8, True),
-            (x(0), None, None, line, 1, 1, 1, 0, 0.2, 1.4, -1.0, False)]
+            (x(0), None, None, line, 1, 1, 1, 0, 0.2, 1.4, -1.0, True),
+            detached(x(0), None, None, None, 2, 1, 0, 0, 0.2, 1.4, -1.0, False)]
 
 
 def filtered_lrelu_linear(x: Make, c: Make, last: bool) -> list[tuple]:
