@@ -1,0 +1,161 @@
+"""Files of stylegan2-ada-pytorch and stylegan3 (NVIDIA): networks of StyleGAN2.
+
+A file is a pickle of a dictionary with `G`, `D` and `G_ema`. Each module in it is an object with the source of its class,
+which is not needed: the names and shapes of its tensors and some attributes tell the architecture. Stored values are equal to
+ours: no transposes, no gains.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from stylegan_dist.errors import InputError
+from stylegan_dist.importing import stylegan3
+from stylegan_dist.importing.foreign import Foreign, ForeignNetwork, Rule, pyramid_of, resolution_of
+from stylegan_dist.importing.modules import Tree, tree_of
+from stylegan_dist.importing.values import Record
+
+LICENCE = "NVIDIA's code and published weights are for research or evaluation only, not commercial (NVIDIA Source Code License)"
+ONLY = "that cannot be represented here"
+_MAPPING: list[Rule] = [(r"mapping\.(embed\.(?:weight|bias))", r"mapping.\1"),
+                        (r"mapping\.fc(\d+)\.(weight|bias)", r"mapping.layers.\1.\2")]
+_GENERATOR: list[Rule] = [
+    (r"mapping\.w_avg", "w_avg"),
+    *_MAPPING,
+    (r"synthesis\.(?:.+\.)?resample_filter", None),
+    (r"(synthesis\.b4\.const)", r"\1"),
+    (r"(synthesis\.b\d+\.(?:conv[01]|torgb)\.(?:weight|bias|affine\.(?:weight|bias)))", r"\1"),
+    (r"(synthesis\.b\d+\.conv[01]\.(?:noise_const|noise_strength))", r"\1"),
+]
+DISCRIMINATOR: list[Rule] = [
+    *_MAPPING,
+    (r"(?:.+\.)?resample_filter", None),
+    (r"b\d+\.fromrgb\.(weight|bias)", r"fromrgb.\1"),
+    (r"b4\.(conv|out)\.(weight|bias)", r"\1.\2"),
+    (r"b4\.fc\.(weight|bias)", r"dense.\1"),
+    (r"(b\d+\.(?:conv0|conv1)\.(?:weight|bias)|b\d+\.skip\.weight)", r"\1"),
+]
+_MAPPING_RATE = 0.01
+
+
+def read(root: dict[str, Any]) -> Foreign | None:
+    """The content of a file; None if it is of another format.
+
+    Raises:
+        InputError: networks that cannot be represented here.
+        Refused: it is damaged.
+    """
+    records = {ours: root.get(theirs) for ours, theirs in (("g_ema", "G_ema"), ("g", "G"), ("d", "D"))}
+    trees = {name: tree_of(record) for name, record in records.items() if isinstance(record, Record)}
+    generator = trees.get("g_ema") or trees.get("g")
+    if generator is None or "synthesis" not in generator.modules:
+        return None
+    if "synthesis.input" in generator.modules:
+        return stylegan3.read(generator)
+    notes = []
+    if "g_ema" not in trees:
+        trees["g_ema"] = generator
+        notes.append("the file has no averaged generator: G takes its place")
+    settings, resolution, channels, classes = _generator(generator)
+    networks = {name: ForeignNetwork(tree.tensors, _GENERATOR) for name, tree in trees.items() if name != "d"}
+    if discriminator := trees.get("d"):
+        settings |= discriminator_settings(discriminator, resolution, notes, settings["precision.clamp"])
+        networks["d"] = ForeignNetwork(discriminator.tensors, DISCRIMINATOR)
+    return Foreign("StyleGAN2, as stylegan2-ada-pytorch and stylegan3 save it", LICENCE, "stylegan2", settings, resolution,
+                   channels, classes, networks, notes=notes)
+
+
+def _generator(tree: Tree) -> tuple[dict[str, object], int, int, int]:
+    """Settings, resolution, channels and classes."""
+    what = "the generator"
+    widths = {int(match[1]): stored.shape[0] for name, stored in tree.tensors.items()
+              if (match := re.fullmatch(r"synthesis\.b(\d{1,5})\.conv1\.weight", name)) and stored.shape}
+    resolution = resolution_of(list(widths), what)
+    for path, architecture in tree.attributes("architecture"):
+        if architecture != "skip":
+            raise InputError(f"{what} has the architecture {architecture!r} in {path}: only skip generators exist here")
+    for path, uses in tree.attributes("use_noise"):
+        if uses is not True:
+            raise InputError(f"{what} has a layer without noise, {path}: {ONLY}")
+    _check_layers(tree, what)
+    width, z_dim, layers, classes = _mapping(tree, what)
+    base, most = pyramid_of(widths, what)
+    settings: dict[str, object] = {
+        "generator.z_dim": z_dim, "generator.w_dim": width, "generator.mapping_layers": layers, "generator.channel_base": base,
+        "generator.channel_max": most, "precision.clamp": _clamp(tree, what)}
+    if low := sum(uses is True for _, uses in tree.attributes("use_fp16")):
+        settings["precision.top_resolutions"] = low
+    return settings, resolution, _size(tree, f"synthesis.b{resolution}.torgb.weight", 0, what), classes
+
+
+def discriminator_settings(tree: Tree, resolution: int, notes: list[str], clamp: object) -> dict[str, object]:
+    """Settings of StyleGAN2's discriminator, which StyleGAN3 has, too. `notes` gets what a person should know.
+
+    Raises:
+        InputError: it cannot be represented here.
+    """
+    what = "the discriminator"
+    widths = {int(match[1]): stored.shape[1] for name, stored in tree.tensors.items()
+              if (match := re.fullmatch(r"b(\d{1,5})\.conv0\.weight", name)) and len(stored.shape) > 1}
+    widths[4] = _size(tree, "b4.conv.weight", 0, what)
+    if (own := resolution_of(list(widths), what)) != resolution:
+        raise InputError(f"{what} judges images of {own} pixels, and the generator makes {resolution}")
+    architectures = {value for _, value in tree.attributes("architecture")} or {"resnet"}
+    if len(architectures) > 1 or not architectures <= {"resnet", "orig"}:
+        raise InputError(f"{what} has the architecture {', '.join(sorted(map(str, architectures)))}: only resnet and orig "
+                         "exist here")
+    _check_layers(tree, what)
+    if (own_clamp := _clamp(tree, what)) != clamp:
+        notes.append(f"{what} was trained with the clamp {own_clamp:g} and the generator with {clamp:g}, which is set for both")
+    group, number = tree.attribute("b4.mbstd", "group_size", 4), tree.attribute("b4.mbstd", "num_channels", 1)
+    if number != 1 or not (group is None or (isinstance(group, int) and group > 0)):
+        raise InputError(f"{what} has {number!r} channels of minibatch standard deviation, in groups of {group!r}: {ONLY}")
+    notes.append(f"{what} was trained with strided groups of images, here they are consecutive: its logits differ where a "
+                 "batch has more than one group")
+    base, most = pyramid_of(widths, what)
+    result: dict[str, object] = {
+        "discriminator.architecture": architectures.pop(), "discriminator.channel_base": base,
+        "discriminator.channel_max": most, **({"discriminator.mbstd_group": group} if group else {})}
+    if "mapping.embed.weight" in tree.tensors:
+        result["discriminator.mapping_layers"] = _layers(tree)
+    return result
+
+
+def _mapping(tree: Tree, what: str) -> tuple[int, int, int, int]:
+    """Width of w, width of z, layers, classes."""
+    width, taken = _size(tree, "mapping.fc0.weight", 0, what), _size(tree, "mapping.fc0.weight", 1, what)
+    classes = _size(tree, "mapping.embed.weight", 1, what) if "mapping.embed.weight" in tree.tensors else 0
+    return width, taken - (width if classes else 0), _layers(tree), classes
+
+
+def _layers(tree: Tree) -> int:
+    return sum(bool(re.fullmatch(r"mapping\.fc\d+\.weight", name)) for name in tree.tensors)
+
+
+def _check_layers(tree: Tree, what: str) -> None:
+    """Raise InputError where a layer computes something else than ours."""
+    for path, activation in tree.attributes("activation"):
+        plain = path.endswith(("affine", "embed", "skip", ".out"))
+        if activation not in (("linear",) if plain else ("lrelu",)):
+            raise InputError(f"{what} has the activation {str(activation)[:40]!r} in {path}: {ONLY}")
+    for path, rate in tree.attributes("bias_gain"):
+        wanted = _MAPPING_RATE if re.fullmatch(r"mapping\.fc\d+", path) else 1.0
+        if not isinstance(rate, (int, float)) or abs(rate - wanted) > 1e-9:
+            raise InputError(f"{what} has the learning rate multiplier {rate!r} in {path}, instead of {wanted:g}: {ONLY}")
+
+
+def _clamp(tree: Tree, what: str) -> float:
+    """The bound of activations, 0 for none."""
+    values = {value for path, value in tree.attributes("conv_clamp") if not path.endswith("skip")}
+    value = next(iter(values), None) or 0.0
+    if len(values) > 1 or not isinstance(value, (int, float)) or value < 0:
+        raise InputError(f"{what} has odd or different clamps in its layers: {ONLY}")
+    return float(value)
+
+
+def _size(tree: Tree, name: str, dimension: int, what: str) -> int:
+    """A size of a tensor. Raises InputError where it is missing."""
+    if name not in tree.tensors or len(tree.tensors[name].shape) <= dimension:
+        raise InputError(f"{what} has no {name}: it is no network of StyleGAN2 or a changed one")
+    return tree.tensors[name].shape[dimension]
