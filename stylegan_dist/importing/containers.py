@@ -44,7 +44,7 @@ class Container:
         self._file: BinaryIO = open(regular_descriptor(path), "rb")  # noqa: SIM115 - `__exit__` closes it
         try:
             self.size = os.fstat(self._file.fileno()).st_size
-            if not 16 <= self.size <= MOST_BYTES:
+            if not 1 <= self.size <= MOST_BYTES:
                 raise Refused(f"refused: {self.size} bytes are no checkpoint")
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
             self.data = memoryview(self._map)

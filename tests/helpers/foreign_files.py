@@ -269,6 +269,7 @@ def rosinality_discriminator(network: nn.Module) -> dict[str, Tensor]:
 
 
 def write_rosinality(path: Path, archive: bool, **content: Any) -> Path:
-    torch.save({"args": argparse.Namespace(size=8, lr=0.002), "g_optim": {"state": {0: {"step": 1}}, "param_groups": []}, **content},
-               path, _use_new_zipfile_serialization=archive)
+    optimizer = {"state": {0: {"step": 1}}, "param_groups": []}
+    torch.save({"args": argparse.Namespace(size=8, lr=0.002), "g_optim": optimizer, **content}, path,
+               _use_new_zipfile_serialization=archive)
     return path

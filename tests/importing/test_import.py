@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -15,7 +16,7 @@ from PIL import Image
 from small_networks import stylegan2_discriminator, stylegan2_generator
 from torch import nn
 
-from stylegan_dist import cli
+from stylegan_dist import cli, randomness
 from stylegan_dist.config import load_config
 from stylegan_dist.errors import InputError
 from stylegan_dist.evaluation.evaluate import EvaluateOptions, Evaluator
@@ -47,8 +48,8 @@ def random(network: nn.Module, seed: int) -> nn.Module:
 
 
 def generator(seed: int = 1, classes: int = 0, clamp: float | None = None, channels: int = 3, layers: int = 3) -> nn.Module:
-    return random(stylegan2_generator(32, channels, classes, mapping_layers=layers, precision=Precision(clamp=clamp), **OPTIONS),
-                  seed)
+    options = OPTIONS | {"mapping_layers": layers, "precision": Precision(clamp=clamp)}
+    return random(stylegan2_generator(32, channels, classes, **options), seed)
 
 
 def discriminator(classes: int = 0, clamp: float | None = None, channels: int = 3, **options) -> nn.Module:
@@ -111,7 +112,6 @@ def test_rosinality(tmp_path, archive, mean):
     g_ema, g, d = generator(1), generator(2), discriminator(mbstd_group=4)
     if not mean:  # as the import computes it
         index = torch.arange(10_000)
-        from stylegan_dist import randomness
         with torch.no_grad():
             g_ema.w_avg.copy_(g_ema.mapping(randomness.normal(0, "import.mean.z", index, (24,)), None).mean(0))
     content = {"g_ema": files.rosinality_generator(g_ema), "g": files.rosinality_generator(g),
@@ -154,7 +154,7 @@ def test_generator_alone_on_the_command_line(tmp_path, capsys):
         pixels = (want * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
         assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / f"seed{seed:04d}-class{seed % 2}.png")), pixels)
     record = json.loads((run / IMPORT_NAME).read_text())
-    assert (record["file"], record["sha256"]) == ("some.pkl", __import__("hashlib").sha256(path.read_bytes()).hexdigest())
+    assert (record["file"], record["sha256"]) == ("some.pkl", hashlib.sha256(path.read_bytes()).hexdigest())
     assert record["tensors"]["g_ema"]["loaded"]["w_avg"] == "mapping.w_avg"
     shutil.rmtree(run)
     cli.main(["import", str(path), str(run), "--table", "--nimg", "9000"])
@@ -201,8 +201,8 @@ WRONG = {
     "the activation of .* is a list": lambda g: changed(g, G, activation=["lrelu"]),
     r"lacks synthesis\.b8\.conv0\.bias": lambda g: without(g, G, "bias"),
     r"no place here for synthesis\.b8\.conv0\.more": lambda g: with_tensor(g, G, "more", torch.ones(2)),
-    r"affine\.weight of the shape \[12, 17\]": lambda g: with_tensor(without(g, f"{G}.affine", "weight"), f"{G}.affine", "weight",
-                                                                     torch.ones(12, 17)),
+    r"affine\.weight of the shape \[12, 17\]": lambda g: with_tensor(
+        without(g, f"{G}.affine", "weight"), f"{G}.affine", "weight", torch.ones(12, 17)),
     r"another filter than \[1, 3, 3, 1\]": lambda g: with_tensor(g, G, "resample_filter", torch.ones(4, 4)),
     "not finite": lambda g: with_tensor(without(g, G, "bias"), G, "bias", torch.full((12,), torch.nan)),
     r"blocks of \[4, 16, 32\] pixels": lambda g: without(g, "synthesis", "b8"),
