@@ -41,14 +41,14 @@ def _import(args: argparse.Namespace) -> int:
     print(f"{foreign.resolution} px, {foreign.channels} channel{'s' * (foreign.channels > 1)}, "
           + (f"{classes} classes" if classes else "unconditional")
           + "".join(f", {key} {value}" for key, value in foreign.settings.items()))
-    print(f"{'':6} {'loaded':>7} {'renamed':>8} {'filters':>8} {'computed':>9} {'missing':>8}")
+    print(f"{'':6} {'loaded':>7} {'renamed':>8} {'left out':>9} {'computed':>9} {'missing':>8}")
     for name, table in sorted(imported.tables.items()):
-        print(f"{name:6} {len(table.loaded):>7} {len(table.renamed):>8} {len(table.left_out):>8} {len(table.filled):>9} {0:>8}")
+        print(f"{name:6} {len(table.loaded):>7} {len(table.renamed):>8} {len(table.left_out):>9} {len(table.filled):>9} {0:>8}")
         if args.table:
             for ours, theirs in table.loaded.items():
                 print(f"  {ours} <- {theirs}")
             for theirs in table.left_out:
-                print(f"  (a filter, fixed here) <- {theirs}")
+                print(f"  (no tensor here) <- {theirs}")
             for ours in table.filled:
                 print(f"  {ours} <- (computed)")
     for note in foreign.notes:

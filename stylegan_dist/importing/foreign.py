@@ -14,7 +14,9 @@ from stylegan_dist.importing.values import Stored
 from stylegan_dist.networks.layers import resolutions
 from stylegan_dist.ops.resample import TAPS
 
-Rule = tuple[str, str | None]       # pattern of a whole foreign name, its name here; None: a filter, which is fixed here
+Rule = tuple[str, str]  # pattern of a whole foreign name, and its name here or one of these two
+FILTER = "(filter)"     # [1, 3, 3, 1] in both directions, which is no tensor here
+PART = "(part)"         # what `ForeignNetwork.fill` uses or compares
 SHOWN = 3                           # names in a message
 
 
@@ -64,7 +66,7 @@ class Table:
     """Where the tensors of a network have come from: our name -> the foreign one.
 
     Attributes:
-        left_out: foreign names of filters, which are the same here and no tensors.
+        left_out: foreign names of what is no tensor here, such as filters.
         filled: our names of what the file lacks.
     """
 
@@ -93,8 +95,9 @@ def converted(foreign: ForeignNetwork, network: torch.nn.Module, what: str, most
         ours = _name(name, foreign.rules)
         if ours is None:
             unknown.append(name)
-        elif not ours:
-            check_filter(stored, f"{what} {name}")
+        elif ours in (FILTER, PART):
+            if ours == FILTER:
+                check_filter(stored, f"{what} {name}")
             table.left_out.append(name)
         elif ours in found:
             raise InputError(f"{what} has two tensors for {ours}: {table.loaded[ours]} and {name}")
@@ -118,11 +121,8 @@ def converted(foreign: ForeignNetwork, network: torch.nn.Module, what: str, most
 
 
 def _name(name: str, rules: Sequence[Rule]) -> str | None:
-    """Our name; empty for a filter, None where no rule fits."""
-    for pattern, ours in rules:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(ours) if ours is not None else ""
-    return None
+    """Our name, FILTER or PART; None where no rule fits."""
+    return next((match.expand(ours) for pattern, ours in rules if (match := re.fullmatch(pattern, name))), None)
 
 
 def _squeezed(shape: Sequence[int]) -> list[int]:

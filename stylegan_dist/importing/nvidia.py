@@ -12,25 +12,25 @@ from typing import Any
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.importing import stylegan3
-from stylegan_dist.importing.foreign import Foreign, ForeignNetwork, Rule, pyramid_of, resolution_of
+from stylegan_dist.importing.foreign import FILTER, Foreign, ForeignNetwork, Rule, pyramid_of, resolution_of
 from stylegan_dist.importing.modules import Tree, tree_of
 from stylegan_dist.importing.values import Record
 
 LICENCE = "NVIDIA's code and published weights are for research or evaluation only, not commercial (NVIDIA Source Code License)"
+GENERATOR = "the generator"
 ONLY = "that cannot be represented here"
 _MAPPING: list[Rule] = [(r"mapping\.(embed\.(?:weight|bias))", r"mapping.\1"),
-                        (r"mapping\.fc(\d+)\.(weight|bias)", r"mapping.layers.\1.\2")]
-_GENERATOR: list[Rule] = [
-    (r"mapping\.w_avg", "w_avg"),
-    *_MAPPING,
-    (r"synthesis\.(?:.+\.)?resample_filter", None),
+                        (r"mapping\.fc(\d+)\.(weight|bias)", r"mapping.layers.\1.\2"),
+                        (r"mapping\.w_avg", "w_avg")]
+_SYNTHESIS: list[Rule] = [
+    (r"synthesis\.(?:.+\.)?resample_filter", FILTER),
     (r"(synthesis\.b4\.const)", r"\1"),
     (r"(synthesis\.b\d+\.(?:conv[01]|torgb)\.(?:weight|bias|affine\.(?:weight|bias)))", r"\1"),
     (r"(synthesis\.b\d+\.conv[01]\.(?:noise_const|noise_strength))", r"\1"),
 ]
-DISCRIMINATOR: list[Rule] = [
+_DISCRIMINATOR: list[Rule] = [
     *_MAPPING,
-    (r"(?:.+\.)?resample_filter", None),
+    (r"(?:.+\.)?resample_filter", FILTER),
     (r"b\d+\.fromrgb\.(weight|bias)", r"fromrgb.\1"),
     (r"b4\.(conv|out)\.(weight|bias)", r"\1.\2"),
     (r"b4\.fc\.(weight|bias)", r"dense.\1"),
@@ -51,24 +51,35 @@ def read(root: dict[str, Any]) -> Foreign | None:
     generator = trees.get("g_ema") or trees.get("g")
     if generator is None or "synthesis" not in generator.modules:
         return None
-    if "synthesis.input" in generator.modules:
-        return stylegan3.read(generator)
     notes = []
     if "g_ema" not in trees:
         trees["g_ema"] = generator
         notes.append("the file has no averaged generator: G takes its place")
-    settings, resolution, channels, classes = _generator(generator)
-    networks = {name: ForeignNetwork(tree.tensors, _GENERATOR) for name, tree in trees.items() if name != "d"}
-    if discriminator := trees.get("d"):
-        settings |= discriminator_settings(discriminator, resolution, notes, settings["precision.clamp"])
-        networks["d"] = ForeignNetwork(discriminator.tensors, DISCRIMINATOR)
-    return Foreign("StyleGAN2, as stylegan2-ada-pytorch and stylegan3 save it", LICENCE, "stylegan2", settings, resolution,
-                   channels, classes, networks, notes=notes)
+    if "synthesis.input" in generator.modules:
+        read_generator, title = stylegan3.read_generator, "StyleGAN3, as stylegan3 saves it"
+    else:
+        read_generator, title = _generator, "StyleGAN2, as stylegan2-ada-pytorch and stylegan3 save it"
+    family, settings, resolution, channels = read_generator(generator)
+    _check_layers(generator, GENERATOR)
+    width, taken = (_size(generator, "mapping.fc0.weight", dimension, GENERATOR) for dimension in (0, 1))
+    classes = _size(generator, "mapping.embed.weight", 1, GENERATOR) if "mapping.embed.weight" in generator.tensors else 0
+    settings |= {"generator.z_dim": taken - (width if classes else 0), "generator.w_dim": width,
+                 "generator.mapping_layers": _layers(generator), "precision.clamp": _clamp(generator, GENERATOR)}
+    networks = {}
+    for name, tree in trees.items():
+        if name == "d":
+            settings |= _discriminator(tree, resolution, notes, settings["precision.clamp"])
+            networks[name] = ForeignNetwork(tree.tensors, _DISCRIMINATOR)
+        elif family == "stylegan2":
+            networks[name] = ForeignNetwork(tree.tensors, [*_MAPPING, *_SYNTHESIS])
+        else:
+            networks[name] = ForeignNetwork(tree.tensors, [*_MAPPING, *stylegan3.SYNTHESIS], stylegan3.fill(tree))
+    return Foreign(title, LICENCE, family, settings, resolution, channels, classes, networks, notes=notes)
 
 
-def _generator(tree: Tree) -> tuple[dict[str, object], int, int, int]:
-    """Settings, resolution, channels and classes."""
-    what = "the generator"
+def _generator(tree: Tree) -> tuple[str, dict[str, object], int, int]:
+    """Family, settings, resolution and channels."""
+    what = GENERATOR
     widths = {int(match[1]): stored.shape[0] for name, stored in tree.tensors.items()
               if (match := re.fullmatch(r"synthesis\.b(\d{1,5})\.conv1\.weight", name)) and stored.shape}
     resolution = resolution_of(list(widths), what)
@@ -78,23 +89,15 @@ def _generator(tree: Tree) -> tuple[dict[str, object], int, int, int]:
     for path, uses in tree.attributes("use_noise"):
         if uses is not True:
             raise InputError(f"{what} has a layer without noise, {path}: {ONLY}")
-    _check_layers(tree, what)
-    width, z_dim, layers, classes = _mapping(tree, what)
     base, most = pyramid_of(widths, what)
-    settings: dict[str, object] = {
-        "generator.z_dim": z_dim, "generator.w_dim": width, "generator.mapping_layers": layers, "generator.channel_base": base,
-        "generator.channel_max": most, "precision.clamp": _clamp(tree, what)}
+    settings: dict[str, object] = {"generator.channel_base": base, "generator.channel_max": most}
     if low := sum(uses is True for _, uses in tree.attributes("use_fp16")):
         settings["precision.top_resolutions"] = low
-    return settings, resolution, _size(tree, f"synthesis.b{resolution}.torgb.weight", 0, what), classes
+    return "stylegan2", settings, resolution, _size(tree, f"synthesis.b{resolution}.torgb.weight", 0, what)
 
 
-def discriminator_settings(tree: Tree, resolution: int, notes: list[str], clamp: object) -> dict[str, object]:
-    """Settings of StyleGAN2's discriminator, which StyleGAN3 has, too. `notes` gets what a person should know.
-
-    Raises:
-        InputError: it cannot be represented here.
-    """
+def _discriminator(tree: Tree, resolution: int, notes: list[str], clamp: object) -> dict[str, object]:
+    """Settings. StyleGAN3 has the same discriminator. `notes` gets what a person should know."""
     what = "the discriminator"
     widths = {int(match[1]): stored.shape[1] for name, stored in tree.tensors.items()
               if (match := re.fullmatch(r"b(\d{1,5})\.conv0\.weight", name)) and len(stored.shape) > 1}
@@ -120,13 +123,6 @@ def discriminator_settings(tree: Tree, resolution: int, notes: list[str], clamp:
     if "mapping.embed.weight" in tree.tensors:
         result["discriminator.mapping_layers"] = _layers(tree)
     return result
-
-
-def _mapping(tree: Tree, what: str) -> tuple[int, int, int, int]:
-    """Width of w, width of z, layers, classes."""
-    width, taken = _size(tree, "mapping.fc0.weight", 0, what), _size(tree, "mapping.fc0.weight", 1, what)
-    classes = _size(tree, "mapping.embed.weight", 1, what) if "mapping.embed.weight" in tree.tensors else 0
-    return width, taken - (width if classes else 0), _layers(tree), classes
 
 
 def _layers(tree: Tree) -> int:

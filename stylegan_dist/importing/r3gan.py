@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from stylegan_dist.errors import InputError
-from stylegan_dist.importing.foreign import Foreign, ForeignNetwork, Rule, pyramid_of
+from stylegan_dist.importing.foreign import FILTER, Foreign, ForeignNetwork, Rule, pyramid_of
 from stylegan_dist.importing.modules import Tree, tree_of
 from stylegan_dist.importing.values import Record
 
@@ -84,7 +84,7 @@ def _network(tree: Tree, section: str) -> tuple[dict[str, object], int]:
 
 
 def _generator_rules(resolution: int, blocks: int) -> list[Rule]:
-    rules: list[Rule] = [(_STAGE + r"\d{1,2}\.Resampler\.Kernel", None),
+    rules: list[Rule] = [(_STAGE + r"\d{1,2}\.Resampler\.Kernel", FILTER),
                          (r"Model\.MainLayers\.0\.Layers\.0\.Basis", "basis"),
                          (r"Model\.MainLayers\.0\.Layers\.0\.LinearLayer\.weight", "dense.weight"),
                          (r"Model\.AggregationLayer\.Layer\.weight", "torgb.weight"),
@@ -97,7 +97,7 @@ def _generator_rules(resolution: int, blocks: int) -> list[Rule]:
 def _discriminator_rules(resolution: int, blocks: int) -> list[Rule]:
     last = resolution.bit_length() - 3
     end = re.escape(f"Model.MainLayers.{last}.Layers.{blocks}")
-    rules: list[Rule] = [(_STAGE + r"\d{1,2}\.Resampler\.Kernel", None),
+    rules: list[Rule] = [(_STAGE + r"\d{1,2}\.Resampler\.Kernel", FILTER),
                          (rf"{end}\.Basis\.weight", "basis"), (rf"{end}\.LinearLayer\.weight", "dense.weight"),
                          (r"Model\.ExtractionLayer\.Layer\.weight", "fromrgb.weight"),
                          (r"Model\.EmbeddingLayer\.weight", "embed.weight")]

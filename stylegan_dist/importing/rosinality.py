@@ -14,7 +14,7 @@ from torch import Tensor
 from stylegan_dist import randomness
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.stylegan2.networks import Generator
-from stylegan_dist.importing.foreign import Foreign, ForeignNetwork, Rule, pyramid_of, resolution_of
+from stylegan_dist.importing.foreign import FILTER, Foreign, ForeignNetwork, Rule, pyramid_of, resolution_of
 from stylegan_dist.importing.modules import state_dict
 from stylegan_dist.importing.values import Stored
 
@@ -67,7 +67,7 @@ def read(root: dict[str, Any]) -> Foreign | None:
 
 def _generator_rules(resolution: int) -> list[Rule]:
     rules: list[Rule] = [(rf"style\.{i + 1}\.(weight|bias)", rf"mapping.layers.{i}.\1") for i in range(64)]
-    rules += [(r"(?:.+\.)?(?:blur|upsample)\.kernel", None), (r"input\.input", "synthesis.b4.const")]
+    rules += [(r"(?:.+\.)?(?:blur|upsample)\.kernel", FILTER), (r"input\.input", "synthesis.b4.const")]
     layers = [("conv1", "synthesis.b4.conv1"), ("to_rgb1", "synthesis.b4.torgb")]
     rules += [(r"noises\.noise_0", "synthesis.b4.conv1.noise_const")]
     for k, r in enumerate(_upper(resolution)):
@@ -92,7 +92,7 @@ def _discriminator_settings(tensors: dict[str, Stored], resolution: int) -> dict
 
 
 def _discriminator_rules(resolution: int) -> list[Rule]:
-    rules: list[Rule] = [(r"(?:.+\.)?kernel", None), (r"convs\.0\.0\.weight", "fromrgb.weight"),
+    rules: list[Rule] = [(r"(?:.+\.)?kernel", FILTER), (r"convs\.0\.0\.weight", "fromrgb.weight"),
                          (r"convs\.0\.1\.bias", "fromrgb.bias"), (r"final_conv\.0\.weight", "conv.weight"),
                          (r"final_conv\.1\.bias", "conv.bias"), (r"final_linear\.0\.(weight|bias)", r"dense.\1"),
                          (r"final_linear\.1\.(weight|bias)", r"out.\1")]

@@ -93,6 +93,30 @@ def nvidia_generator(network: nn.Module, clamp: float | None = None) -> Part:
     return top
 
 
+def nvidia_stylegan3(network: nn.Module, channel_base: int, channel_max: int) -> Part:
+    tensors = {}
+    for name, value in network.state_dict().items():
+        theirs = "mapping.w_avg" if name == "w_avg" else name.replace("mapping.layers.", "mapping.fc")
+        theirs = theirs.replace("input.frequencies", "input.freqs").replace("input.motion", "input.affine")
+        if name == "synthesis.magnitudes":
+            continue
+        if name.startswith("synthesis.layers."):
+            number, _, rest = name.removeprefix("synthesis.layers.").partition(".")
+            layer = network.synthesis.layers[int(number)].layer
+            path = f"synthesis.L{number}_{layer.after.size}_{layer.after.channels}"
+            theirs = f"{path}.{rest}"
+            tensors[f"{path}.magnitude_ema"] = network.synthesis.magnitudes[int(number)]
+            if not layer.rgb:
+                filters = network.synthesis.layers[int(number)].filters(torch.device("cpu"))
+                tensors[f"{path}.up_filter"], tensors[f"{path}.down_filter"] = filters
+        tensors[theirs] = value
+    top = _tree(tensors, ("w_avg", "freqs", "phases", "transform", "magnitude_ema", "up_filter", "down_filter"))
+    top.class_name = "Generator"
+    top.synthesis._init_kwargs = EasyDict(channel_base=channel_base, channel_max=channel_max)
+    _set_attributes(top, None)
+    return top
+
+
 def nvidia_discriminator(network: nn.Module, clamp: float | None = None) -> Part:
     top_resolution = network.resolutions[0]
     tensors = {}

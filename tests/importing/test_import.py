@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import foreign_files as files
@@ -137,6 +138,36 @@ def test_r3gan(tmp_path, classes):
     assert_same_logits(saved_discriminator(tmp_path / "run", classes), d, classes)
     config = read_run_config(tmp_path / "run")
     assert (config.generator.family, config.generator.blocks, config.discriminator.blocks) == ("r3gan", 1, 2)
+
+
+@pytest.mark.skipif(not find_spec("stylegan_dist.families.stylegan3"), reason="there is no family stylegan3")
+@pytest.mark.parametrize(("variant", "classes"), [("t", 2), ("r", 0)])
+def test_stylegan3(tmp_path, variant, classes):
+    """The generator with StyleGAN2's discriminator."""
+    from stylegan_dist.families.stylegan3.config import GeneratorConfig
+    from stylegan_dist.families.stylegan3.networks import Generator
+
+    def network(seed: int) -> nn.Module:
+        settings = GeneratorConfig(z_dim=8, w_dim=12, mapping_layers=2, layers=5, channel_base=128, channel_max=9)
+        made = random(Generator(SampleShape(16, 3, classes), settings, variant == "r"), seed)
+        with torch.no_grad():
+            made.synthesis.magnitudes.abs_().add_(0.1)
+            made.synthesis.input.transform.copy_(torch.eye(3))
+        return made
+
+    g_ema, g = network(1), network(2)
+    d = random(stylegan2_discriminator(16, 3, classes, channel_base=256, channel_max=8, mapping_layers=2), 5)
+    path = files.write_nvidia(tmp_path / "x.pkl", G=files.nvidia_stylegan3(g, 128, 9), D=files.nvidia_discriminator(d),
+                              G_ema=files.nvidia_stylegan3(g_ema, 128, 9))
+    import_file(path, tmp_path / "run")
+    snapshot = load_generator(tmp_path / "run", torch.device("cpu"))
+    assert read_run_config(tmp_path / "run").generator.family == f"stylegan3-{variant}"
+    for psi in (1, 0.5):
+        assert torch.equal(images(snapshot.generator, classes, psi), images(g_ema, classes, psi))
+    broken = files.nvidia_stylegan3(g, 128, 9)
+    next(part for name, part in broken.synthesis.named_children() if name.startswith("L1_")).up_filter *= 1.1
+    with pytest.raises(InputError, match=r"another synthesis\.L1_\d+_9\.up_filter than StyleGAN3's"):
+        import_file(files.write_nvidia(path, G_ema=broken), tmp_path / "other")
 
 
 def test_generator_alone_on_the_command_line(tmp_path, capsys):
