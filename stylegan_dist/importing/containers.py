@@ -17,6 +17,7 @@ import torch
 from stylegan_dist.files import regular_descriptor
 from stylegan_dist.importing.machine import Blob, Budget, Machine, Refused
 from stylegan_dist.importing.values import Name, Storage, Vocabulary
+from stylegan_dist.records import shorten
 
 MOST_BYTES = 1 << 36           # of a file, 64 GiB
 MOST_MEMBERS = 100_000         # of an archive
@@ -168,7 +169,7 @@ def read_archive(file: BinaryIO, size: int) -> Any:
         archive = zipfile.ZipFile(file)
         members = {member.filename: member for member in archive.infolist()}
     except Exception as error:  # zipfile raises errors of many kinds on damaged files
-        raise Refused(f"refused: a damaged archive ({type(error).__name__}: {error})") from None
+        raise Refused(f"refused: a damaged archive ({type(error).__name__}: {shorten(str(error))})") from None
     roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(members) > MOST_MEMBERS or len(roots) != 1 or len(members) != len(archive.infolist()):
         raise Refused("refused: a zip archive that torch.save has not written")
@@ -178,18 +179,18 @@ def read_archive(file: BinaryIO, size: int) -> Any:
         nonlocal left
         member = members.get(name)
         if member is None or (wanted is not None and member.file_size != wanted):
-            raise Refused(f"refused: the member {name[:80]!r} is missing or has another size")
+            raise Refused(f"refused: the member {shorten(name)} is missing or has another size")
         most = MOST_PICKLE if wanted is None else size
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 or member.file_size != member.compress_size \
                 or member.file_size > min(most, size):
-            raise Refused(f"refused: the member {name[:80]!r} is compressed, encrypted or too large")
+            raise Refused(f"refused: the member {shorten(name)} is compressed, encrypted or too large")
         left -= member.file_size
         if left < 0:  # a member that many tensors share, or members that share bytes
             raise Refused("refused: the archive's tensors are more than its bytes")
         try:
             return archive.read(member)
         except Exception as error:
-            raise Refused(f"refused: the member {name[:80]!r} is damaged ({type(error).__name__}: {error})") from None
+            raise Refused(f"refused: the member {shorten(name)} is damaged ({shorten(str(error))})") from None
 
     if f"{root}byteorder" in members and read(f"{root}byteorder") != b"little":
         raise Refused("refused: an archive that is not little-endian")
@@ -205,5 +206,5 @@ def read_archive(file: BinaryIO, size: int) -> Any:
     for key, one in storages.items():
         member = members.get(f"{root}data/{key}")
         if member is None or member.file_size != one.count * one.dtype.itemsize:
-            raise Refused(f"refused: the archive has no {key[:40]!r} of the size that it names")
+            raise Refused(f"refused: the archive has no {shorten(key)} of the size that it names")
     return value

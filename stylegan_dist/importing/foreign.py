@@ -17,6 +17,7 @@ from stylegan_dist.ops.resample import TAPS
 Rule = tuple[str, str]  # pattern of a whole foreign name, and its name here or one of these two
 FILTER = "(filter)"     # [1, 3, 3, 1] in both directions, which is no tensor here
 PART = "(part)"         # what `ForeignNetwork.fill` uses or compares
+ONLY = "that cannot be represented here"  # in messages
 SHOWN = 3                           # names in a message
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from stylegan_dist.importing.values import Record, Stored
 Plain = str | int | float | bool | None
 DEEPEST = 16        # modules within modules
 MOST_PARTS = 20_000  # modules and tensors
+_WORD = re.compile(r"[A-Za-z0-9_.]{1,200}")  # of a tensor or module; others could change what a terminal shows
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def _add(tree: Tree, module: Record, path: str, depth: int) -> None:
 
 def _items(module: Record, kind: str) -> Iterator[tuple[str, Any]]:
     found = module.attributes.get(kind, {})
-    if not isinstance(found, dict) or not all(isinstance(name, str) and len(name) < 200 for name in found):
+    if not isinstance(found, dict) or not all(isinstance(name, str) and _WORD.fullmatch(name) for name in found):
         raise Refused(f"refused: the {kind} of an object of {module.name} are none")
     yield from found.items()
 
@@ -82,7 +84,8 @@ def state_dict(value: Any, what: str) -> dict[str, Stored]:
     Raises:
         Refused: it is none.
     """
-    if not isinstance(value, dict) or not all(isinstance(one, Stored) and isinstance(name, str) for name, one in value.items()):
+    if not isinstance(value, dict) or not all(
+            isinstance(one, Stored) and isinstance(name, str) and _WORD.fullmatch(name) for name, one in value.items()):
         raise Refused(f"refused: {what} holds something else than named tensors")
     if len(value) > MOST_PARTS:
         raise Refused(f"refused: {what} holds {len(value)} tensors")

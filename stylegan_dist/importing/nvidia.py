@@ -12,13 +12,13 @@ from typing import Any
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.importing import stylegan3
-from stylegan_dist.importing.foreign import FILTER, Foreign, ForeignNetwork, Rule, pyramid_of, resolution_of
+from stylegan_dist.importing.foreign import FILTER, ONLY, Foreign, ForeignNetwork, Rule, pyramid_of, resolution_of
 from stylegan_dist.importing.modules import Tree, tree_of
 from stylegan_dist.importing.values import Record
+from stylegan_dist.records import shorten
 
 LICENCE = "NVIDIA's code and published weights are for research or evaluation only, not commercial (NVIDIA Source Code License)"
 GENERATOR = "the generator"
-ONLY = "that cannot be represented here"
 _MAPPING: list[Rule] = [(r"mapping\.(embed\.(?:weight|bias))", r"mapping.\1"),
                         (r"mapping\.fc(\d+)\.(weight|bias)", r"mapping.layers.\1.\2"),
                         (r"mapping\.w_avg", "w_avg")]
@@ -85,7 +85,7 @@ def _generator(tree: Tree) -> tuple[str, dict[str, object], int, int]:
     resolution = resolution_of(list(widths), what)
     for path, architecture in tree.attributes("architecture"):
         if architecture != "skip":
-            raise InputError(f"{what} has the architecture {architecture!r} in {path}: only skip generators exist here")
+            raise InputError(f"{what} has the architecture {shorten(architecture)} in {path}: only skip generators exist here")
     for path, uses in tree.attributes("use_noise"):
         if uses is not True:
             raise InputError(f"{what} has a layer without noise, {path}: {ONLY}")
@@ -106,14 +106,15 @@ def _discriminator(tree: Tree, resolution: int, notes: list[str], clamp: object)
         raise InputError(f"{what} judges images of {own} pixels, and the generator makes {resolution}")
     architectures = {value for _, value in tree.attributes("architecture")} or {"resnet"}
     if len(architectures) > 1 or not architectures <= {"resnet", "orig"}:
-        raise InputError(f"{what} has the architecture {', '.join(sorted(map(str, architectures)))}: only resnet and orig "
+        raise InputError(f"{what} has the architecture {', '.join(map(shorten, architectures))}: only resnet and orig "
                          "exist here")
     _check_layers(tree, what)
     if (own_clamp := _clamp(tree, what)) != clamp:
         notes.append(f"{what} was trained with the clamp {own_clamp:g} and the generator with {clamp:g}, which is set for both")
     group, number = tree.attribute("b4.mbstd", "group_size", 4), tree.attribute("b4.mbstd", "num_channels", 1)
     if number != 1 or not (group is None or (isinstance(group, int) and group > 0)):
-        raise InputError(f"{what} has {number!r} channels of minibatch standard deviation, in groups of {group!r}: {ONLY}")
+        raise InputError(f"{what} has {shorten(number)} channels of minibatch standard deviation in groups of "
+                         f"{shorten(group)}: {ONLY}")
     notes.append(f"{what} was trained with strided groups of images, here they are consecutive: its logits differ where a "
                  "batch has more than one group")
     base, most = pyramid_of(widths, what)
@@ -134,11 +135,12 @@ def _check_layers(tree: Tree, what: str) -> None:
     for path, activation in tree.attributes("activation"):
         plain = path.endswith(("affine", "embed", "skip", ".out"))
         if activation not in (("linear",) if plain else ("lrelu",)):
-            raise InputError(f"{what} has the activation {str(activation)[:40]!r} in {path}: {ONLY}")
+            raise InputError(f"{what} has the activation {shorten(activation)} in {path}: {ONLY}")
     for path, rate in tree.attributes("bias_gain"):
         wanted = _MAPPING_RATE if re.fullmatch(r"mapping\.fc\d+", path) else 1.0
         if not isinstance(rate, (int, float)) or abs(rate - wanted) > 1e-9:
-            raise InputError(f"{what} has the learning rate multiplier {rate!r} in {path}, instead of {wanted:g}: {ONLY}")
+            raise InputError(f"{what} has the learning rate multiplier {shorten(rate)} in {path} instead of {wanted:g}: "
+                             f"{ONLY}")
 
 
 def _clamp(tree: Tree, what: str) -> float:

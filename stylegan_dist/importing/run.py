@@ -30,6 +30,7 @@ from stylegan_dist.kinds.base import MAX_CHANNELS, RESOLUTIONS
 from stylegan_dist.networks.generator import SampleShape
 from stylegan_dist.ops import native
 from stylegan_dist.ranks import ALONE
+from stylegan_dist.records import shorten
 from stylegan_dist.training.build import build_discriminator, build_generator
 from stylegan_dist.training.checkpoint import judge, make_room, new_part, publish, staged, write_file
 from stylegan_dist.training.rules import resolve
@@ -106,7 +107,7 @@ def _foreign(root: Any) -> Foreign:
         for read in READERS:
             if foreign := read(root):
                 return foreign
-    inside = ", ".join(sorted(str(key)[:40] for key in root)[:8]) if isinstance(root, dict) else type(root).__name__
+    inside = ", ".join([shorten(key) for key in root][:8]) if isinstance(root, dict) else type(root).__name__
     raise InputError(f"it holds no networks of a known project ({inside}): docs/import.md lists the formats")
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from stylegan_dist.errors import InputError
-from stylegan_dist.importing.foreign import PART, Rule
+from stylegan_dist.importing.foreign import ONLY, PART, Rule
 from stylegan_dist.importing.modules import Tree
 from stylegan_dist.importing.values import Stored
+from stylegan_dist.records import shorten
 
 SYNTHESIS: list[Rule] = [
     (r"synthesis\.input\.(weight|phases|transform)", r"synthesis.input.\1"),
@@ -41,7 +42,7 @@ def read_generator(tree: Tree) -> tuple[str, dict[str, object], int, int]:
     if kernel not in (1, 3):
         raise InputError(f"the generator has convolutions of {kernel} pixels, instead of 3 (stylegan3-t) or 1 (stylegan3-r)")
     if (scale := tree.attribute("synthesis", "output_scale", 0.25)) != 0.25:
-        raise InputError(f"the generator multiplies its images by {scale!r} instead of 0.25: that cannot be represented here")
+        raise InputError(f"the generator multiplies its images by {shorten(scale)} instead of 0.25: {ONLY}")
     settings: dict[str, object] = {"generator.layers": len(names) - 1}
     for key, usual in _PUBLISHED.items():
         settings[f"generator.{key}"] = _option(tree, key, usual)
@@ -76,4 +77,4 @@ def _check_filters(path: str, tensors: dict[str, Stored], ours: Any) -> None:
     for name, own in zip(("up_filter", "down_filter"), ours, strict=False):
         stored = tensors.get(f"{path}.{name}")
         if stored is None or stored.shape != tuple(own.shape) or not torch.allclose(stored.tensor(), own, atol=_FILTERS):
-            raise InputError(f"the generator has another {path}.{name} than StyleGAN3's: that cannot be represented here")
+            raise InputError(f"the generator has another {path}.{name} than StyleGAN3's: {ONLY}")

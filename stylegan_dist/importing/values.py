@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stylegan_dist.importing.machine import Blob, Machine, Refused
+from stylegan_dist.importing.machine import MOST_NAME, Blob, Machine, Refused
 
 MOST_DIMENSIONS = 8
 _STORAGES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "DoubleStorage": torch.float64,
@@ -192,10 +192,10 @@ def _record(machine: Machine, name: str, arguments: tuple) -> Record:
 def _persistent(machine: Machine, arguments: tuple) -> Record:
     """NVIDIA's objects carry the source of their classes, which is ignored."""
     meta = arguments[0] if len(arguments) == 1 else None
-    if not isinstance(meta, dict) or meta.get("type") != "class" or not isinstance(meta.get("class_name"), str) \
-            or not _is_attributes(meta.get("state")):
+    name, state = (meta.get("class_name"), meta.get("state")) if isinstance(meta, dict) else (None, None)
+    if not isinstance(name, str) or not name.isidentifier() or not isinstance(state, dict) or not _is_attributes(state):
         raise machine.refused("a persistent object without class and state")
-    return Record(meta["class_name"], meta["state"])
+    return Record(name[:MOST_NAME], state)
 
 
 def _dict(machine: Machine, arguments: tuple) -> dict:

@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_features import small_features
 from small_networks import stylegan2_discriminator, stylegan2_generator
 from torch import nn
 
 from stylegan_dist import cli, randomness
 from stylegan_dist.config import load_config
 from stylegan_dist.errors import InputError
+from stylegan_dist.evaluation import evaluate as evaluating
+from stylegan_dist.evaluation import reals
 from stylegan_dist.evaluation.evaluate import EvaluateOptions, Evaluator
 from stylegan_dist.families.r3gan import networks as r3gan
 from stylegan_dist.families.r3gan.config import DiscriminatorConfig, GeneratorConfig
@@ -206,6 +209,18 @@ def test_an_imported_run_has_no_data(tmp_path):
         import_file(path, run)
 
 
+def test_an_imported_run_is_scored(tmp_path, small_shards, monkeypatch):
+    monkeypatch.setattr(evaluating, "open_features", lambda name, device: small_features(device))
+    monkeypatch.setattr(reals, "user_folder", lambda name: tmp_path)
+    network = random(stylegan2_generator(8, 3, 3, z_dim=8, w_dim=8, channel_base=64, channel_max=8), 0)
+    path = files.write_nvidia(tmp_path / "x.pkl", G_ema=files.nvidia_generator(network))
+    imported = import_file(path, tmp_path / "run", 5000)
+    options = EvaluateOptions(count=40, metrics=("fd",), shards=str(small_shards))
+    found = Evaluator(tmp_path / "run", options, ALONE, lambda text: None).evaluate(imported.nimg)
+    assert found is not None
+    assert found.nimg == 5000
+
+
 def changed(network: files.Part, path: str, **attributes) -> files.Part:
     for name, value in attributes.items():
         setattr(network.get_submodule(path), name, value)
@@ -235,6 +250,9 @@ WRONG = {
     r"affine\.weight of the shape \[12, 17\]": lambda g: with_tensor(
         without(g, f"{G}.affine", "weight"), f"{G}.affine", "weight", torch.ones(12, 17)),
     r"another filter than \[1, 3, 3, 1\]": lambda g: with_tensor(g, G, "resample_filter", torch.ones(4, 4)),
+    "the _buffers of an object of Network are none": lambda g: changed(
+        g, G, _buffers={"\x1b[2J\n": torch.ones(2)}),
+    r"architecture '\\x1b\[2J\\n'": lambda g: changed(g, "synthesis.b8", architecture="\x1b[2J\n"),
     "not finite": lambda g: with_tensor(without(g, G, "bias"), G, "bias", torch.full((12,), torch.nan)),
     r"blocks of \[4, 16, 32\] pixels": lambda g: without(g, "synthesis", "b8"),
     "are not min": lambda g: with_tensor(without(g, "synthesis.b16.conv1", "weight"), "synthesis.b16.conv1", "weight",
@@ -253,7 +271,7 @@ def test_what_cannot_be_represented_is_refused(tmp_path, message):
 def test_other_files(tmp_path):
     """A clear word for what is something else."""
     path = tmp_path / "x.pkl"
-    for content, message in ((pickle.dumps({"weights": 1}), r"no networks of a known project \(weights\)"),
+    for content, message in ((pickle.dumps({"weights": 1}), r"no networks of a known project \('weights'\)"),
                              (b"\x89PNG" + bytes(100), "begins like no pickle"), (b"", "0 bytes are no checkpoint")):
         path.write_bytes(content)
         with pytest.raises(InputError, match=message):
