@@ -117,6 +117,8 @@ def _discriminator(tree: Tree, resolution: int, notes: list[str], clamp: object)
                          f"{shorten(group)}: {ONLY}")
     notes.append(f"{what} was trained with strided groups of images, here they are consecutive: its logits differ where a "
                  "batch has more than one group")
+    if group is None:
+        notes.append(f"{what} was trained with the whole micro-batch as one group of images; here a group has 4 at most")
     base, most = pyramid_of(widths, what)
     result: dict[str, object] = {
         "discriminator.architecture": architectures.pop(), "discriminator.channel_base": base,

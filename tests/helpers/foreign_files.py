@@ -10,6 +10,7 @@ import contextlib
 import pickle
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -293,7 +294,11 @@ def rosinality_discriminator(network: nn.Module) -> dict[str, Tensor]:
 
 
 def write_rosinality(path: Path, archive: bool, **content: Any) -> Path:
-    optimizer = {"state": {0: {"step": 1}}, "param_groups": []}
+    optimizer = {"state": {0: {"step": 1, "exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.002, "betas": (0, 0.99)}]}
+    for name, value in content.items():
+        if isinstance(value, dict):  # as `state_dict` gives it
+            content[name] = OrderedDict(value)
+            content[name]._metadata = OrderedDict({"": {"version": 1}})
     torch.save({"args": argparse.Namespace(size=8, lr=0.002), "g_optim": optimizer, **content}, path,
                _use_new_zipfile_serialization=archive)
     return path

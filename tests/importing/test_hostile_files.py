@@ -243,8 +243,7 @@ def test_archives(folder):
     refuse(archive(folder, {"a/data.pkl": PROTO + storage(1) + b".", "a/data/0": bytes(8)}), "of the size that it names")
     refuse(archive(folder, {"a/data.pkl": PROTO + storage(1, key="../../etc/passwd") + b"."}), "of the size that it names")
     refuse(archive(folder, {"a/data.pkl": PROTO + b"}.", "a/byteorder": b"big"}), "not little-endian")
-    torch.jit.script(torch.nn.Linear(2, 2)).save("x.pt")
-    refuse(Path("x.pt").resolve(), r"refused: __torch__\.")
+    refuse(archive(folder, {"a/data.pkl": PROTO + b"c__torch__\nNet\n)\x81.", "a/code/x.py": b""}), r"refused: __torch__\.Net")
     Path("x.pt").write_bytes(b"PK\x03\x04" + bytes(1000))
     refuse(Path("x.pt").resolve(), "a damaged archive")
 
