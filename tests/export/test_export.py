@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from drawn_run import TINY, make_run
+from untrained_run import TINY, make_run
 
 from stylegan_dist.cli import main
 from stylegan_dist.errors import InputError
@@ -50,7 +50,7 @@ assert not any(name.startswith("stylegan_dist.") for name in sys.modules)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    return make_run(tmp_path_factory.mktemp("run") / "run", 3, resolution=8, overrides=SMALL)
+    return make_run(tmp_path_factory.mktemp("run") / "run", 3, resolution=8, knobs=SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_graphs_agree_where_this_package_is_not(run: Path, tmp_path: Path, capsy
 
 @pytest.mark.full
 def test_a_family_without_truncation(tmp_path: Path):
-    run = make_run(tmp_path / "run", 0, resolution=8, overrides=R3GAN)
+    run = make_run(tmp_path / "run", 0, resolution=8, knobs=R3GAN)
     assert main(["export", str(run), str(tmp_path / "out")]) == 0  # compares by itself
     module = torch.export.load(tmp_path / "out/generator.pt2").module()
     generator, z = from_pretrained(tmp_path / "out"), torch.randn(5, 8)
