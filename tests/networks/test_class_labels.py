@@ -26,7 +26,7 @@ def pair(family: str, classes: int) -> tuple[nn.Module, nn.Module]:
         d = stylegan2_discriminator(8, 3, classes, mbstd_group=2, mapping_layers=1, **NARROW)
     else:
         g = r3gan.Generator(SampleShape(8, 3, classes), GeneratorConfig(**NARROW, group_width=4, z_dim=8, class_dim=8))
-        d = r3gan.Discriminator(SampleShape(8, 3, classes), DiscriminatorConfig(**NARROW, group_width=4))
+        d = r3gan.Discriminator(SampleShape(8, 3, classes), DiscriminatorConfig(**NARROW, group_width=4, blocks=2))
     return reference.randomize(g, 0), reference.randomize(d, 1)
 
 
