@@ -26,6 +26,8 @@ from stylegan_dist.training.snapshot import Which, find_checkpoint
 class _Penultimate(Trunk):
     """What the last layer of a discriminator sees."""
 
+    discriminator: Any
+
     def __init__(self, discriminator: nn.Module, dimensions: int):
         super().__init__()
         self.discriminator, self.dimensions = discriminator, dimensions
