@@ -31,14 +31,14 @@ def checkpoint(run: Path, nimg: int, file: str) -> dict[str, torch.Tensor]:
 
 
 def test_it_continues_without_its_origin(origin: Path, small_shards: Path, tmp_path: Path):
-    """Bit for bit, with layers that never move; and its origin stays known."""
+    """Two ranks, bit for bit, with layers that never move; and its origin stays known."""
     settings = (f"run.init_from={origin}", "run.seed=1", "discriminator.freeze_layers=3")
-    trained(small_shards, tmp_path / "straight", "run.kimg=0.16", *settings)
+    trained(small_shards, tmp_path / "straight", "run.kimg=0.16", *settings, processes=2)
     run, aside = tmp_path / "parts", origin.with_name("aside")
-    first = trained(small_shards, run, "run.kimg=0.08", *settings).stdout
+    first = trained(small_shards, run, "run.kimg=0.08", *settings, processes=2).stdout
     origin.rename(aside)
     try:
-        second = trained(small_shards, run, "run.kimg=0.16", *settings).stdout
+        second = trained(small_shards, run, "run.kimg=0.16", *settings, processes=2).stdout
     finally:
         aside.rename(origin)
     for file in FILES:
