@@ -55,6 +55,8 @@ def test_it_continues_without_its_origin(origin: Path, small_shards: Path, tmp_p
     line = f"{recorded['path']}, 0.08 kimg, SHA-256 {recorded['sha256'][:12]}"
     assert all(line in text for text in (first, second))
     assert "3 layers frozen" in first
+    with open(run / "log.txt", "a") as log:  # as a slow rank is told
+        log.write("2026-01-01 00:00:00    rank 0     vm     291.0 ms\n")
     shown = dict(facts(read_run(run)))
     assert shown["transfer"].startswith(line)
     assert "loaded" in shown["transfer"]
