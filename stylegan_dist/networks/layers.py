@@ -8,7 +8,7 @@ relative speed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,6 +58,21 @@ def initialize(network: nn.Module, seed: int, purpose: str) -> None:
 
             with torch.no_grad():
                 module.init_parameters(draw)
+
+
+def freeze(network: nn.Module, parts: Sequence[str]) -> None:
+    """Let parts of a network learn no more: their parameters become buffers, of which no optimizer and no engine hears.
+
+    Names and values stay, so a checkpoint does not show it. `network.frozen` names the tensors.
+    """
+    frozen = [name for name, _ in network.named_parameters() for part in parts if name.startswith(f"{part}.")]
+    for name in frozen:
+        owner, _, key = name.rpartition(".")
+        module = network.get_submodule(owner)
+        parameter = module._parameters.pop(key)
+        assert parameter is not None
+        module.register_buffer(key, parameter.detach())
+    network.frozen = tuple(frozen)  # type: ignore[assignment]
 
 
 def run_block(block: Callable, recompute: bool, *arguments: Any) -> Any:

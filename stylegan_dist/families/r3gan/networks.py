@@ -217,6 +217,15 @@ class Generator(SampleGenerator):
         return self(latents, labels)
 
 
+def layers_from_image(resolution: int, settings: DiscriminatorConfig) -> list[str]:
+    """Names of a discriminator's layers above 4x4 pixels, from the image on. A change of the width is one if there is one."""
+    names = ["fromrgb"]
+    for r in resolutions(resolution)[:0:-1]:
+        names += [f"b{r}.blocks.{i}" for i in range(settings.blocks)]
+        names += [f"b{r}.width"] * (channels_at(r, settings) != channels_at(r // 2, settings))
+    return names
+
+
 class Discriminator(nn.Module):
     """Images to logits: [N, C, R, R] -> [N].
 

@@ -301,6 +301,12 @@ def minibatch_std(x: torch.Tensor, group: int) -> torch.Tensor:
     return torch.cat([x, std.repeat_interleave(group)[:, None, None, None].expand(n, 1, h, w)], dim=1)
 
 
+def layers_from_image(resolution: int, residual: bool) -> list[str]:
+    """Names of a discriminator's layers in the order in which Mo et al. 2020 ("Freeze the discriminator") freeze them."""
+    of_block = ("conv0", "conv1", "skip") if residual else ("conv0", "conv1")
+    return ["fromrgb", *(f"b{r}.{layer}" for r in resolutions(resolution)[:0:-1] for layer in of_block)]
+
+
 class Discriminator(nn.Module):
     """Images to logits: [N, img_channels, R, R] -> [N].
 
