@@ -197,7 +197,7 @@ class Generator(UniformLatents):
             for number in range(STANDING_GROUPS):
                 index = torch.arange(self.norm.group, device=self.norm.gain.device) + number * self.norm.group
                 labels = index % self.num_classes if self.num_classes else None
-                self._render(self.latents(0, "dcgan.standing", index, labels), labels, measure)
+                self._render(self.draw(0, "dcgan.standing", index), labels, measure)
             self._standing = weights, [sums[i] for i in range(len(sums))]
         return self._standing[1]
 

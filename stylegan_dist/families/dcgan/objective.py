@@ -14,4 +14,4 @@ class DcGanObjective(Objective):
     generator: Generator
 
     def generate(self, phase: str, index: Tensor, labels: Tensor | None) -> tuple[Tensor, None]:
-        return self.forwards["g"](self.generator.latents(self.seed, phase, index, labels), labels), None
+        return self.forwards["g"](self.generator.draw(self.seed, phase, index), labels), None

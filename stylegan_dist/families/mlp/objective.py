@@ -16,7 +16,7 @@ class MlpObjective(Objective):
     discriminator: Discriminator
 
     def generate(self, phase: str, index: Tensor, labels: Tensor | None) -> tuple[Tensor, None]:
-        return self.forwards["g"](self.generator.latents(self.seed, phase, index, labels), labels), None
+        return self.forwards["g"](self.generator.draw(self.seed, phase, index), labels), None
 
     def discriminate(self, phase: str, side: str, images: Tensor, labels: Tensor | None, index: Tensor,
                      twice: bool) -> Tensor:
