@@ -184,6 +184,8 @@ class Generator(UniformLatents):
 
         They are a function of the weights, kept until these change. Labels, if there are any, take turns.
         """
+        if torch.compiler.is_compiling() and self._standing[1]:
+            return self._standing[1]  # constants of the graph, of the call before it
         weights = [(p.data_ptr(), p._version) for p in self.parameters()]
         if self._standing[0] != weights:
             sums: dict[int, tuple[Tensor, Tensor]] = {}
