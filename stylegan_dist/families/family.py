@@ -35,7 +35,8 @@ class Family(abc.ABC):
     def discriminator(self, config: Config, shape: SampleShape, precision: Precision) -> nn.Module:
         """A discriminator: (samples in [-1, 1], labels int64 [N] or None) -> logits [N]; `config` is resolved.
 
-        Its attribute `precision` is the policy that it computes with.
+        Its attribute `precision` is the policy that it computes with. It may have a method `features`: samples -> [N, d], what
+        its last layer sees of each sample alone, for `stylegan-dist label --run`.
         """
 
     @abc.abstractmethod

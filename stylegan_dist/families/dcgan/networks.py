@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stylegan_dist.families.dcgan.config import DiscriminatorConfig, GeneratorConfig
 from stylegan_dist.networks.generator import SampleShape, UniformLatents
-from stylegan_dist.networks.layers import MIN_RESOLUTION, Draw, Precision, channels_at, one_hot, resolutions, run_block
+from stylegan_dist.networks.layers import MIN_RESOLUTION, Draw, Precision, channels_at, columns_of, resolutions, run_block
 from stylegan_dist.ops import native
 from stylegan_dist.ops.bias_act import LRELU_SLOPE
 from stylegan_dist.ops.convolution import conv2d, conv_transpose2d
@@ -66,6 +66,13 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight.t()
+
+
+class LabelLinear(Linear):
+    """A `Linear` of the one-hot vectors of labels: int64 [N] -> [N, out]."""
+
+    def forward(self, labels: Tensor | None) -> Tensor:
+        return columns_of(self.weight, labels)
 
 
 class GroupBatchNorm(nn.Module):
@@ -160,7 +167,7 @@ class Generator(UniformLatents):
         self.resolutions = resolutions(shape.resolution)
         self.precision = precision
         self.recompute = recompute
-        self.embed = Linear(shape.num_classes, settings.class_dim) if shape.num_classes else None
+        self.embed = LabelLinear(shape.num_classes, settings.class_dim) if shape.num_classes else None
         widths = [channels_at(r, settings) for r in self.resolutions[:-1]]
         norms = [GroupBatchNorm(width, i, settings.norm_group) for i, width in enumerate(widths)]
         self.dense = Linear(settings.z_dim + (settings.class_dim if shape.num_classes else 0), widths[0] * MIN_RESOLUTION**2)
@@ -207,7 +214,7 @@ class Generator(UniformLatents):
         full = self.dense.weight.dtype
         z = z.to(full)
         if self.embed is not None:
-            z = torch.cat([z, self.embed(one_hot(labels, self.num_classes, full))], dim=1)
+            z = torch.cat([z, self.embed(labels)], dim=1)
         x = F.relu(norm(self.norm, self.dense(z).unflatten(1, (-1, MIN_RESOLUTION, MIN_RESOLUTION))))
         for r in self.resolutions[1:]:
             x = self.precision.place(x, self.precision.of_block(r, self.resolutions[-1], full))
@@ -241,7 +248,7 @@ class Discriminator(nn.Module):
             setattr(self, f"b{r}", DiscriminatorStage(before, width, settings.kernel, norm))
             before = width
         self.dense = Linear(before * MIN_RESOLUTION**2, 1)
-        self.embed = Linear(shape.num_classes, before) if shape.num_classes else None
+        self.embed = LabelLinear(shape.num_classes, before) if shape.num_classes else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """images: [N, C, R, R] in [-1, 1], labels: int64 [N] or None -> logits [N], full precision."""
@@ -253,4 +260,4 @@ class Discriminator(nn.Module):
         logits = self.dense(x.flatten(1))[:, 0]
         if self.embed is None:
             return logits
-        return logits + (x.sum(dim=(2, 3)) * self.embed(one_hot(labels, self.num_classes, full))).sum(dim=1)
+        return logits + (x.sum(dim=(2, 3)) * self.embed(labels)).sum(dim=1)

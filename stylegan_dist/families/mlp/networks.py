@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stylegan_dist.families.mlp.config import DiscriminatorConfig, GeneratorConfig
 from stylegan_dist.networks.generator import SampleShape, UniformLatents
-from stylegan_dist.networks.layers import Draw, Precision, one_hot
+from stylegan_dist.networks.layers import Draw, Precision, columns_of
 
 GENERATOR_RANGE, DISCRIMINATOR_RANGE = 0.05, 0.005  # initial weights are uniform between -range and range
 
@@ -38,6 +38,13 @@ class Linear(nn.Module):
         return torch.addmm(self.bias, x, self.weight.t())
 
 
+class LabelLinear(Linear):
+    """A `Linear` of the one-hot vectors of labels: int64 [N] -> [N, out]."""
+
+    def forward(self, labels: Tensor | None) -> Tensor:
+        return columns_of(self.weight, labels) + self.bias
+
+
 class Generator(UniformLatents):
     """Latents z and class labels to images.
 
@@ -53,7 +60,7 @@ class Generator(UniformLatents):
         self.z_dim = settings.z_dim
         self.num_classes = shape.num_classes
         self.image = shape.channels, shape.resolution, shape.resolution
-        self.embed = Linear(shape.num_classes, settings.class_dim, GENERATOR_RANGE) if shape.num_classes else None
+        self.embed = LabelLinear(shape.num_classes, settings.class_dim, GENERATOR_RANGE) if shape.num_classes else None
         widths = [settings.z_dim + (settings.class_dim if shape.num_classes else 0), *[settings.width] * settings.layers]
         self.hidden = nn.ModuleList(Linear(a, b, GENERATOR_RANGE) for a, b in pairwise(widths))
         self.out = Linear(widths[-1], math.prod(self.image), GENERATOR_RANGE)
@@ -62,7 +69,7 @@ class Generator(UniformLatents):
         """z: [N, z_dim], labels: int64 [N] or None -> images [N, C, R, R] in (-1, 1)."""
         x = z.to(self.out.weight.dtype)
         if self.embed is not None:
-            x = torch.cat([x, self.embed(one_hot(labels, self.num_classes, x.dtype))], dim=1)
+            x = torch.cat([x, self.embed(labels)], dim=1)
         for layer in self.hidden:
             x = F.relu(layer(x))
         return torch.tanh(self.out(x) / 2).unflatten(1, self.image)  # 2 s(x) - 1: the paper's sigmoid in our range
@@ -86,7 +93,7 @@ class Discriminator(nn.Module):
         self.num_classes = shape.num_classes
         self.pieces = settings.pieces
         pixels, limit = shape.channels * shape.resolution**2, DISCRIMINATOR_RANGE
-        self.embed = Linear(shape.num_classes, settings.class_dim, limit) if shape.num_classes else None
+        self.embed = LabelLinear(shape.num_classes, settings.class_dim, limit) if shape.num_classes else None
         widths = [pixels + (settings.class_dim if shape.num_classes else 0), *[settings.width] * settings.layers]
         self.hidden = nn.ModuleList(Linear(a, b * settings.pieces, limit) for a, b in pairwise(widths))
         self.out = Linear(widths[-1], 1, limit)
@@ -105,7 +112,7 @@ class Discriminator(nn.Module):
         factors = [None] * len(self.dropouts) if uniform is None else self._factors(uniform, x.dtype)
         x = _times(x, factors[0])
         if self.embed is not None:
-            x = torch.cat([x, self.embed(one_hot(labels, self.num_classes, x.dtype))], dim=1)
+            x = torch.cat([x, self.embed(labels)], dim=1)
         for layer, factor in zip(self.hidden, factors[1:], strict=True):
             x = _times(layer(x).unflatten(1, (-1, self.pieces)).amax(dim=2), factor)
         return self.out(x)[:, 0]
