@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, TINY, TINY_R3GAN, finished
+from launching import ROOT, TINY, TINY_DCGAN, TINY_MLP, TINY_R3GAN, finished
 from safetensors.torch import load_file
 
 from stylegan_dist.engine.graphs import WARM_UP
@@ -43,6 +43,9 @@ R3GAN = (
     "ema.half_life_kimg={cosine: [0, 0.05], until_kimg: 0.1}", "ema.rampup=0",
 )
 R3GAN_CONTINUED = ("zero2", "flat", "zero3")  # what is saved under the first, by all
+# Dropout by the address of an image; statistics of groups of 4 images, of which each rank has two.
+FIRST = {"mlp": (TINY_MLP, ("loss.r1_gamma=1", "loss.penalty_interval=2")), "dcgan": (TINY_DCGAN, ())}
+FIRST_ENGINES = {"mlp": ("flat", "zero2", "recorded"), "dcgan": ("flat", "ddp", "zero3", "recorded")}
 AUGMENTED = ("augment.pipe=bgc", "augment.p=ada", "augment.target=0", "augment.kimg=0.2")  # p moves by 0.32 a time
 AUGMENTED_STEPS = 6
 FROZEN = "discriminator.freeze_layers=3"  # fromrgb and the convolutions of the only block, of a transfer; its skip learns
@@ -60,8 +63,8 @@ CONTINUED = [*SOME, *sorted({
 } - {*SOME})]
 # What is trained where only tests without the mark `full` are selected.
 HEART = {"flat-1-1", "flat-2-1", "zero2-2-1", "zero3-2-1", "flat-2-to-flat-2", "zero2-2-to-zero3-2",
-         "flat-1-r3gan", "zero2-2-r3gan", "flat-1-augmented", "flat-2-augmented",
-        "flat-1-frozen", "ddp-2-frozen", "zero2-2-frozen"}
+         "flat-1-r3gan", "zero2-2-r3gan", "flat-1-augmented", "flat-2-augmented", "flat-1-frozen", "ddp-2-frozen",
+         "zero2-2-frozen", "flat-1-mlp", "flat-2-mlp", "flat-1-dcgan", "flat-2-dcgan"}
 DIVIDED = [*((engine, 2, 2) for engine in ENGINES[2]), ("flat", 2, 4), ("zero2", 2, 4), ("flat", 1, 2), ("flat", 1, 4)]
 NETWORKS = ("g", "d", "g_ema")
 OPTIMIZERS = ("optimizer_g", "optimizer_d")
@@ -98,7 +101,8 @@ class Runs:
 
 
 @pytest.fixture(scope="module", params=[STEPS[0], pytest.param(STEPS[1], marks=pytest.mark.exhaustive)])
-def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Runs:
+def runs(small_shards: Path, labelled_shards: Path, tmp_path_factory: pytest.TempPathFactory,
+         request: pytest.FixtureRequest) -> Runs:
     """All steps under every engine, world and micro-batch; and what was saved on the way, continued under others."""
     runs = Runs(tmp_path_factory.mktemp("engines"), small_shards, request.param)
     saved_at = runs.steps - LEFT
@@ -116,6 +120,9 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: 
             cases.append(runs.case("flat-1-approximate", "flat", *APPROXIMATE, steps=SHORT))
             cases.append(runs.case("flat-1-r3gan", "flat", *R3GAN, steps=RECORDED, tiny=TINY_R3GAN))
             cases.append(runs.case("flat-1-r3gan-parts", "flat", "run.batch_gpu=4", *R3GAN, steps=RECORDED, tiny=TINY_R3GAN))
+            cases += [runs.case(f"flat-1-{name}{parts}", "flat", f"run.batch_gpu={size}", *first(name, labelled_shards),
+                                steps=RECORDED, tiny=FIRST[name][0])
+                      for name in FIRST for parts, size in (("", BATCH), ("-parts", 4))]
             cases.append(runs.case("flat-1-augmented", "flat", *AUGMENTED, steps=AUGMENTED_STEPS))
             cases.append(runs.case("flat-1-poison", "flat", steps=6, poison=3 * BATCH + 1))
             cases += [runs.case(f"flat-1-{name}", "flat", *optimizers(name), steps=SHORT) for name in OPTIMIZED]
@@ -125,6 +132,9 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: 
             cases += [runs.case(f"{engine}-2-r3gan", engine, *R3GAN, steps=RECORDED, tiny=TINY_R3GAN,
                                 on_the_way={str(runs.folder / f"{engine}-2-r3gan-half"): SHORT})
                       for engine in (*engines, "recorded")]
+            cases += [runs.case(f"{engine}-2-{name}", engine, *first(name, labelled_shards), steps=RECORDED,
+                                tiny=FIRST[name][0])
+                      for name in FIRST for engine in FIRST_ENGINES[name]]
             cases += [runs.case(f"{engine}-2-approximate", engine, whole, *APPROXIMATE, steps=SHORT) for engine in engines]
             cases += [runs.case(f"{engine}-2-augmented", engine, whole, *AUGMENTED, steps=AUGMENTED_STEPS)
                       for engine in engines]
@@ -162,6 +172,11 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: 
 def mark(cases: Iterable[tuple[str, str]], name: str) -> list:
     """Cases as parameters; `name` is what a case is called in HEART."""
     return [pytest.param(*case, marks=() if name.format(*case) in HEART else pytest.mark.full) for case in cases]
+
+
+def first(name: str, shards: Path) -> list[str]:
+    """Overrides for one of FIRST, with images of 16 pixels, at which both networks of DCGAN normalise."""
+    return [f"data.shards={shards}", *FIRST[name][1]]
 
 
 def optimizers(name: str) -> list[str]:
@@ -250,6 +265,25 @@ def test_recorded_phases_on_two_ranks(runs: Runs):
 def test_r3gan_with_schedules(other: str, runs: Runs):
     assert_same_run(runs, "flat-1-r3gan", other)
     assert_same_draws(runs, "flat-1-r3gan", other, least=2)  # a latent for G, and one for D
+
+
+@pytest.mark.parametrize(("name", "other"), [
+    pytest.param(name, other, marks=() if other in HEART else pytest.mark.full)
+    for name in FIRST for other in (f"flat-1-{name}-parts", *(f"{engine}-2-{name}" for engine in FIRST_ENGINES[name]
+                                                              if engine != "recorded"))
+])
+def test_first_networks(name: str, other: str, runs: Runs):
+    assert_same_run(runs, f"flat-1-{name}", other)
+    assert_same_draws(runs, f"flat-1-{name}", other, least=2)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FIRST)
+def test_recorded_phases_of_first_networks(name: str, runs: Runs):
+    assert runs.facts(f"recorded-2-{name}")["replays"] >= 2 * (RECORDED - WARM_UP)
+    assert runs.facts(f"recorded-2-{name}")["records"] == runs.facts(f"flat-2-{name}")["records"]
+    checkpoints = runs.checkpoint(f"flat-2-{name}"), runs.checkpoint(f"recorded-2-{name}")
+    assert difference(*checkpoints, NETWORKS + OPTIMIZERS) == 0
 
 
 @pytest.mark.full
