@@ -8,7 +8,7 @@ ones, so that the result does not depend on how a batch is split over ranks and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -181,7 +181,7 @@ class Generator(UniformLatents):
         """z: [N, z_dim], labels: int64 [N] or None -> images [N, C, R, R] in (-1, 1); N a multiple of the group."""
         return self._render(z, labels, normalize_groups)
 
-    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str = "const") -> Tensor:
+    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str | Sequence[Tensor] = "const") -> Tensor:
         standing = self.standing()
         return self._render(latents, labels, lambda layer, x: layer.normalize(x, *standing[layer.number]))
 
