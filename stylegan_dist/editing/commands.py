@@ -94,7 +94,8 @@ def _add_apply(actions: Any) -> None:
     parser.add_argument("--number", type=whole("--number", Range(0, 511)), default=0,
                         help="of the direction (default: %(default)s)")
     parser.add_argument("--strengths", default="-3,-2,-1,0,1,2,3",
-                        help="in standard deviations of w along the direction (default: %(default)s)")
+                        help="in standard deviations of w along the direction; if the first is negative, as --strengths=-2,2 "
+                        "(default: %(default)s)")
     parser.add_argument("--layers", help="that are moved (default: those of FILE)")
     _add_points(parser, "0-5")
 
@@ -170,6 +171,14 @@ def _seeds(text: str, name: str) -> list[int]:
     return seeds
 
 
+def _count(args: argparse.Namespace, least: int = 1) -> int:
+    """How many samples are given. Raises InputError where these are fewer than `least`."""
+    count = len(args.latents or _seeds(args.seeds, "--seeds"))
+    if count < least:
+        raise InputError(f"this needs {least} samples or more: give more --seeds or --latents")
+    return count
+
+
 def _points(trained: Any, args: argparse.Namespace) -> list:
     from stylegan_dist.editing.points import points_of_files, points_of_seeds
 
@@ -189,7 +198,10 @@ def _find(args: argparse.Namespace) -> int:
     from stylegan_dist.editing.points import points_of_seeds
     from stylegan_dist.editing.sheets import directions_sheet
 
-    trained, file = _opened(args), Path(args.file)
+    file = Path(args.file)
+    if file.suffix != ".safetensors":  # its sheet is beside it
+        raise InputError(f"FILE {file}: directions are written as .safetensors")
+    trained = _opened(args)
     trained.check_class(args.label)
     layers = parse_layers(args.layers, trained.generator.num_ws)
     if args.method == "sefa":
@@ -197,11 +209,11 @@ def _find(args: argparse.Namespace) -> int:
     else:
         with _bar(DRAWS, "w") as bar:
             found = ganspace(trained, layers, args.count, args.label, bar.update)
-    strengths = (-3.0, -1.5, 0.0, 1.5, 3.0)
+    strengths, picture = (-3.0, -1.5, 0.0, 1.5, 3.0), file.with_suffix(".png")
+    _check_sheet(trained, len(found.vectors) * len(strengths), str(picture))
     (point,) = points_of_seeds(trained, [args.seed], args.label, args.trunc)
     with _bar(len(found.vectors) * len(strengths)) as bar:
         sheet = directions_sheet(trained, point, found, strengths, bar.update)
-    picture = file.with_suffix(".png")
     with _writing(file):
         save_directions(file, found)
         sheet.save(picture)
@@ -222,6 +234,7 @@ def _apply(args: argparse.Namespace) -> int:
     if args.layers:
         layers = parse_layers(args.layers, trained.generator.num_ws)
         directions = replace(directions, facts=replace(directions.facts, layers=layers))
+    _check_sheet(trained, _count(args) * len(strengths), args.out)
     points = _points(trained, args)
     with _bar(len(points) * len(strengths)) as bar:
         return _saved(strengths_sheet(trained, points, directions, args.number, strengths, bar.update), args.out)
@@ -235,8 +248,9 @@ def _mix(args: argparse.Namespace) -> int:
     trained = _opened(args)
     count = trained.generator.num_ws
     layers = parse_layers(args.layers, count) if args.layers else tuple(range(count // 2))
-    rows, columns = (points_of_seeds(trained, _seeds(text, name), args.label, args.trunc)
-                     for text, name in ((args.rows, "--rows"), (args.columns, "--columns")))
+    seeds = _seeds(args.rows, "--rows"), _seeds(args.columns, "--columns")
+    _check_sheet(trained, (len(seeds[0]) + 1) * (len(seeds[1]) + 1), args.out)
+    rows, columns = (points_of_seeds(trained, some, args.label, args.trunc) for some in seeds)
     with _bar(len(rows) * len(columns)) as bar:
         return _saved(mixing_sheet(trained, rows, columns, layers, bar.update), args.out)
 
@@ -247,21 +261,17 @@ def _walk(args: argparse.Namespace) -> int:
     from stylegan_dist.editing.points import draw
     from stylegan_dist.editing.walks import check_film, closed_spline, save_film
 
-    out = Path(args.out)
-    check_film(out)
-    trained = _opened(args)
+    out, trained, count = Path(args.out), _opened(args), _count(args, 2) * args.frames
+    check_film(out, count, trained.shape.resolution)
     points = _points(trained, args)
-    if len(points) < 2:
-        raise InputError("a walk needs two samples or more: give more --seeds or --latents")
-    path_of_ws = closed_spline(torch.stack([point.ws for point in points]), args.frames)
-    with _bar(len(path_of_ws), "frame") as bar, _writing(out):
+    with _bar(count, "frame") as bar, _writing(out):
         def frames() -> Any:
-            for number, ws in enumerate(path_of_ws):
+            for number, ws in enumerate(closed_spline(torch.stack([point.ws for point in points]), args.frames)):
                 yield draw(trained, points[number // args.frames].at(ws))
                 bar.update()
 
-        save_film(out, frames(), len(path_of_ws), args.fps)
-    print(f"{out}: {len(path_of_ws)} frames, {len(path_of_ws) / args.fps:.1f} s")
+        save_film(out, frames(), args.fps)
+    print(f"{out}: {count} frames, {count / args.fps:.1f} s")
     return EXIT_OK
 
 
@@ -270,6 +280,7 @@ def _truncate(args: argparse.Namespace) -> int:
     from stylegan_dist.editing.sheets import truncation_sheet
 
     trained, psis, seeds = _opened(args), _numbers(args.psis, "--psis"), _seeds(args.seeds, "--seeds")
+    _check_sheet(trained, len(seeds) * len(psis), args.out)
     rows = [[points_of_seeds(trained, [seed], args.label, psi)[0] for psi in psis] for seed in seeds]
     with _bar(len(rows) * len(psis)) as bar:
         return _saved(truncation_sheet(trained, rows, psis, bar.update), args.out)
@@ -279,9 +290,8 @@ def _layers(args: argparse.Namespace) -> int:
     from stylegan_dist.editing.sheets import layers_sheet
 
     trained = _opened(args)
+    _check_sheet(trained, 2 * _count(args, 2) * trained.generator.num_ws, args.out)
     points = _points(trained, args)
-    if len(points) < 2:
-        raise InputError("this needs two samples or more: give more --seeds or --latents")
     with _bar(len(points) * trained.generator.num_ws) as bar:
         sheet, changes = layers_sheet(trained, points, bar.update)
     for layer, change in enumerate(changes.mean(1).tolist()):
@@ -304,6 +314,18 @@ def _blend(args: argparse.Namespace) -> int:
         save_derived(coarse, generator, out, facts)
     print(f"{out}: a run of both; for example: stylegan-dist generate {out}")
     return EXIT_OK
+
+
+def _check_sheet(trained: Any, pictures: int, out: str) -> None:
+    """Raise InputError, before anything is drawn, where a sheet of so many pictures cannot be written."""
+    from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels
+
+    if Path(out).suffix.lower() != ".png":
+        raise InputError(f"--out {out}: sheets are .png")
+    if Path(out).is_dir():
+        raise InputError(f"--out {out} is a folder: give the name of a file")
+    if (pixels := grid_pixels(pictures, trained.shape.resolution)) > MOST_PIXELS:
+        raise InputError(f"{pictures} pictures make a sheet of {pixels} pixels, more than {MOST_PIXELS}: draw fewer")
 
 
 def _saved(sheet: Any, out: str) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tqdm import tqdm
 
@@ -79,8 +80,9 @@ def export_run(run_dir: str | os.PathLike, out: Path, which: Which, formats: Seq
                                   encoding="utf-8")
         draft.chmod(0o777 & ~_umask())
         draft.rename(out)
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another OUT, or make room") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write to {out}: {reason}; choose another OUT, or make room") from None
     finally:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(draft)

@@ -63,7 +63,9 @@ def check_libraries() -> None:
 
 def write_torch(program: torch.export.ExportedProgram, names: Sequence[str], path: Path) -> Run:
     """Write a program with inputs of these names as PyTorch does; returns what runs the written file."""
-    torch.export.save(program, path)
+    content = io.BytesIO()  # into a file, a full disk would be an internal error of PyTorch
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
     module = torch.export.load(path).module()
     return lambda inputs: module(*inputs.values())
 

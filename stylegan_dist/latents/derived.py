@@ -33,11 +33,30 @@ def save_derived(trained: Trained, generator: nn.Module, folder: Path, facts: di
         OSError: it cannot be written.
     """
     check_place(folder)
-    draft = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    source, place = checkpoint_folder(trained.run_dir, trained.nimg), checkpoint_folder(draft, trained.nimg)
-    shutil.copy(trained.run_dir / CONFIG_NAME, draft / CONFIG_NAME)
+    draft, former = (folder.with_name(f".{folder.name}.{ending}") for ending in ("tmp", "former"))
+    for left in (draft, former):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        _fill(draft, trained, generator, facts)
+        if folder.exists():
+            folder.rename(former)
+        draft.rename(folder)
+    finally:
+        for left in (draft, former):
+            shutil.rmtree(left, ignore_errors=True)
+    return open_trained(folder, str(trained.device), trained.nimg)
+
+
+def check_place(folder: Path) -> None:
+    """Raise InputError where something else than such a generator is in the way."""
+    if folder.exists() and not (folder / RECORD).is_file():
+        raise InputError(f"{folder} is something else than a tuned or blended generator: move it away, or choose another place")
+
+
+def _fill(folder: Path, trained: Trained, generator: nn.Module, facts: dict[str, Any]) -> None:
+    source, place = checkpoint_folder(trained.run_dir, trained.nimg), checkpoint_folder(folder, trained.nimg)
+    shutil.copy(trained.run_dir / CONFIG_NAME, folder / CONFIG_NAME)
     temporary = make_room(place)
     files: dict[str, Any] = {}
     for name, measure in read_manifest(source)[0].items():
@@ -46,17 +65,7 @@ def save_derived(trained: Trained, generator: nn.Module, folder: Path, facts: di
             files[name] = {"bytes": measure.bytes, "sha256": measure.sha256}
     files["g_ema.safetensors"] = _write(generator, temporary / "g_ema.safetensors")
     publish(temporary, place, (source / STATE).read_text().rstrip("\n"), [{"files": files}])
-    write_whole(draft / RECORD, json.dumps(facts, indent=1) + "\n")
-    if folder.exists():
-        shutil.rmtree(folder)
-    draft.rename(folder)
-    return open_trained(folder, str(trained.device), trained.nimg)
-
-
-def check_place(folder: Path) -> None:
-    """Raise InputError where something else than such a generator is in the way."""
-    if folder.exists() and not (folder / RECORD).is_file():
-        raise InputError(f"{folder} is something else than a tuned or blended generator: move it away, or choose another place")
+    write_whole(folder / RECORD, json.dumps(facts, indent=1) + "\n")
 
 
 def _write(generator: nn.Module, path: Path) -> dict[str, int | str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,7 +82,7 @@ def test_an_edit_moves_its_layers_alone():
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_a_walk_is_closed_and_smooth(count):
     keys, frames = torch.randn(count, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(count)), 400
-    points = closed_spline(keys, frames)
+    points = torch.stack(list(closed_spline(keys, frames)))
     assert torch.allclose(points[::frames], keys)
     around = torch.cat([points[-3:], points, points[:3]])
     velocity = around.diff(dim=0) * frames
@@ -91,7 +92,7 @@ def test_a_walk_is_closed_and_smooth(count):
 
 def test_a_walk_between_opposite_points_is_known():
     """Two keys: the spline is a cubic with velocity 0 at both, 3 t² - 2 t³."""
-    points = closed_spline(torch.tensor([[0.0], [1.0]], dtype=torch.float64), 4)[:, 0]
+    points = torch.cat(list(closed_spline(torch.tensor([[0.0], [1.0]], dtype=torch.float64), 4)))
     assert points.tolist() == pytest.approx([0, 0.15625, 0.5, 0.84375, 1, 0.84375, 0.5, 0.15625])
 
 
@@ -176,6 +177,37 @@ def test_films(run: Path, tmp_path: Path, ending: str):
     assert "64x64" in done.stderr
 
 
+def test_a_film_that_ffmpeg_does_not_finish_is_an_error(run: Path, tmp_path: Path, capsys, monkeypatch):
+    """Also where it takes all frames, as on a full disk."""
+    for script, word in (("cat >/dev/null; echo no space >&2; exit 3", "no space"), ("exit 1", "exit code 1")):
+        program = tmp_path / "ffmpeg"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+        out = tmp_path / "film" / "walk.mp4"
+        assert main(["edit", "walk", str(run), "--seeds", "0,3", "--frames", "4", "--out", str(out)]) == 2
+        assert word in capsys.readouterr().err.splitlines()[-1]
+        assert not list(out.parent.iterdir())
+
+
+def test_a_long_walk_takes_no_memory():
+    walk = closed_spline(torch.randn(1000, 18, 16), 100_000)  # 100 GB
+    assert torch.isfinite(next(walk)).all()
+
+
+def test_a_full_disk_leaves_nothing_of_a_blended_run(run: Path, tmp_path: Path, capsys):
+    out = tmp_path / "runs" / "both"
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # bytes of a file
+    try:
+        code = main(["edit", "blend", str(run), str(run), str(out), "--at", "8"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert code == 2
+    assert capsys.readouterr().err.startswith("error: cannot write")
+    assert not list(out.parent.iterdir())
+
+
 def test_a_blended_run_has_the_stages_of_both(tmp_path: Path, capsys):
     a, b = (make_run(tmp_path / name, 0, knobs=[*TINY, f"run.seed={seed}"])
             for seed, name in enumerate("ab"))
@@ -199,7 +231,9 @@ def test_a_blended_run_has_the_stages_of_both(tmp_path: Path, capsys):
 @pytest.mark.parametrize("words", [
     ["walk", "RUN", "--seeds", "3"], ["walk", "RUN", "--out", "x.avi"], ["apply", "RUN", "--directions", "nowhere"],
     ["truncate", "RUN", "--psis", "a"], ["layers", "RUN", "--class", "7"], ["mix", "RUN", "--layers", "99"],
-    ["find", "nowhere", "x.safetensors"], ["walk", "RUN", "--latents", "nowhere.safetensors"],
+    ["find", "nowhere", "x.safetensors"], ["walk", "RUN", "--latents", "nowhere.safetensors"], ["find", "RUN", "x.png"],
+    ["layers", "RUN", "--out", "x.jpg"], ["layers", "RUN", "--out", "."], ["layers", "RUN", "--seeds", "0-9999"],
+    ["mix", "RUN", "--rows", "0-9999", "--columns", "0-9999"], ["walk", "RUN", "--frames", "100000", "--out", "x.gif"],
 ])
 def test_bad_input_is_one_line(run: Path, capsys, words):
     assert main(["edit", *(str(run) if word == "RUN" else word for word in words)]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,20 @@ def test_a_folder_that_is_there_stays_as_it_is(run: Path, weights: Path, capsys)
     assert main(["export", str(run), str(weights)]) == 2
     assert str(weights) in capsys.readouterr().err
     assert sorted((path.name, path.stat().st_mtime_ns) for path in weights.iterdir()) == before
+
+
+@pytest.mark.parametrize(("formats", "limit"), [("none", 1000), ("torch", 50_000)])
+def test_a_full_disk_leaves_nothing(run: Path, tmp_path: Path, capsys, formats: str, limit: int):
+    out = tmp_path / "exports" / "one"
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # bytes of a file
+    try:
+        code = main(["export", str(run), str(out), "--formats", formats])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert code == 2
+    assert "make room" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(out.parent.iterdir())
 
 
 def test_without_the_packages_for_onnx(run: Path, tmp_path: Path, capsys, monkeypatch):
