@@ -151,7 +151,7 @@ def load_directions(path: str | os.PathLike, trained: Trained) -> Directions:
             vectors, spreads = (file.get_tensor(name).float() for name in ("vectors", "spreads"))
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())}): {again}") from None
-    width = trained.population(None, "edit.example", 1).mean.shape[-1]
+    width = trained.latent_shape[-1]
     sound = bool(vectors.isfinite().all() and spreads.isfinite().all())
     layered = all(0 <= layer < trained.generator.num_ws for layer in facts.layers)
     if not (sound and layered and vectors.ndim == 2 and vectors.shape[1] == width and spreads.shape == vectors.shape[:1]):
@@ -174,10 +174,4 @@ def _signed(vectors: Tensor) -> Tensor:
 
 def _latents(trained: Trained, start: int, count: int, label: int | None) -> Tensor:
     """w float64 [count, w_dim]."""
-    index = torch.arange(start, start + count, device=trained.device)
-    classes = trained.shape.num_classes
-    labels = None
-    if classes:
-        labels = index % classes if label is None else torch.full_like(index, label)
-    with torch.no_grad():
-        return trained.generator.latents(0, "edit.population", index, labels).double()
+    return trained.latents("edit.population", torch.arange(start, start + count), label).double()

@@ -24,7 +24,7 @@ _QUALITY = "18"  # crf of H.264: pictures show no blocks
 
 
 def closed_spline(keys: Tensor, frames: int) -> Iterator[Tensor]:
-    """Points on the closed cubic spline through `keys` at equal steps: K * frames points [...] of [K, ...], the keys among them.
+    """Points on the closed cubic spline through `keys` at equal steps: K * frames points [...], the keys among them.
 
     Value, velocity and acceleration have no jump, also from the last point to the first. Between keys k and k + 1 the spline
     is the cubic Hermite polynomial of these and of velocities v with v[k-1] + 4 v[k] + v[k+1] = 3 (keys[k+1] - keys[k-1]),

@@ -50,7 +50,7 @@ def model_card(run_dir: Path, description: Description, generator: Generator, fi
         f"| z | {generator.z_dim} numbers |\n| labels | {classes} |\n"
         f"| checkpoint | `{description.checkpoint}` |\n| data | `{data.fingerprint}` |\n"
         f"| written by | stylegan_dist {description.version} |",
-        "## Use\n\n" + "\n\n".join(_uses(generator, files)),
+        "## Use\n\n" + "\n\n".join(_uses(generator, files, data.array is None)),
         "## Scores\n\n" + _scores(run_dir, description),
         "## Limits\n\nSamples resemble the training data, with its gaps and its biases. They are not evidence of anything. "
         "Some may be close to single training samples; `stylegan-dist evaluate` shows nearest neighbours. Layer noise is "
@@ -61,7 +61,7 @@ def model_card(run_dir: Path, description: Description, generator: Generator, fi
     return "\n\n".join(parts) + "\n"
 
 
-def _uses(generator: Generator, files: Sequence[str]) -> list[str]:
+def _uses(generator: Generator, files: Sequence[str], pictures: bool) -> list[str]:
     labels = ", torch.tensor([0, 0, 0, 0])" if generator.num_classes else ""
     psi = ", torch.tensor(0.7)" if generator.truncates else ""
     feed = ("" if not generator.num_classes else ', "labels": np.zeros(4, np.int64)') + \
@@ -82,7 +82,9 @@ def _uses(generator: Generator, files: Sequence[str]) -> list[str]:
                 "from stylegan_dist.networks.generator import draw_samples\n"
                 'generator = from_pretrained(".")\n'
                 f'sample = draw_samples(generator, 7, "generate", torch.tensor([0]){one})\n```')
-    uses.append("Pictures: `((samples + 1) * 127.5).round().clip(0, 255)` as uint8, channels first.")
+    uses.append("Pictures: `((samples + 1) * 127.5).round().clip(0, 255)` as uint8, channels first." if pictures else
+                "Samples are arrays: `samples * scale + offset` for each channel, both in `data.array` of config.json, has the "
+                "range of the data.")
     return uses
 
 

@@ -44,9 +44,9 @@ class SavedLatents:
         """Raise InputError where the latents do not fit the generator."""
         generator = trained.generator
         fixed = generator.noise_maps()
-        example = trained.population(None, "latents.example", 1).mean
-        shapes = [example.shape, *([torch.Size((generator.num_ws, *example.shape))] if generator.num_ws else [])]
-        fits = not self.maps or [one.shape for one in self.maps] == [one.shape[2:] for one in fixed]
+        one = trained.latent_shape
+        shapes = [one, *([torch.Size((generator.num_ws, *one))] if generator.num_ws else [])]
+        fits = not self.maps or [own.shape for own in self.maps] == [own.shape[2:] for own in fixed]
         if self.latents.shape not in shapes or not fits:
             wanted = " or ".join(str(list(shape)) for shape in shapes)
             raise InputError(f"the latents are {list(self.latents.shape)} with {len(self.maps)} noise maps, which does not fit "

@@ -58,6 +58,20 @@ class Trained:
             raise InputError(f"--class {label} does not exist: {self.run_dir} has classes 0 to {classes - 1}")
 
     @torch.no_grad()
+    def latents(self, purpose: str, index: Tensor, label: int | None) -> Tensor:
+        """Those of some numbers [N] of a purpose, with seed 0: [N, ...], of a class, or of all classes in turn."""
+        classes, labels = self.shape.num_classes, None
+        index = index.to(self.device)
+        if classes:
+            labels = index % classes if label is None else torch.full_like(index, label)
+        return self.generator.latents(0, purpose, index, labels)
+
+    @property
+    def latent_shape(self) -> torch.Size:
+        """Of one latent, without W+."""
+        return self.latents("latents.example", torch.zeros(1, dtype=torch.int64), None).shape[1:]
+
+    @torch.no_grad()
     def population(self, label: int | None, purpose: str, draws: int = DRAWS) -> Population:
         """What latents are like, measured on some.
 
@@ -65,13 +79,8 @@ class Trained:
             label: their class; None: all classes in turn, or none where there are none.
             purpose: of the draws.
         """
-        classes, parts = self.shape.num_classes, []
-        for start in range(0, draws, _AT_ONCE):
-            index = torch.arange(start, min(start + _AT_ONCE, draws), device=self.device)
-            labels = None
-            if classes:
-                labels = index % classes if label is None else torch.full_like(index, label)
-            parts.append(self.generator.latents(0, purpose, index, labels).double())
+        parts = [self.latents(purpose, torch.arange(start, min(start + _AT_ONCE, draws)), label).double()
+                 for start in range(0, draws, _AT_ONCE)]
         latents = torch.cat(parts)
         mean = latents.mean(0)
         apart = (latents - mean).flatten(1)

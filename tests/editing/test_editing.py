@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +18,11 @@ from stylegan_dist.editing.directions import ganspace, load_directions, parse_la
 from stylegan_dist.editing.points import draw, points_of_files, points_of_seeds
 from stylegan_dist.editing.walks import closed_spline
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import declared
 from stylegan_dist.kinds.base import to_uint8
 from stylegan_dist.latents.saved import SavedLatents, save_latents
-from stylegan_dist.latents.trained import open_trained
-from stylegan_dist.networks.generator import Generator
+from stylegan_dist.latents.trained import Trained, open_trained
+from stylegan_dist.networks.generator import Generator, SampleShape
 
 RUN_SIDE = 32
 
@@ -47,8 +47,7 @@ class Linear(Generator):
 
 
 def linear(spread: torch.Tensor, style: torch.Tensor):
-    return SimpleNamespace(generator=Linear(spread, style), device=torch.device("cpu"), digest="0" * 64, run_dir=Path("toy"),
-                           shape=SimpleNamespace(num_classes=0))
+    return Trained(Path("toy"), Linear(spread, style), SampleShape(4, 1), declared(None), 0, "0" * 64, torch.device("cpu"))
 
 
 def rotation(seed: int) -> torch.Tensor:
