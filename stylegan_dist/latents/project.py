@@ -133,15 +133,18 @@ class _Work:
                  options: ProjectOptions):
         self.trained, self.targets, self.features, self.options = trained, targets, features, options
         self.missing = None if missing is None else missing.to(trained.device)
-        values = trained.kind.to_network(torch.stack([target.pixels for target in targets]))
-        self.values = values.to(trained.device)
         self.numbers = torch.tensor([target.number for target in targets], device=trained.device)
         every = options.every_class and options.label is None
         self.starts = find_starts(trained, options.label, every, options.starts, options.seed)
         self.no_class = not trained.shape.num_classes or (options.label is None and not options.every_class)
 
+    def values(self, part: slice) -> Tensor:
+        """The images of a part in the range of networks. Of all, they would need a lot of memory."""
+        pixels = torch.stack([target.pixels for target in self.targets[part]])
+        return self.trained.kind.to_network(pixels.to(self.trained.device))
+
     def loss(self, part: slice) -> Loss:
-        return Loss(self.values[part], self.missing, self.features, self.options.weight)
+        return Loss(self.values(part), self.missing, self.features, self.options.weight)
 
     def parts(self) -> list[slice]:
         return [slice(first, first + self.options.batch) for first in range(0, len(self.targets), self.options.batch)]
@@ -193,7 +196,7 @@ class _Work:
             drawn = draw(trained, rows)
             pixels = trained.kind.from_network(drawn)
             distances = self.loss(part).distance(trained.kind.to_network(pixels)).tolist()
-        shown = drawn if missing is None else pasted(drawn, self.values[part], missing, self.options.feather)
+        shown = drawn if missing is None else pasted(drawn, self.values(part), missing, self.options.feather)
         pictures, generated = trained.kind.from_network(shown).cpu(), pixels.cpu()
         labels = [None] * len(pixels) if self.no_class or rows.labels is None else rows.labels.tolist()
         known = None if missing is None else ~missing[0, 0].cpu()

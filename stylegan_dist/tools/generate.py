@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +19,12 @@ from tqdm import tqdm
 from stylegan_dist import randomness
 from stylegan_dist.errors import InputError
 from stylegan_dist.kinds.base import to_uint8
-from stylegan_dist.machine import usable_device
+from stylegan_dist.latents.trained import open_trained
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.networks.generator import Generator, Sampling, draw_samples
 from stylegan_dist.ops import native
 from stylegan_dist.records import shorten
-from stylegan_dist.training.snapshot import Which, load_generator
+from stylegan_dist.training.snapshot import Which
 
 GRID_NAME = "grid.png"
 SEEDS_LIMIT = 1_000_000
@@ -65,15 +64,15 @@ def generate(run_dir: str | os.PathLike, out: str | os.PathLike, options: Genera
 
 
 def _generate(run_dir: str | os.PathLike, out: Path, options: GenerateOptions) -> Path:
-    device = usable_device(options.device, "--device")
-    snapshot = load_generator(run_dir, device, options.which)
-    generator, kind = snapshot.generator, snapshot.kind
-    labels = _labels(generator, options)
+    trained = open_trained(run_dir, options.device, options.which)
+    trained.check_class(options.label)
+    generator, kind, classes = trained.generator, trained.kind, trained.shape.num_classes
+    labels = [None if not classes else seed % classes if options.label is None else options.label for seed in options.seeds]
     grid: list[torch.Tensor] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
         for seed, label in tqdm(list(zip(options.seeds, labels, strict=True)), unit="img", desc="generate"):
-            drawn = _draw(generator, seed, label, options, device)
+            drawn = _draw(generator, seed, label, options, trained.device)
             name = f"seed{seed:04d}" + ("" if label is None else f"-class{label}")
             kind.save(out / name, drawn)
             if len(grid) < GRID_LIMIT:
@@ -109,15 +108,3 @@ def _draw(generator: Generator, seed: int, label: int | None, options: GenerateO
     index = torch.zeros(1, dtype=torch.int64, device=device)
     labels = None if label is None else torch.tensor([label], device=device)
     return draw_samples(generator, seed, "generate", index, labels, Sampling(options.truncation, options.noise))[0]
-
-
-def _labels(generator: Generator, options: GenerateOptions) -> Sequence[int | None]:
-    """The class of every seed."""
-    classes = generator.num_classes
-    if not classes:
-        if options.label is not None:
-            raise InputError("--class has no meaning here: the run was trained without labels")
-        return [None] * len(options.seeds)
-    if options.label is not None and not 0 <= options.label < classes:
-        raise InputError(f"--class {options.label} does not exist: the run has classes 0 to {classes - 1}")
-    return [seed % classes if options.label is None else options.label for seed in options.seeds]

@@ -7,6 +7,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,12 @@ from untrained_run import TINY, make_run
 from stylegan_dist.cli import main
 from stylegan_dist.errors import InputError
 from stylegan_dist.export import from_pretrained, graphs
+from stylegan_dist.export.card import CardOptions, model_card
 from stylegan_dist.export.folder import FORMATS
+from stylegan_dist.export.pretrained import Description
+from stylegan_dist.kinds.array import Array
 from stylegan_dist.networks.generator import Sampling, draw_samples
+from stylegan_dist.records import read_record
 from stylegan_dist.scores_file import NAME
 from stylegan_dist.training.snapshot import load_generator
 
@@ -114,6 +119,17 @@ def test_the_card_has_the_scores_of_these_weights_alone(run: Path, tmp_path: Pat
     assert "| fd | 12.25 | 1.5 | net | 50 |" in text
     assert "other |" not in text
     assert "generator.onnx" not in text
+
+
+def test_the_card_of_arrays_says_how_they_are_scaled(run: Path, weights: Path):
+    record = (weights / "config.json").read_bytes()
+    description = read_record(Description, record, len(record))
+    generator = from_pretrained(weights)
+    arrays = replace(description, data=replace(description.data, array=Array("float32", (0.0,), (2.0,))))
+    for described, word, other in ((arrays, "samples * scale + offset", "127.5"), (description, "127.5", "scale")):
+        text = model_card(run, described, generator, [], CardOptions())
+        assert word in text
+        assert other not in text
 
 
 @pytest.mark.parametrize(("words", "message"), [

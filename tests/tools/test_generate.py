@@ -134,8 +134,8 @@ def test_nobody_waits_for_a_compiler(plain, reference, tmp_path, monkeypatch):
 # Errors
 
 @pytest.mark.parametrize(("conditioned", "options", "message"), [
-    (False, {"label": 0}, "--class has no meaning here: the run was trained without labels"),
-    (True, {"label": 3}, "--class 3 does not exist: the run has classes 0 to 2"),
+    (False, {"label": 0}, "was trained without labels"),
+    (True, {"label": 3}, "has classes 0 to 2"),
     (True, {"label": -1}, "--class -1 does not exist"),
     (False, {"truncation": float("nan")}, "--trunc nan must be a number"),
     (False, {"truncation": float("inf")}, "--trunc inf must be a number"),
