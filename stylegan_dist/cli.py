@@ -67,6 +67,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     from stylegan_dist.making.commands import add_index, add_pack, add_verify
     from stylegan_dist.report.commands import add_report
     from stylegan_dist.tools.data_commands import add_bench_data, add_peek
+    from stylegan_dist.view.commands import add_view
 
     add_pack(verbs)
     add_index(verbs)
@@ -82,6 +83,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     _add_generate(verbs)
     add_project(verbs)
     add_edit(verbs)
+    add_view(verbs)
     add_export(verbs)
     add_train_features(verbs)
     add_doctor(verbs)
