@@ -66,6 +66,7 @@ def main() -> None:
     judge = None if args.judge == "none" else open_features(args.judge, trained.device)
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(args.out or temporary)
+        out.mkdir(parents=True, exist_ok=True)
 
         def row(name: str, images: Sequence[str | Path], options: dict, right: Sequence[int] | None = None) -> None:
             if not re.search(args.ways, name):

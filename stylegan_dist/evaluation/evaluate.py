@@ -45,6 +45,7 @@ from stylegan_dist.files import file_digest
 from stylegan_dist.metrics import few_samples
 from stylegan_dist.ops import native
 from stylegan_dist.ranks import Ranks
+from stylegan_dist.scores_file import MOST_CLASSES
 from stylegan_dist.training.best import read_best, remember_best
 from stylegan_dist.training.checkpoint import checkpoint_folder, list_checkpoints, name_aside
 from stylegan_dist.training.pin import pinned
@@ -94,7 +95,7 @@ class Evaluator:
         self.seed, self.count = options.seed, options.count or wanted.count
         self.metrics = options.metrics or ranks.together(lambda: parse_metrics(wanted.metrics, "evaluate.metrics="))
         self.ops = "auto" if config.ops.path == "fused" and not native.native().devices else config.ops.path
-        self.index: DatasetIndex = ranks.together(lambda: load_index(options.shards or config.data.shards))
+        self.index: DatasetIndex = ranks.together(lambda: self._load_index(options.shards or config.data.shards))
         self.network: FeatureNetwork = ranks.together(lambda: open_features(options.network or wanted.network, ranks.device))
         ranks.together(lambda: self.network.check(self.index.resolution, len(self._example()[0])))
         if "classes" in self.metrics and not (self.index.num_classes and config.data.conditional):
@@ -113,6 +114,11 @@ class Evaluator:
         self._neighbours = Neighbours(run_dir, self.index, self.cache, self.seed, self._counts(), say)
         self._real: Rows | None = None
         self._floors: dict[str, float] = {}  # on rank 0
+
+    def _load_index(self, shards: str) -> DatasetIndex:
+        if not shards:
+            raise InputError(f"{self.run_dir} was imported without data: give --shards, a folder made by stylegan-dist pack")
+        return load_index(shards)
 
     def _example(self) -> Tensor:
         """What the network would see, of one sample of zeros."""
@@ -201,7 +207,8 @@ class Evaluator:
         by_class = class_distances(real, generated, self.index.num_classes) if "classes" in metrics else ()
         scores = compute_scores(real, generated, self.network, metrics, self._floors, by_class)
         found = Evaluation(1, nimg, digest, self.network.name, self.network.sha256, self.count, self.seed,
-                           self.index.fingerprint, time.monotonic() - began, time.time(), scores, by_class)
+                           self.index.fingerprint, time.monotonic() - began, time.time(), scores,
+                           by_class if len(by_class) <= MOST_CLASSES else ())
         if self._is_abandoned(nimg, digest):  # a tracker would take the scores for those of the checkpoint that will follow
             self.say(f"no scores at {nimg / 1000:g} kimg: the run has gone back to an earlier checkpoint")
             return None

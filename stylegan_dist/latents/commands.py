@@ -49,9 +49,9 @@ def add_project(verbs) -> None:
     search.add_argument("--feature-weight", type=real("--feature-weight", Range(0, 1e6)), metavar="X",
                         help="of the features in the loss (default: 0.1)")
     search.add_argument("--noise", choices=["const", "fit"], default="const",
-                        help="const: the fixed noise maps; fit: noise maps are searched for, too, and saved (default: %(default)s)")
+                        help="const: the fixed noise maps; fit: maps are searched for, too, and saved (default: %(default)s)")
     search.add_argument("--pull", type=real("--pull", Range(0, 1e6)), metavar="X",
-                        help="weight of the squared distance from the mean latent (default: 0; with a mask in w+ 0.001)")
+                        help="weight of the squared distance from the mean latent (default: 0; with a mask 0.01)")
     search.add_argument("--seed", type=whole("--seed", SEEDS), default=0, help="of all draws (default: %(default)s)")
     missing = parser.add_argument_group("images of which a part is missing")
     missing.add_argument("--mask", type=path("--mask"), metavar="PNG",

@@ -32,7 +32,7 @@ from stylegan_dist.ops import native
 from stylegan_dist.training.snapshot import Which
 
 FEATURE_WEIGHT = 0.1
-PULL = 1e-3               # of W+ for images of which a part is missing
+PULL = 1e-2               # for images of which a part is missing
 _LOSS_SECONDS = 0.5       # between two losses in the bar, each of which waits for the device
 
 
@@ -48,7 +48,7 @@ class ProjectOptions:
     features: str = OWN              # of the loss, see open_loss_features
     weight: float = FEATURE_WEIGHT   # of the features in the loss
     noise: str = "const"             # "const": the fixed noise maps; "fit": they are optimised, too, and saved
-    pull: float | None = None        # weight of the squared distance from the mean latent; 0, in W+ with a mask PULL
+    pull: float | None = None        # weight of the squared distance from the mean latent; 0, with a mask PULL
     seed: int = 0
     batch: int = 8                   # images that are computed at once
     mask: str | None = None          # a picture, white where all images miss something
@@ -112,10 +112,7 @@ def project(images: Sequence[str | os.PathLike], run_dir: str | os.PathLike, out
             out.mkdir(parents=True, exist_ok=True)
             if options.tune:
                 check_place(out / FOLDER)
-            rows = work.search()
-            if options.tune:
-                trained = work.tune(rows, out)
-            return work.write(trained, rows, out)
+            return work.run(out)
         except OSError as error:
             raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
 
@@ -125,7 +122,7 @@ def _complete(options: ProjectOptions, generator: Generator, masked: bool, run_d
     space = options.space or ("w+" if masked and generator.num_ws else "w")
     if space == "w+" and not generator.num_ws:
         raise InputError(f"--space w+: the generator of {run_dir} takes one latent alone: use --space w")
-    pull = options.pull if options.pull is not None else PULL if masked and space == "w+" else 0.0
+    pull = options.pull if options.pull is not None else PULL if masked else 0.0
     return replace(options, space=space, pull=pull)
 
 
@@ -149,27 +146,36 @@ class _Work:
     def parts(self) -> list[slice]:
         return [slice(first, first + self.options.batch) for first in range(0, len(self.targets), self.options.batch)]
 
-    def search(self) -> list[Rows]:
-        """The rows of each part."""
-        options, trained = self.options, self.trained
-        starts = self.starts
-        maps = options.noise == "fit"
-        tried, wide = len(starts.latents), options.steps // 2 if options.space == "w+" else 0
+    def run(self, out: Path) -> list[Found]:
+        """Search and write. What is finished stays there whatever comes later."""
+        options, found, rows = self.options, [], []
+        tried, wide = len(self.starts.latents), options.steps // 2 if options.space == "w+" else 0
         first = options.steps - wide
         steps = options.steps + (0 if tried == 1 else min(tried, TRIALS) * max(1, round(first * TRIAL_SHARE)))
-        found = []
         with _Bar("project", steps * len(self.targets)) as bar:
             for part in self.parts():
-                loss, numbers = self.loss(part), self.numbers[part]
-                choice = choose(trained, loss, starts, numbers, first, options.seed, options.batch, maps, bar.report)
-                rows = begin(trained, starts, numbers, choice, maps)
-                pull = options.pull or 0.0
-                rows = search(trained, loss, rows, first, options.seed, PURPOSE, 0.0 if wide else pull, bar.report)
-                if wide:
-                    rows = rows.widened(trained.generator.num_ws)
-                    rows = search(trained, loss, rows, wide, options.seed, f"{PURPOSE}.wide", pull, bar.report)
-                found.append(rows)
+                rows.append(self.search(part, first, wide, bar.report))
+                if not options.tune:
+                    found += self.write(self.trained, rows[-1], part, out)
+        if options.tune:
+            tuned = self.tune(rows, out)
+            for one, part in zip(rows, self.parts(), strict=True):
+                found += self.write(tuned, one, part, out)
+        save_strip(out / f"{STRIP}.png", torch.stack([one.target.pixels for one in found]),
+                   torch.stack([one.picture for one in found]), None if self.missing is None else self.missing.cpu())
         return found
+
+    def search(self, part: slice, first: int, wide: int, report: Report) -> Rows:
+        """The rows of a part after `first` steps in W and `wide` steps in W+."""
+        options, trained, maps = self.options, self.trained, self.options.noise == "fit"
+        loss, numbers, pull = self.loss(part), self.numbers[part], options.pull or 0.0
+        choice = choose(trained, loss, self.starts, numbers, first, options.seed, options.batch, maps, report)
+        rows = begin(trained, self.starts, numbers, choice, maps)
+        rows = search(trained, loss, rows, first, options.seed, PURPOSE, pull, report)
+        if wide:
+            rows = rows.widened(trained.generator.num_ws)
+            rows = search(trained, loss, rows, wide, options.seed, f"{PURPOSE}.wide", pull, report)
+        return rows
 
     def tune(self, rows: list[Rows], out: Path) -> Trained:
         """The generator, tuned to all images and saved."""
@@ -180,32 +186,27 @@ class _Work:
                                        "checkpoint": self.trained.digest, "steps": self.options.tune_steps,
                                        "images": [str(target.path) for target in self.targets]})
 
-    def write(self, trained: Trained, rows: list[Rows], out: Path) -> list[Found]:
-        """Files and scores."""
-        results, made = [], []
-        for one, part in zip(rows, self.parts(), strict=True):
-            with torch.no_grad():
-                drawn = draw(trained, one)
-                pixels = trained.kind.from_network(drawn)
-                distances = self.loss(part).distance(trained.kind.to_network(pixels)).tolist()
-            missing = self.missing
-            shown = pixels if missing is None else trained.kind.from_network(pasted(drawn, self.values[part], missing,
-                                                                                    self.options.feather))
-            labels = [None] * len(pixels) if self.no_class or one.labels is None else one.labels.tolist()
-            for number, target in enumerate(self.targets[part]):
-                known = None if missing is None else ~missing[0, 0].cpu()
-                generated = pixels[number].cpu()
-                found = Found(target, labels[number], shown[number].cpu(), psnr(generated, target.pixels, known),
-                              distances[number] if self.features else None,
-                              None if known is None else psnr(generated, target.pixels, ~known))
-                point = one[number:number + 1]
-                saved = SavedLatents(point.latents[0], [values[0, 0] for values in point.maps], self._facts(found, trained))
-                save_latents(out / f"{target.name}.safetensors", saved)
-                save_picture(out / f"{target.name}.png", found.picture)
-                results.append(found)
-            made.append(shown.cpu())
-        save_strip(out / f"{STRIP}.png", torch.stack([target.pixels for target in self.targets]), torch.cat(made),
-                   None if self.missing is None else self.missing.cpu())
+    def write(self, trained: Trained, rows: Rows, part: slice, out: Path) -> list[Found]:
+        """Files and scores of a part."""
+        missing = self.missing
+        with torch.no_grad():
+            drawn = draw(trained, rows)
+            pixels = trained.kind.from_network(drawn)
+            distances = self.loss(part).distance(trained.kind.to_network(pixels)).tolist()
+        shown = drawn if missing is None else pasted(drawn, self.values[part], missing, self.options.feather)
+        pictures, generated = trained.kind.from_network(shown).cpu(), pixels.cpu()
+        labels = [None] * len(pixels) if self.no_class or rows.labels is None else rows.labels.tolist()
+        known = None if missing is None else ~missing[0, 0].cpu()
+        results = []
+        for number, target in enumerate(self.targets[part]):
+            found = Found(target, labels[number], pictures[number], psnr(generated[number], target.pixels, known),
+                          distances[number] if self.features else None,
+                          None if known is None else psnr(generated[number], target.pixels, ~known))
+            point = rows[number:number + 1]
+            saved = SavedLatents(point.latents[0], [values[0, 0] for values in point.maps], self._facts(found, trained))
+            save_latents(out / f"{target.name}.safetensors", saved)
+            save_picture(out / f"{target.name}.png", found.picture)
+            results.append(found)
         return results
 
     def _facts(self, found: Found, trained: Trained) -> dict[str, Any]:

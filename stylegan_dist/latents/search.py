@@ -41,6 +41,7 @@ class Rows:
         latents: [N, ...], or in W+ [N, P, ...].
         mean: [N, ...], the mean latent of the row's class.
         spread: [N], of the row's class.
+        whitening: [N, D, D], as of `Population`.
         labels: int64 [N], or None.
         numbers: int64 [N], of the images, which address draws.
         maps: noise maps [N, 1, H, W]; none where the fixed ones are used.
@@ -49,26 +50,19 @@ class Rows:
     latents: Tensor
     mean: Tensor
     spread: Tensor
+    whitening: Tensor
     labels: Tensor | None
     numbers: Tensor
     maps: list[Tensor]
 
     def __getitem__(self, rows: slice | Tensor) -> Rows:
-        return Rows(self.latents[rows], self.mean[rows], self.spread[rows], None if self.labels is None else self.labels[rows],
-                    self.numbers[rows], [values[rows] for values in self.maps])
+        return Rows(self.latents[rows], self.mean[rows], self.spread[rows], self.whitening[rows],
+                    None if self.labels is None else self.labels[rows], self.numbers[rows],
+                    [values[rows] for values in self.maps])
 
     def widened(self, places: int) -> Rows:
         """The same in W+: the latent of each row at every place."""
         return replace(self, latents=self.latents[:, None].repeat(1, places, *[1] * (self.latents.dim() - 1)))
-
-
-def joined(parts: list[Rows]) -> Rows:
-    """The rows of all parts in their order."""
-    labels = [part.labels for part in parts if part.labels is not None]
-    return Rows(torch.cat([part.latents for part in parts]), torch.cat([part.mean for part in parts]),
-                torch.cat([part.spread for part in parts]), torch.cat(labels) if labels else None,
-                torch.cat([part.numbers for part in parts]),
-                [torch.cat(values) for values in zip(*(part.maps for part in parts), strict=True)])
 
 
 def draw(trained: Trained, rows: Rows) -> Tensor:
@@ -89,7 +83,8 @@ def search(trained: Trained, loss: Loss, rows: Rows, steps: int, seed: int, purp
     Args:
         loss: of the same rows.
         seed, purpose: of the draws.
-        pull: weight of the squared distance from the mean in units of the spread; in W+ the mean of that over the places.
+        pull: weight of the distance from the mean: the mean square of the whitened values, 1 for usual latents (Wulff and
+            Torralba 2020 likewise, in another coordinate system).
         report: called after each step, with nothing that waits for the device.
     """
     latents = rows.latents.detach().clone().requires_grad_()
@@ -108,8 +103,8 @@ def search(trained: Trained, loss: Loss, rows: Rows, steps: int, seed: int, purp
         each = loss(draw(trained, replace(rows, latents=current, maps=maps)))
         total = each + _MAPS_WEIGHT * roughness(maps) if maps else each
         if pull:
-            squares = ((latents - mean) / scale).square().flatten(2 if wide else 1).sum(-1)
-            total = total + pull * (squares.mean(1) if wide else squares)
+            apart = (latents - mean).flatten(2 if wide else 1)
+            total = total + pull * (apart.view(len(apart), -1, apart.shape[-1]) @ rows.whitening).square().mean((1, 2))
         optimizer.zero_grad(set_to_none=True)
         total.sum().backward()
         optimizer.step()

@@ -26,6 +26,7 @@ class Starts(NamedTuple):
     latents: Tensor         # [K, ...]
     mean: Tensor            # [K, ...], of the start's class
     spread: Tensor          # [K]
+    whitening: Tensor       # [K, D, D]
     labels: Tensor | None   # int64 [K]
 
 
@@ -47,7 +48,7 @@ def find_starts(trained: Trained, label: int | None, every: bool, drawn: int, se
         raise InputError(f"the latents of {trained.run_dir} say nothing of the class: give --class K or --class all")
     draws = max(_LEAST_DRAWS, DRAWS // len(chosen))
     populations = [trained.population(one, f"{PURPOSE}.population", draws) for one in chosen]
-    mean, spread = torch.stack([one.mean for one in populations]), torch.stack([one.spread for one in populations])
+    mean, spread, whitening = (torch.stack(list(values)) for values in zip(*populations, strict=True))
     labels = None
     if classes:  # without a class in particular: places in W, of which the label says nothing any more
         labels = torch.tensor([one or 0 for one in chosen], device=trained.device)
@@ -61,9 +62,9 @@ def find_starts(trained: Trained, label: int | None, every: bool, drawn: int, se
         with torch.no_grad():
             points = trained.generator.latents(seed, f"{PURPOSE}.start", index, drawn_labels)
         latents = torch.cat([latents, mean[rows].lerp(points, _TRUNCATION)])
-        mean, spread = torch.cat([mean, mean[rows]]), torch.cat([spread, spread[rows]])
+        mean, spread, whitening = (torch.cat([values, values[rows]]) for values in (mean, spread, whitening))
         labels = None if labels is None else torch.cat([labels, labels[rows]])
-    return Starts(latents, mean, spread, labels)
+    return Starts(latents, mean, spread, whitening, labels)
 
 
 def begin(trained: Trained, starts: Starts, numbers: Tensor, choice: Tensor, with_maps: bool) -> Rows:
@@ -75,7 +76,7 @@ def begin(trained: Trained, starts: Starts, numbers: Tensor, choice: Tensor, wit
         with_maps: noise maps of their own, which begin as the fixed ones.
     """
     maps = [values.repeat(len(numbers), 1, 1, 1) for values in trained.generator.noise_maps()] if with_maps else []
-    return Rows(starts.latents[choice], starts.mean[choice], starts.spread[choice],
+    return Rows(starts.latents[choice], starts.mean[choice], starts.spread[choice], starts.whitening[choice],
                 None if starts.labels is None else starts.labels[choice], numbers, maps)
 
 

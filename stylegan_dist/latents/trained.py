@@ -18,13 +18,15 @@ from stylegan_dist.training.snapshot import Which, load_generator
 
 DRAWS = 10_000       # latents whose mean and spread describe the space, as published
 _AT_ONCE = 1000      # of these
+_FLATTEST = 1e-4     # least variance in a direction, as a part of the greatest
 
 
 class Population(NamedTuple):
     """What latents of one class, or of all, are like."""
 
-    mean: Tensor     # [...], as one latent
-    spread: Tensor   # [], root of the mean squared distance from the mean
+    mean: Tensor       # [...], as one latent
+    spread: Tensor     # [], root of the mean squared distance from the mean
+    whitening: Tensor  # [D, D], with D values of a latent: (latent - mean) @ whitening has variance 1 in all directions
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Trained:
 
     @torch.no_grad()
     def population(self, label: int | None, purpose: str, draws: int = DRAWS) -> Population:
-        """Mean and spread of latents.
+        """What latents are like, measured on some.
 
         Args:
             label: their class; None: all classes in turn, or none where there are none.
@@ -72,8 +74,11 @@ class Trained:
             parts.append(self.generator.latents(0, purpose, index, labels).double())
         latents = torch.cat(parts)
         mean = latents.mean(0)
-        spread = (latents - mean).square().flatten(1).sum(1).mean().sqrt()
-        return Population(mean.float(), spread.float())
+        apart = (latents - mean).flatten(1)
+        variances, directions = torch.linalg.eigh(apart.T @ apart / len(apart))
+        # Directions in which latents hardly differ must not weigh without bounds.
+        whitening = directions * variances.clamp(min=float(variances[-1]) * _FLATTEST).rsqrt()
+        return Population(mean.float(), apart.square().sum(1).mean().sqrt().float(), whitening.float())
 
 
 def open_trained(run_dir: str | os.PathLike, device: str | None = None, which: Which | None = None) -> Trained:

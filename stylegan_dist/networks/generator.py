@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stylegan_dist import randomness
+from stylegan_dist.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,32 @@ class Generator(nn.Module, abc.ABC):
     def sample(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, sampling: Sampling) -> Tensor:
         """Samples [N, C, R, R], nominally in [-1, 1]; all that is random is a function of (seed, purpose, index: int64 [N])."""
         return self.synthesize(self.latents(seed, purpose, index, labels, sampling.truncation), labels, sampling.noise)
+
+
+class UniformLatents(Generator):
+    """A generator without a mapping network, whose latents are its uniform z.
+
+    Attributes:
+        z_limit: z is in [-z_limit, z_limit).
+    """
+
+    truncates = False
+    z_limit: float
+
+    def draw(self, seed: int, purpose: str, index: Tensor) -> Tensor:
+        """z [N, z_dim] of uniform numbers, a function of (seed, purpose, index: int64 [N])."""
+        return randomness.uniform(seed, f"{purpose}.z", index, self.z_dim) * (2 * self.z_limit) - self.z_limit
+
+    def map(self, z: Tensor, labels: Tensor | None, truncation: float | Tensor = 1.0) -> Tensor:
+        """z [N, z_dim].
+
+        Raises:
+            InputError: truncation is asked for.
+        """
+        if truncation != 1:
+            raise InputError(f"truncation {truncation:g} is not possible: this family has no mapping network, and so no mean "
+                             "latent to pull to; leave truncation at 1")
+        return z
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from drawn_run import TINY, make_run
 from PIL import Image
+from untrained_run import TINY, make_run
 
 from stylegan_dist.cli import main
 from stylegan_dist.editing.blending import blend
@@ -177,7 +177,7 @@ def test_films(run: Path, tmp_path: Path, ending: str):
 
 
 def test_a_blended_run_has_the_stages_of_both(tmp_path: Path, capsys):
-    a, b = (make_run(tmp_path / name, 0, overrides=[*TINY, f"run.seed={seed}"])
+    a, b = (make_run(tmp_path / name, 0, knobs=[*TINY, f"run.seed={seed}"])
             for seed, name in enumerate("ab"))
     assert main(["edit", "blend", str(a), str(b), str(tmp_path / "c"), "--at", "8"]) == 0
     one, other, both = (open_trained(path, "cpu").generator.state_dict() for path in (a, b, tmp_path / "c"))

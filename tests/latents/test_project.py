@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from drawn_run import R3GAN, TINY, make_run
 from PIL import Image
+from tape import NobodyWaits
+from untrained_run import R3GAN, TINY, make_run
 
 from stylegan_dist.cli import main
 from stylegan_dist.errors import InputError
@@ -18,7 +21,7 @@ from stylegan_dist.latents.inputs import read_images
 from stylegan_dist.latents.loss import Loss, open_loss_features
 from stylegan_dist.latents.project import Found, ProjectOptions, pasted, project, psnr
 from stylegan_dist.latents.saved import load_latents
-from stylegan_dist.latents.search import latent_noise, learning_rate, normalised, roughness
+from stylegan_dist.latents.search import Rows, latent_noise, learning_rate, normalised, roughness, search
 from stylegan_dist.latents.trained import Trained, open_trained
 from stylegan_dist.tools.generate import GenerateOptions, generate
 from stylegan_dist.training.checkpoint import check_checkpoint, checkpoint_folder
@@ -42,7 +45,7 @@ def draw(trained: Trained, folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("conditional") / "run", 3, resolution=16, overrides=SMALL, contrast=0.3)
+    return make_run(tmp_path_factory.mktemp("conditional") / "run", 3, resolution=16, knobs=SMALL, contrast=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +126,7 @@ def test_a_hole_is_completed_from_what_is_known(run, trained, images, tmp_path):
     mask = np.zeros((16, 16), np.uint8)
     mask[:, 8:] = 255
     Image.fromarray(mask).resize((48, 48), Image.Resampling.NEAREST).save(tmp_path / "mask.png")
-    options = ProjectOptions(steps=80, space="w", mask=str(tmp_path / "mask.png"), device="cpu")
+    options = ProjectOptions(steps=80, space="w", pull=1e-3, mask=str(tmp_path / "mask.png"), device="cpu")
     found = project(hidden, run, tmp_path / "out", options)
     for one, image in zip(found, images, strict=True):
         truth, picture = torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1), one.picture
@@ -142,7 +145,7 @@ def test_a_hole_is_completed_from_what_is_known(run, trained, images, tmp_path):
 
 def test_a_generator_without_w(tmp_path):
     """R3GAN: z is searched for, the class counts in the network itself."""
-    run = make_run(tmp_path / "run", 3, resolution=16, overrides=R3GAN)
+    run = make_run(tmp_path / "run", 3, resolution=16, knobs=R3GAN)
     images = draw(open_trained(run, "cpu"), tmp_path)
     found = project(images, run, tmp_path / "out", ProjectOptions(steps=60, device="cpu"))
     assert all(one.psnr > 20 for one in found)
@@ -177,7 +180,7 @@ def test_tuning_comes_nearer_and_leaves_a_run(run, images, tmp_path):
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
 def test_other_channels(channels, mode, tmp_path):
     """Images become what the run makes, as `pack` does: grey, or with transparency. Equal names are told apart."""
-    run = make_run(tmp_path / "run", 0, channels, resolution=8, overrides=SMALL)
+    run = make_run(tmp_path / "run", 0, channels, resolution=8, knobs=SMALL)
     (tmp_path / "other").mkdir()
     for folder, colour in (("", (9, 99, 199)), ("other", (255, 0, 0))):
         Image.new("RGB", (30, 20), colour).save(tmp_path / folder / "strip.jpg")
@@ -186,6 +189,25 @@ def test_other_channels(channels, mode, tmp_path):
     assert Image.open(tmp_path / "out" / "strip-2.png").mode == mode
     assert Image.open(tmp_path / "out" / "strip-2.png").size == (8, 8)
     assert found[0].label is None
+
+
+def test_the_search_waits_for_nobody(trained):
+    """The meta device stands in for a GPU: nobody can read a number there."""
+    features, meta = open_loss_features("discriminator", trained), torch.device("meta")
+    assert features is not None
+    features._trunk.to(meta)
+    features.device = meta
+    there = replace(trained, generator=copy.deepcopy(trained.generator).to(meta), device=meta)
+    with meta:
+        labels = torch.zeros(2, dtype=torch.int64)
+        rows = Rows(torch.zeros(2, 8), torch.zeros(2, 8), torch.ones(2), torch.zeros(2, 8, 8), labels, labels,
+                    [values.repeat(2, 1, 1, 1) for values in there.generator.noise_maps()]).widened(there.generator.num_ws)
+        targets, missing = torch.zeros(2, 3, 16, 16), torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    for hole in (None, missing):
+        loss = Loss(targets, hole, features, 0.1)
+        search(there, loss, rows, 1, 0, "test")  # constants are made once
+        with NobodyWaits():
+            search(there, loss, rows, 2, 0, "test", pull=0.1)
 
 
 # The mathematics
@@ -306,7 +328,7 @@ def test_files_that_are_no_images(run, images, tmp_path, capsys):
 
 
 def test_without_labels(images, tmp_path, capsys):
-    run = make_run(tmp_path / "run", 0, resolution=8, overrides=SMALL)
+    run = make_run(tmp_path / "run", 0, resolution=8, knobs=SMALL)
     assert "--class has no meaning here" in said(capsys, images[0], "--run", run, "--class", "0", "--out", tmp_path / "out")
     numbers = {read_images([image], open_trained(run, "cpu"))[0].number for image in images}
     assert len(numbers) == 3, "draws of different images have different addresses"

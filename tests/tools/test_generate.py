@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn_run import make_run
 from PIL import Image
+from untrained_run import make_run
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.ops import native
