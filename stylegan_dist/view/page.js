@@ -4,7 +4,10 @@
   const token = new URLSearchParams(location.search).get("token");
   const canvas = id("canvas"), pen = canvas.getContext("2d"), note = id("note"), time = id("time");
   const SEEDS = ["seed", "second", "noise_seed"];
-  const START = {seed: 0, second: 1, blend: 0, psi: 1, label: "", mix_from: 0, mix_to: 0, noise: "const", noise_seed: 0, moves: []};
+  const LARGEST = 16;  // pixels of the screen for one of the picture, in each direction: more is no face any more
+  const START = {
+    seed: 0, second: 1, blend: 0, psi: 1, label: "", mix_from: 0, mix_to: 0, noise: "const", noise_seed: 0, moves: [],
+  };
   let facts, state = {...START}, busy = false, dirty = false;
 
   const query = () => new URLSearchParams({...state, moves: state.moves.join(","), token}).toString();
@@ -123,6 +126,7 @@
     const size = `${facts.resolution} × ${facts.resolution} pixels`;
     id("about").textContent = `${facts.nimg.toLocaleString("en-US")} images of training, ${size}, on ${facts.device}`;
     canvas.classList.toggle("pixels", facts.resolution < 256);
+    canvas.style.maxWidth = `${LARGEST * facts.resolution}px`;
     id("classes").hidden = !facts.classes;
     id("truncation").hidden = !facts.truncates;
     id("noises").hidden = !facts.noise;

@@ -13,26 +13,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn_run import R3GAN, TINY, make_run
 from PIL import Image
+from untrained_run import R3GAN, TINY, make_run
 from view_server import served
 
 from stylegan_dist.cli import main
 from stylegan_dist.editing.directions import load_directions, save_directions, sefa
 from stylegan_dist.editing.points import draw, points_of_files
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.base import to_uint8
+from stylegan_dist.latents.saved import load_latents
 from stylegan_dist.latents.trained import open_trained
 from stylegan_dist.view.scene import great_circle, open_scene
 from stylegan_dist.view.server import ViewServer
 from stylegan_dist.view.settings import Settings
 
+DCGAN = ["data.shards=somewhere", "generator.family=dcgan", "generator.z_dim=16", "generator.channel_base=256",
+         "generator.channel_max=32", "discriminator.channel_base=256", "discriminator.channel_max=32"]
 SECONDS = 120  # for a request, against hanging only
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, labelled_shards) -> Path:
     data = [f"data.shards={labelled_shards}", *TINY[1:]]
-    return make_run(tmp_path_factory.mktemp("viewed") / "run", 3, overrides=data, contrast=3)
+    return make_run(tmp_path_factory.mktemp("viewed") / "run", 3, knobs=data, contrast=3)
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +124,9 @@ def test_the_page_knows_the_generator(server: ViewServer):
     assert (facts["classes"], facts["resolution"], facts["moves"], facts["truncates"]) == (3, 32, 10, True)
 
 
-def test_a_generator_without_w(tmp_path: Path):
-    run = make_run(tmp_path / "r3gan", 3, overrides=R3GAN)
+@pytest.mark.parametrize("knobs", [R3GAN, DCGAN], ids=["normal", "uniform"])
+def test_a_generator_without_w(knobs: list[str], tmp_path: Path):
+    run = make_run(tmp_path / "run", 3, knobs=knobs)
     with served(run) as server:
         facts = json.loads(ask(server, "/facts")[1])
         assert (facts["layers"], facts["moves"], facts["noise"], facts["truncates"]) == (0, 0, False, False)
@@ -131,7 +136,8 @@ def test_a_generator_without_w(tmp_path: Path):
         assert ask(server, "/frame", "mix_to=1")[0] == 400
         file = tmp_path / "l.safetensors"
         file.write_bytes(ask(server, "/latents.safetensors", "seed=2&label=1")[1])
-        assert file.stat().st_size > 0
+        values = load_latents(file).drawn_by(server.scene.trained)
+        assert np.array_equal(to_uint8(values)[0].permute(1, 2, 0).numpy(), shown(server, "seed=2&label=1"))
     with pytest.raises(InputError, match="without a mapping network"):
         open_scene(open_trained(run, "cpu"), "d.safetensors")
 

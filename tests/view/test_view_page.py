@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import chromium
-from drawn_run import R3GAN, TINY, make_run
-from launching import ROOT, TIMEOUT
+from launching import ROOT, TIMEOUT, wait_until
 from PIL import Image
+from untrained_run import R3GAN, TINY, make_run
 from view_server import served
 
 from stylegan_dist.latents.trained import open_trained
@@ -45,7 +47,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, labelled_shards) -> Path:
     data = [f"data.shards={labelled_shards}", *TINY[1:]]
-    return make_run(tmp_path_factory.mktemp("viewed") / "run", 3, overrides=data, contrast=3)
+    return make_run(tmp_path_factory.mktemp("viewed") / "run", 3, knobs=data, contrast=3)
 
 
 @contextmanager
@@ -147,6 +149,23 @@ def test_dragging_ends_at_the_newest_state(browser, run):
         assert server.newest.asked - before <= 2
 
 
+def test_a_request_that_another_window_has_replaced_is_asked_again(browser, run):
+    ready = threading.Event()
+    with served(run) as server, page_of(browser, server.url) as page, ThreadPoolExecutor(2) as others:
+        newest, before = server.newest, server.newest.asked
+        try:
+            others.submit(newest.run, lambda: ready.wait(TIMEOUT))
+            wait_until(lambda: newest.asked == before + 1)
+            put(page, "seed-slider", 6)
+            wait_until(lambda: newest.asked == before + 2)
+            replaced = others.submit(newest.run, lambda: True)
+            wait_until(lambda: newest.asked == before + 4)  # the page again
+            assert replaced.result(TIMEOUT) is None
+        finally:
+            ready.set()
+        assert np.array_equal(shown(page), drawn(run, seed=6))
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_is_wider_than_the_page(browser, run, width):
     with served(run) as server, page_of(browser, server.url, width) as page:
@@ -156,7 +175,7 @@ def test_nothing_is_wider_than_the_page(browser, run, width):
 
 
 def test_a_generator_without_w(browser, tmp_path):
-    run = make_run(tmp_path / "run", 0, overrides=R3GAN)
+    run = make_run(tmp_path / "run", 0, knobs=R3GAN)
     with served(run) as server, page_of(browser, server.url) as page:
         for name in ("psi", "label", "mix_to", "noise", "moves"):
             assert not page.is_visible(f"#{name}")
