@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, TINY, TINY_R3GAN, finished
+from launching import ROOT, TINY, TINY_R3GAN, TINY_STYLEGAN3, finished
 from safetensors.torch import load_file
 
 from stylegan_dist.engine.graphs import WARM_UP
@@ -42,6 +42,8 @@ R3GAN = (
     "loss.r1_gamma={cosine: [1, 0.1], until_kimg: 0.1}", "loss.r2_gamma={linear: [0, 0.5], until_kimg: 0.1}",
     "ema.half_life_kimg={cosine: [0, 0.05], until_kimg: 0.1}", "ema.rampup=0",
 )
+# Configuration R, with a blur of which every step sees another width.
+STYLEGAN3 = ("generator.family=stylegan3-r", "loss.blur_sigma={linear: [2, 0], until_kimg: 0.05}")
 R3GAN_CONTINUED = ("zero2", "flat", "zero3")  # what is saved under the first, by all
 AUGMENTED = ("augment.pipe=bgc", "augment.p=ada", "augment.target=0", "augment.kimg=0.2")  # p moves by 0.32 a time
 AUGMENTED_STEPS = 6
@@ -59,7 +61,7 @@ CONTINUED = [*SOME, *sorted({
 } - {*SOME})]
 # What is trained where only tests without the mark `full` are selected.
 HEART = {"flat-1-1", "flat-2-1", "zero2-2-1", "zero3-2-1", "flat-2-to-flat-2", "zero2-2-to-zero3-2",
-         "flat-1-r3gan", "zero2-2-r3gan", "flat-1-augmented", "flat-2-augmented"}
+         "flat-1-r3gan", "zero2-2-r3gan", "flat-1-stylegan3", "flat-2-stylegan3", "flat-1-augmented", "flat-2-augmented"}
 DIVIDED = [*((engine, 2, 2) for engine in ENGINES[2]), ("flat", 2, 4), ("zero2", 2, 4), ("flat", 1, 2), ("flat", 1, 4)]
 NETWORKS = ("g", "d", "g_ema")
 OPTIMIZERS = ("optimizer_g", "optimizer_d")
@@ -114,6 +116,8 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: 
             cases.append(runs.case("flat-1-approximate", "flat", *APPROXIMATE, steps=SHORT))
             cases.append(runs.case("flat-1-r3gan", "flat", *R3GAN, steps=RECORDED, tiny=TINY_R3GAN))
             cases.append(runs.case("flat-1-r3gan-parts", "flat", "run.batch_gpu=4", *R3GAN, steps=RECORDED, tiny=TINY_R3GAN))
+            cases += [runs.case(f"flat-1-stylegan3{name}", "flat", *more, *STYLEGAN3, steps=RECORDED, tiny=TINY_STYLEGAN3)
+                      for name, more in (("", ()), ("-parts", ("run.batch_gpu=4",)))]
             cases.append(runs.case("flat-1-augmented", "flat", *AUGMENTED, steps=AUGMENTED_STEPS))
             cases.append(runs.case("flat-1-poison", "flat", steps=6, poison=3 * BATCH + 1))
             cases += [runs.case(f"flat-1-{name}", "flat", *optimizers(name), steps=SHORT) for name in OPTIMIZED]
@@ -122,6 +126,8 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: 
             cases += [runs.case(f"{engine}-2-phases", engine, whole, steps=RECORDED) for engine in ("flat", "recorded")]
             cases += [runs.case(f"{engine}-2-r3gan", engine, *R3GAN, steps=RECORDED, tiny=TINY_R3GAN,
                                 on_the_way={str(runs.folder / f"{engine}-2-r3gan-half"): SHORT})
+                      for engine in (*engines, "recorded")]
+            cases += [runs.case(f"{engine}-2-stylegan3", engine, *STYLEGAN3, steps=RECORDED, tiny=TINY_STYLEGAN3)
                       for engine in (*engines, "recorded")]
             cases += [runs.case(f"{engine}-2-approximate", engine, whole, *APPROXIMATE, steps=SHORT) for engine in engines]
             cases += [runs.case(f"{engine}-2-augmented", engine, whole, *AUGMENTED, steps=AUGMENTED_STEPS)
@@ -243,6 +249,16 @@ def test_recorded_phases_on_two_ranks(runs: Runs):
 def test_r3gan_with_schedules(other: str, runs: Runs):
     assert_same_run(runs, "flat-1-r3gan", other)
     assert_same_draws(runs, "flat-1-r3gan", other, least=2)  # a latent for G, and one for D
+
+
+@pytest.mark.parametrize("other", [
+    pytest.param(name, marks=() if name in HEART else pytest.mark.full)
+    for name in ("flat-1-stylegan3-parts", *(f"{engine}-2-stylegan3" for engine in (*ENGINES[2], "recorded")))
+])
+def test_stylegan3(other: str, runs: Runs):
+    assert_same_run(runs, "flat-1-stylegan3", other)
+    if not other.startswith("recorded"):
+        assert_same_draws(runs, "flat-1-stylegan3", other, least=2)
 
 
 @pytest.mark.full
