@@ -28,7 +28,6 @@ from stylegan_dist.families.stylegan3.objective import StyleGan3Objective, blur
 from stylegan_dist.networks.generator import SampleShape, Sampling
 from stylegan_dist.networks.layers import Precision
 from stylegan_dist.objective.phases import MicroBatch
-from stylegan_dist.ops import native
 from stylegan_dist.training.build import build_discriminator, build_generator
 from stylegan_dist.training.rules import Resolved, resolve
 from stylegan_dist.training.state import TrainState
@@ -156,7 +155,7 @@ def test_filters_are_windowed_sincs_and_jincs(number):
 # Networks
 
 def test_initial_values():
-    config = resolved("t", "generator.channel_max=256", "generator.channel_base=2048", "generator.w_dim=64", resolution=16).config
+    config = resolved("t", "generator.channel_max=256", "generator.channel_base=2048", "generator.w_dim=64").config
     g = build_generator(config, SampleShape(16, 3), CPU)
     waves = g.synthesis.input
     assert not waves.motion.weight.any()
@@ -415,13 +414,16 @@ def test_rules():
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "launch/presets").glob("stylegan3-*.yaml")))
 def test_presets(preset):
     variant, resolution = preset[10], int(preset.rpartition("ffhq")[2])
-    config = resolve(load_config(ROOT / f"launch/presets/{preset}.yaml", ["data.shards=somewhere"]), index_of(resolution, 0)).config
+    config = load_config(ROOT / f"launch/presets/{preset}.yaml", ["data.shards=somewhere"])
+    config = resolve(config, index_of(resolution, 0)).config
     assert config.generator.family == f"stylegan3-{variant}"
     shape, meta = SampleShape(resolution, 3), torch.device("meta")
-    size = sum(p.numel() for p in build_generator(config, shape, meta).parameters())
-    assert size == {"t256": 23_320_443, "r256": 15_779_565, "t1024": 22_313_167, "r1024": 15_093_151}[f"{variant}{resolution}"]
-    assert sum(p.numel() for p in build_discriminator(config, shape, meta).parameters()) == {256: 24_001_089, 1024: 29_012_513}[resolution]
-    assert (config.run.batch, config.loss.r1_gamma, config.optim.d.lr) == {256: (64, 1, 0.0025), 1024: (32, 32.8, 0.002)}[resolution]
+    sizes = {"t256": (23_320_443, 24_001_089), "r256": (15_779_565, 24_001_089),
+             "t1024": (22_313_167, 29_012_513), "r1024": (15_093_151, 29_012_513)}
+    built = build_generator(config, shape, meta), build_discriminator(config, shape, meta)
+    assert tuple(sum(p.numel() for p in network.parameters()) for network in built) == sizes[f"{variant}{resolution}"]
+    settings = {256: (64, 1, 0.0025), 1024: (32, 32.8, 0.002)}
+    assert (config.run.batch, config.loss.r1_gamma, config.optim.d.lr) == settings[resolution]
     assert (config.optim.g.lr, config.precision.clamp, config.loss.penalty_interval) == (0.0025, 256, 16)
     assert set(schedules_of(config)) == ({"loss.blur_sigma"} if variant == "r" else set())
 
@@ -473,7 +475,12 @@ def test_a_run_is_continued_and_drawn_with(variant, small_shards, tmp_path, caps
 
     draw = ["generate", str(tmp_path / "whole"), "--seeds", "0-1", "--device", "cpu", "--trunc", "0.7", "--out"]
     assert main([*draw, str(tmp_path / "out")]) == 0
-    assert len(list((tmp_path / "out").glob("seed*.png"))) == 2
+    assert main([*draw, str(tmp_path / "moved"), "--translate=0.25,0", "--rotate", "90"]) == 0
+    plain, moved = (np.array(Image.open(tmp_path / name / "seed0000-class0.png")) for name in ("out", "moved"))
+    assert plain.shape == moved.shape == (8, 8, 3)
+    assert not np.array_equal(plain, moved)
+    assert main([*draw, str(tmp_path / "moved"), "--translate=1"]) == 2
+    assert "--translate must be two numbers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variant", ["t", "r"])

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stylegan_dist.config.knobs import FIXED, MOST_KIMG, MOST_LAYERS, MOST_MAPS, MOST_WEIGHT, MOST_WIDTH, TOLD, Auto, FamilyConfig, knob
+from stylegan_dist.config.knobs import (
+    FIXED,
+    MOST_KIMG,
+    MOST_LAYERS,
+    MOST_MAPS,
+    MOST_WEIGHT,
+    MOST_WIDTH,
+    TOLD,
+    Auto,
+    FamilyConfig,
+    knob,
+)
 from stylegan_dist.config.schedules import Scheduled
 from stylegan_dist.families.stylegan2.config import DiscriminatorConfig
 from stylegan_dist.objective.config import GameConfig

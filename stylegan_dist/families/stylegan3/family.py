@@ -27,6 +27,7 @@ class StyleGan3(Family):
     """
 
     objective = StyleGan3Objective
+    moves = True
 
     def __init__(self, rotates: bool):
         self.rotates = rotates
@@ -44,7 +45,8 @@ class StyleGan3(Family):
         auto(g, "generator", "channel_max", 512 * wider, "as published")
         auto(d, "discriminator", "channel_base", max(g.channel_base // wider, 1),
              "half of the generator's" if self.rotates else "as the generator")
-        auto(d, "discriminator", "mbstd_group", next(n for n in (4, 3, 2, 1) if batch % n == 0), "a divisor of the batch, at most 4")
+        group = next(n for n in (4, 3, 2, 1) if batch % n == 0)
+        auto(d, "discriminator", "mbstd_group", group, "a divisor of the batch, at most 4")
         auto(loss, "loss", "r1_gamma", resolution**2 / (1024 * batch), "R^2 / (1024 batch): 2 for 256 px and batch 32")
         auto(loss, "loss", "blur_sigma", Schedule("linear", BLUR_SIGMA, 0.0, BLUR_KIMG * batch) if self.rotates else 0.0,
              "as published")
@@ -54,14 +56,14 @@ class StyleGan3(Family):
     def check(self, config: Config, resolution: int) -> None:
         g, base = config.generator, config.discriminator.channel_base
         if resolution < LEAST_RESOLUTION:
-            raise InputError(f"stylegan3 needs images of at least {LEAST_RESOLUTION} px, and these have {resolution}: use another "
-                             "generator.family")
+            raise InputError(f"stylegan3 needs images of at least {LEAST_RESOLUTION} px, and these have {resolution}: use "
+                             "another generator.family")
         if base < resolution:
-            raise InputError(f"discriminator.channel_base={base} leaves no feature maps at {resolution} px: it must be at least "
-                             f"{resolution}, and 32768 is usual")
+            raise InputError(f"discriminator.channel_base={base} leaves no feature maps at {resolution} px: it must be at "
+                             f"least {resolution}, and 32768 is usual")
         if not all(layer.after.channels for layer in layers_of(resolution, 1, g.channel_base, g.channel_max, 1, g.layers)):
-            raise InputError(f"generator.channel_base={g.channel_base} leaves no feature maps in the last layers at {resolution} "
-                             f"px: it must be at least {resolution}, and 32768 is usual")
+            raise InputError(f"generator.channel_base={g.channel_base} leaves no feature maps in the last layers at "
+                             f"{resolution} px: it must be at least {resolution}, and 32768 is usual")
 
     def group(self, config: Config) -> tuple[int, str]:
         group = config.discriminator.mbstd_group

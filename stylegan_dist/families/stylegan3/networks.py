@@ -115,7 +115,8 @@ class SynthesisLayer(nn.Module):
             dtype: to compute in.
         """
         energy = x.float().square().mean(dim=(1, 2, 3)) if measure else None
-        style, weight, layer = self.affine(w), self.weight, self.layer
+        layer, style = self.layer, self.affine(w)
+        weight: Tensor = self.weight
         if layer.rgb:
             style, demodulation = style / weight.shape[1] ** 0.5, None
         else:
@@ -162,6 +163,7 @@ class SynthesisNetwork(nn.Module):
         found = layers_of(shape.resolution, shape.channels, settings.channel_base, settings.channel_max,
                           1 if rotates else 3, settings.layers)
         self.num_ws = len(found) + 1
+        self.rates = [layer.after.rate for layer in found]
         self.input = FourierFeatures(found[0].before, settings.w_dim)
         self.layers = nn.ModuleList(SynthesisLayer(layer, settings.w_dim, rotates and not layer.critical, precision)
                                     for layer in found)
@@ -185,8 +187,7 @@ class SynthesisNetwork(nn.Module):
         w, full = ws.unbind(dim=1), ws.dtype
         gains, energies = self.magnitudes.rsqrt().unbind(), []
         x = self.input(w[0], transform)
-        for i, block in enumerate(self.layers):
-            rate = block.layer.after.rate
+        for i, (block, rate) in enumerate(zip(self.layers, self.rates, strict=True)):
             dtype = self.precision.of_block(rate, self.resolution, full)
             x, energy = run_block(block, 0 < self.recompute <= rate, x, w[i + 1], gains[i], dtype, measure)
             energies.append(energy)
@@ -225,7 +226,7 @@ class Generator(SampleGenerator):
         return w if truncation == 1 else self.w_avg.lerp(w, truncation)
 
     def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str = "const") -> Tensor:
-        return self.moved(latents, labels, None)
+        return self.synthesis(latents[:, None].expand(-1, self.num_ws, -1))
 
-    def moved(self, latents: Tensor, labels: Tensor | None, transform: Tensor | None) -> Tensor:
+    def moved(self, latents: Tensor, labels: Tensor | None, transform: Tensor) -> Tensor:
         return self.synthesis(latents[:, None].expand(-1, self.num_ws, -1), transform)
