@@ -21,15 +21,15 @@ SIZE = 48
 class Waves(Generator):
     """Waves below half of what the pixels can hold, in the whole plane: exactly equivariant. Or it ignores motion."""
 
-    num_classes = 0
+    num_classes, z_dim = 0, 3
 
     def __init__(self, stays: bool = False):
         super().__init__()
         self.stays = stays
         self.places = (torch.arange(SIZE) + 0.5 - SIZE / 2) / SIZE
 
-    def latents(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, truncation: float = 1.0) -> Tensor:
-        return (index[:, None] * torch.tensor([3.0, 5.0, 7.0]) + seed).sin() * SIZE / 5
+    def map(self, z: Tensor, labels: Tensor | None, truncation: float | Tensor = 1.0) -> Tensor:
+        return z.tanh() * SIZE / 5
 
     def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str = "const") -> Tensor:
         return self._paint(latents, torch.eye(3))

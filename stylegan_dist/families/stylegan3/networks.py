@@ -11,14 +11,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from stylegan_dist import ops, randomness
+from stylegan_dist import ops
 from stylegan_dist.families.stylegan3.config import GeneratorConfig
 from stylegan_dist.families.stylegan3.filters import low_pass, radial_low_pass
 from stylegan_dist.families.stylegan3.layout import FIRST_CUTOFF, Layer, Signal, layers_of
 from stylegan_dist.networks.generator import Generator as SampleGenerator
 from stylegan_dist.networks.generator import SampleShape
 from stylegan_dist.networks.layers import Dense, Draw, MappingNetwork, Precision, run_block
-from stylegan_dist.ops.filtered_lrelu import filtered_lrelu
 from stylegan_dist.ops.resample import in_format_of
 
 RGB_GAIN = 0.25  # a factor on the images of toRGB, as published
@@ -132,9 +131,9 @@ class SynthesisLayer(nn.Module):
             x = x * demodulation.to(dtype)[:, :, None, None]
         clamp = self.precision.clamp
         if layer.rgb:
-            return filtered_lrelu(x, self.bias, None, None, 1, 1, (0, 0), gain=1.0, slope=1.0, clamp=clamp), energy
+            return ops.filtered_lrelu(x, self.bias, None, None, 1, 1, (0, 0), gain=1.0, slope=1.0, clamp=clamp), energy
         up, down = self.filters(x.device)
-        return filtered_lrelu(x, self.bias, up, down, layer.up, layer.down, layer.padding, clamp=clamp), energy
+        return ops.filtered_lrelu(x, self.bias, up, down, layer.up, layer.down, layer.padding, clamp=clamp), energy
 
     def filters(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Before and after the leaky ReLU: float32 [taps], the second one [taps, taps] where it is radial."""
@@ -220,10 +219,10 @@ class Generator(SampleGenerator):
         """Images of latents z [N, z_dim] and labels int64 [N]."""
         return self.synthesis(self.styles(z, labels))
 
-    def latents(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, truncation: float = 1.0) -> Tensor:
+    def map(self, z: Tensor, labels: Tensor | None, truncation: float | Tensor = 1.0) -> Tensor:
         """w [N, w_dim]."""
-        w = self.mapping(randomness.normal(seed, f"{purpose}.z", index, (self.z_dim,)), labels)
-        return w if truncation == 1 else self.w_avg.lerp(w, truncation)
+        w = self.mapping(z, labels)
+        return w if not isinstance(truncation, Tensor) and truncation == 1 else self.w_avg.lerp(w, truncation)
 
     def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str = "const") -> Tensor:
         return self.synthesis(latents[:, None].expand(-1, self.num_ws, -1))

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from stylegan_dist import randomness
 from stylegan_dist.config import Config
 from stylegan_dist.config.schedules import extremes
 from stylegan_dist.families.stylegan3.networks import Generator
@@ -34,7 +33,7 @@ class StyleGan3Objective(Objective):
     def generate(self, phase: str, index: Tensor, labels: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Images; in `d_main` also their w [n, w_dim], and the mean squares [n, layers + 1] of what the layers saw."""
         g = self.generator
-        ws = g.styles(randomness.normal(self.seed, f"{phase}.z", index, (g.z_dim,)), labels)
+        ws = g.styles(g.draw(self.seed, phase, index), labels)
         if phase != self.OBSERVED:
             return self.forwards["g"](ws), None
         images, energies = g.synthesis.measured(ws)
