@@ -298,7 +298,7 @@ def test_frequencies_that_samples_cannot_hold_fade_out():
 
 
 @pytest.mark.parametrize("variant", ["t", "r"])
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp16", marks=pytest.mark.full)])
 def test_low_precision_is_near_and_recomputation_changes_no_bit(variant, dtype):
     made, gradients = {}, []
     for recompute, low in ((0, "fp32"), (0, dtype), (8, dtype)):
@@ -325,7 +325,7 @@ def test_truncation():
 # The objective
 
 @pytest.mark.parametrize("variant", ["t", "r"])
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.full)])
 def test_micro_batches_add_up(variant, parts):
     g, d = networks(variant, classes=3)
     objective = StyleGan3Objective(small(variant, classes=3).config, g, d, LABELS)
@@ -453,7 +453,7 @@ def test_regularisation_is_lazy_for_the_discriminator_alone():
     assert state.optimizers["d"].param_groups[0]["lr"] == pytest.approx(0.002 * 16 / 17)
 
 
-@pytest.mark.parametrize("variant", ["t", "r"])
+@pytest.mark.parametrize("variant", [pytest.param("t", marks=pytest.mark.full), "r"])
 def test_a_run_is_continued_and_drawn_with(variant, small_shards, tmp_path, capsys):
     def train(name: str, kimg: float, *more: str) -> int:
         return main(["train", *TINY_STYLEGAN3, f"generator.family=stylegan3-{variant}", f"data.shards={small_shards}",
