@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     """Imported here is what needs PyTorch and NumPy: where they do not load, `doctor` must be able to say so."""
     from stylegan_dist.cluster.commands import add_runs, add_stop, add_submit
+    from stylegan_dist.clusters.commands import add_label
     from stylegan_dist.evaluation.commands import add_evaluate
     from stylegan_dist.export.commands import add_export
     from stylegan_dist.features.commands import add_train_features
@@ -70,6 +71,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     add_pack(verbs)
     add_index(verbs)
     add_verify(verbs)
+    add_label(verbs)
     add_peek(verbs)
     add_bench_data(verbs)
     _add_train(verbs)

@@ -16,7 +16,7 @@ BATCH = 50
 
 
 def controller(**knobs: float) -> Controller:
-    return Controller(AugmentConfig(pipe="bgc", **knobs), {name: torch.zeros(()) for name in RUNNING}, BATCH)
+    return Controller(AugmentConfig(pipe="bgc", **{"kimg": 500.0, **knobs}), {name: torch.zeros(()) for name in RUNNING}, BATCH)
 
 
 def after(one: Controller, mean_sign: float, kimg: float) -> float:

@@ -21,6 +21,7 @@ from stylegan_dist.config import load_config, schedules_of
 from stylegan_dist.config.schedules import Schedule
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
+from stylegan_dist.families.stylegan3.family import FAMILY
 from stylegan_dist.families.stylegan3.filters import attenuation, kaiser_beta, low_pass, radial_low_pass
 from stylegan_dist.families.stylegan3.layout import layers_of
 from stylegan_dist.families.stylegan3.networks import Generator
@@ -489,3 +490,16 @@ def test_a_plan(variant, small_shards, capsys):
                  "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "peak of tensors on each rank" in text
+
+
+def test_what_a_transfer_carries_over_and_freezes():
+    config = small("r", "run.init_from=somewhere", "discriminator.freeze_layers=1").config
+    assert config.loss.blur_sigma == 0
+    family, same, larger = FAMILY["r"], SampleShape(16, 3), SampleShape(32, 3)
+    name = "synthesis.layers.0.weight"
+    assert family.carries_over("g", name, same, same)
+    assert not family.carries_over("g", name, same, larger)
+    assert family.carries_over("g", "mapping.layers.1.weight", same, larger)
+    assert not family.carries_over("d", "b32.conv0.weight", same, larger)
+    with pytest.raises(InputError, match=r"discriminator\.freeze_layers=99"):
+        small("r", "run.init_from=somewhere", "discriminator.freeze_layers=99")

@@ -47,6 +47,7 @@ STYLEGAN3 = ("generator.family=stylegan3-r", "loss.blur_sigma={linear: [2, 0], u
 R3GAN_CONTINUED = ("zero2", "flat", "zero3")  # what is saved under the first, by all
 AUGMENTED = ("augment.pipe=bgc", "augment.p=ada", "augment.target=0", "augment.kimg=0.2")  # p moves by 0.32 a time
 AUGMENTED_STEPS = 6
+FROZEN = "discriminator.freeze_layers=3"  # fromrgb and the convolutions of the only block, of a transfer; its skip learns
 SAVED = [f"{engine}-{world}" for world, engines in ENGINES.items() for engine in engines]
 # What is saved under one is continued under the other: by itself (not on four ranks, which take turns on the two cores of
 # continuous integration), and by the next. In the exhaustive run every pair on one and two ranks; four meet a single
@@ -61,7 +62,8 @@ CONTINUED = [*SOME, *sorted({
 } - {*SOME})]
 # What is trained where only tests without the mark `full` are selected.
 HEART = {"flat-1-1", "flat-2-1", "zero2-2-1", "zero3-2-1", "flat-2-to-flat-2", "zero2-2-to-zero3-2",
-         "flat-1-r3gan", "zero2-2-r3gan", "flat-1-stylegan3", "flat-2-stylegan3", "flat-1-augmented", "flat-2-augmented"}
+         "flat-1-r3gan", "zero2-2-r3gan", "flat-1-stylegan3", "flat-2-stylegan3", "flat-1-augmented", "flat-2-augmented",
+         "flat-1-frozen", "ddp-2-frozen", "zero2-2-frozen"}
 DIVIDED = [*((engine, 2, 2) for engine in ENGINES[2]), ("flat", 2, 4), ("zero2", 2, 4), ("flat", 1, 2), ("flat", 1, 4)]
 NETWORKS = ("g", "d", "g_ema")
 OPTIMIZERS = ("optimizer_g", "optimizer_d")
@@ -143,6 +145,11 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: 
                       for engine in engines]
         launches.append((world, cases))
     start = runs.folder / f"{R3GAN_CONTINUED[0]}-2-r3gan-half/checkpoints/nimg-{SHORT * BATCH:08d}"
+    origin = runs.folder / f"flat-1-half/checkpoints/nimg-{saved_at * BATCH:08d}"
+    frozen = [f"run.init_from={origin}", "run.seed=5", FROZEN]
+    launches.append((1, [runs.case("flat-1-frozen", "flat", *frozen, steps=SHORT)]))
+    launches.append((2, [runs.case(f"{engine}-2-frozen", engine, *frozen, steps=SHORT)
+                         for engine in (*ENGINES[2], "zero3-both")]))
     launches.append((2, [runs.case(f"r3gan-to-{engine}-2", engine, *R3GAN, steps=RECORDED - SHORT, start=start, tiny=TINY_R3GAN)
                          for engine in R3GAN_CONTINUED]))
     for world in ENGINES:
@@ -295,6 +302,18 @@ def test_augmentation(engine: str, runs: Runs):
     for name in ("augment_p", "augment_signs", "augment_steps"):
         assert one[name] == other[name], name
     assert one["augment_p"] > 0.3
+
+
+@pytest.mark.parametrize("engine", mark([(engine,) for engine in (*ENGINES[2], "zero3-both")], "{0}-2-frozen"))
+def test_transfer_with_frozen_layers(engine: str, runs: Runs):
+    """All ranks begin with the same weights, and what is frozen does not move under any engine."""
+    assert_same_run(runs, "flat-1-frozen", f"{engine}-2-frozen")
+    origin = runs.folder / f"flat-1-half/checkpoints/nimg-{(runs.steps - LEFT) * BATCH:08d}"
+    before, after = (tensors(folder, "d") for folder in (origin, runs.checkpoint(f"{engine}-2-frozen")))
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == {f"{layer}.{kind}" for layer in ("fromrgb", "b8.conv0", "b8.conv1") for kind in ("weight", "bias")}
+    moments = tensors(runs.checkpoint(f"{engine}-2-frozen"), "optimizer_d")
+    assert {name.rpartition(".")[0] for name in moments} == before.keys() - still
 
 
 @pytest.mark.parametrize(("before", "after"), [

@@ -17,7 +17,7 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.families.r3gan.config import DiscriminatorConfig, GeneratorConfig
 from stylegan_dist.networks.generator import Generator as SampleGenerator
 from stylegan_dist.networks.generator import SampleShape
-from stylegan_dist.networks.layers import MIN_RESOLUTION, Draw, Precision, channels_at, one_hot, resolutions, run_block
+from stylegan_dist.networks.layers import MIN_RESOLUTION, Draw, Precision, channels_at, columns_of, resolutions, run_block
 from stylegan_dist.ops import native
 from stylegan_dist.ops.bias_act import LRELU_SLOPE
 
@@ -60,6 +60,13 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight.t()
+
+
+class LabelLinear(Linear):
+    """A `Linear` of the one-hot vectors of labels: int64 [N] -> [N, out]."""
+
+    def forward(self, labels: Tensor | None) -> Tensor:
+        return columns_of(self.weight, labels)
 
 
 class Rectifier(nn.Module):
@@ -169,7 +176,7 @@ class Generator(SampleGenerator):
         self.precision = precision
         self.recompute = recompute
         first = channels_at(MIN_RESOLUTION, settings)
-        self.embed = Linear(shape.num_classes, settings.class_dim) if shape.num_classes else None
+        self.embed = LabelLinear(shape.num_classes, settings.class_dim) if shape.num_classes else None
         self.dense = Linear(settings.z_dim + (settings.class_dim if shape.num_classes else 0), first)
         self.basis = nn.Parameter(torch.empty(first, MIN_RESOLUTION, MIN_RESOLUTION))
         for r in self.resolutions:
@@ -188,7 +195,7 @@ class Generator(SampleGenerator):
         full = self.basis.dtype
         z = z.to(full)
         if self.embed is not None:
-            z = torch.cat([z, self.embed(one_hot(labels, self.num_classes, full))], dim=1)
+            z = torch.cat([z, self.embed(labels)], dim=1)
         x = self.dense(z)[:, :, None, None] * self.basis
         for r in self.resolutions:
             x = self.precision.place(x, self.precision.of_block(r, self.resolutions[-1], full))
@@ -210,6 +217,15 @@ class Generator(SampleGenerator):
         return self(latents, labels)
 
 
+def layers_from_image(resolution: int, settings: DiscriminatorConfig) -> list[str]:
+    """Names of a discriminator's layers above 4x4 pixels, from the image on. A change of the width is one if there is one."""
+    names = ["fromrgb"]
+    for r in resolutions(resolution)[:0:-1]:
+        names += [f"b{r}.blocks.{i}" for i in range(settings.blocks)]
+        names += [f"b{r}.width"] * (channels_at(r, settings) != channels_at(r // 2, settings))
+    return names
+
+
 class Discriminator(nn.Module):
     """Images to logits: [N, C, R, R] -> [N].
 
@@ -224,7 +240,6 @@ class Discriminator(nn.Module):
                  recompute: int = 0):
         super().__init__()
         native.prepare()
-        self.num_classes = shape.num_classes
         self.resolutions = resolutions(shape.resolution)[::-1]
         self.precision = precision
         self.recompute = recompute
@@ -235,21 +250,25 @@ class Discriminator(nn.Module):
         last = channels_at(MIN_RESOLUTION, settings)
         self.basis = nn.Parameter(torch.empty(last, MIN_RESOLUTION, MIN_RESOLUTION))
         self.dense = Linear(last, last if shape.num_classes else 1)
-        self.embed = Linear(shape.num_classes, last, gain=last**-0.5) if shape.num_classes else None
+        self.embed = LabelLinear(shape.num_classes, last, gain=last**-0.5) if shape.num_classes else None
 
     def init_parameters(self, draw: Draw) -> None:
         self.basis.copy_(draw("basis", self.basis.shape) / MIN_RESOLUTION)  # fan in: 4 x 4
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """images: [N, C, R, R] in [-1, 1], labels: int64 [N] or None -> logits [N], full precision."""
+        x = self.dense(self.features(images))
+        if self.embed is None:
+            return x[:, 0]
+        return (x * self.embed(labels)).sum(dim=1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer sees: [N, C, R, R] -> [N, d], full precision."""
         full, x = self.basis.dtype, images
         for r in self.resolutions:
             dtype = self.precision.of_block(r, self.resolutions[0], full)
             x = run_block(self._stage, 0 < self.recompute <= r, x, r, dtype)
-        x = self.dense((x.to(full) * self.basis).sum(dim=(2, 3)))  # a depthwise convolution of all pixels
-        if self.embed is None:
-            return x[:, 0]
-        return (x * self.embed(one_hot(labels, self.num_classes, full))).sum(dim=1)
+        return (x.to(full) * self.basis).sum(dim=(2, 3))  # a depthwise convolution of all pixels
 
     def _stage(self, x: Tensor, resolution: int, dtype: torch.dtype) -> Tensor:
         """Features of half the resolution, at the highest resolution from images."""

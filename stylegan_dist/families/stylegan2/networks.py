@@ -301,6 +301,12 @@ def minibatch_std(x: torch.Tensor, group: int) -> torch.Tensor:
     return torch.cat([x, std.repeat_interleave(group)[:, None, None, None].expand(n, 1, h, w)], dim=1)
 
 
+def layers_from_image(resolution: int, residual: bool) -> list[str]:
+    """Names of a discriminator's layers in the order in which Mo et al. 2020 ("Freeze the discriminator") freeze them."""
+    of_block = ("conv0", "conv1", "skip") if residual else ("conv0", "conv1")
+    return ["fromrgb", *(f"b{r}.{layer}" for r in resolutions(resolution)[:0:-1] for layer in of_block)]
+
+
 class Discriminator(nn.Module):
     """Images to logits: [N, img_channels, R, R] -> [N].
 
@@ -333,16 +339,22 @@ class Discriminator(nn.Module):
 
     def forward(self, images: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """images: [N, img_channels, R, R] in [-1, 1], label: int64 [N] or None -> logits [N], full precision."""
+        x = self.out(self._features(images, self.mbstd_group))
+        if self.mapping is None:
+            return x[:, 0]
+        return (x * self.mapping(None, label)).sum(dim=1) / math.sqrt(x.shape[1])
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the last layer sees: [N, img_channels, R, R] -> [N, d], full precision. Each image is a group of its own."""
+        return self._features(images, 1)
+
+    def _features(self, images: torch.Tensor, group: int) -> torch.Tensor:
         full = self.out.weight.dtype
         x = images
         for r in self.resolutions:
             dtype = self.precision.of_block(r, self.resolutions[0], full)
             x = run_block(self._block, 0 < self.recompute <= r, x, r, dtype)
-        x = minibatch_std(x.to(full), self.mbstd_group)
-        x = self.out(self.dense(self.conv(x).flatten(1)))
-        if self.mapping is None:
-            return x[:, 0]
-        return (x * self.mapping(None, label)).sum(dim=1) / math.sqrt(x.shape[1])
+        return self.dense(self.conv(minibatch_std(x.to(full), group)).flatten(1))
 
     def _block(self, x: torch.Tensor, resolution: int, dtype: torch.dtype) -> torch.Tensor:
         """Features of half the resolution, at the highest resolution from images."""

@@ -6,7 +6,8 @@ from stylegan_dist.config import Config
 from stylegan_dist.config.schedules import Schedule
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.family import Auto, Family
-from stylegan_dist.families.stylegan2.networks import Discriminator
+from stylegan_dist.families.stylegan2.family import FAMILY as STYLEGAN2
+from stylegan_dist.families.stylegan2.networks import Discriminator, layers_from_image
 from stylegan_dist.families.stylegan3.config import VARIANTS
 from stylegan_dist.families.stylegan3.layout import layers_of
 from stylegan_dist.families.stylegan3.networks import Generator
@@ -36,7 +37,13 @@ class StyleGan3(Family):
         return Generator(shape, config.generator, self.rotates, precision, config.run.recompute)
 
     def discriminator(self, config: Config, shape: SampleShape, precision: Precision) -> Discriminator:
-        return Discriminator(shape, config.discriminator, precision, config.run.recompute)
+        return STYLEGAN2.discriminator(config, shape, precision)
+
+    def carries_over(self, network: str, name: str, before: SampleShape, now: SampleShape) -> bool:
+        same = (before.resolution, before.channels) == (now.resolution, now.channels)
+        if network == "g" and name.startswith("synthesis.") and not same:  # its layers have other frequencies
+            return False
+        return STYLEGAN2.carries_over(network, name, before, now)
 
     def resolve(self, config: Config, resolution: int, auto: Auto) -> None:
         g, d, loss, batch = config.generator, config.discriminator, config.loss, config.run.batch
@@ -48,8 +55,8 @@ class StyleGan3(Family):
         group = next(n for n in (4, 3, 2, 1) if batch % n == 0)
         auto(d, "discriminator", "mbstd_group", group, "a divisor of the batch, at most 4")
         auto(loss, "loss", "r1_gamma", resolution**2 / (1024 * batch), "R^2 / (1024 batch): 2 for 256 px and batch 32")
-        auto(loss, "loss", "blur_sigma", Schedule("linear", BLUR_SIGMA, 0.0, BLUR_KIMG * batch) if self.rotates else 0.0,
-             "as published")
+        auto(loss, "loss", "blur_sigma", Schedule("linear", BLUR_SIGMA, 0.0, BLUR_KIMG * batch)
+             if self.rotates and not config.run.init_from else 0.0, "as published")
         if config.optim.d.name.startswith("Adam"):
             auto(config.optim.d, "optim.d", "lr", 0.002, "as published")
 
@@ -61,6 +68,7 @@ class StyleGan3(Family):
         if base < resolution:
             raise InputError(f"discriminator.channel_base={base} leaves no feature maps at {resolution} px: it must be at "
                              f"least {resolution}, and 32768 is usual")
+        self.check_frozen(config, layers_from_image(resolution, config.discriminator.architecture == "resnet"))
         if not all(layer.after.channels for layer in layers_of(resolution, 1, g.channel_base, g.channel_max, 1, g.layers)):
             raise InputError(f"generator.channel_base={g.channel_base} leaves no feature maps in the last layers at "
                              f"{resolution} px: it must be at least {resolution}, and 32768 is usual")
@@ -73,7 +81,7 @@ class StyleGan3(Family):
         return 0.0025
 
     def describe(self, config: Config) -> str:
-        return config.discriminator.architecture
+        return STYLEGAN2.describe(config)
 
 
 FAMILY = {variant: StyleGan3(variant == "r") for variant in VARIANTS}
