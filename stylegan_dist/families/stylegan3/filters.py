@@ -1,9 +1,13 @@
-"""Low-pass filters with a Kaiser window (Karras et al. 2021, appendix C; Kaiser 1974), as constants on the device."""
+"""Low-pass filters with a Kaiser window (Karras et al. 2021, appendix C; Kaiser 1974), as constants on the device.
+
+They are designed in NumPy, so that an exported network has their values and not their design.
+"""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +22,8 @@ def low_pass(taps: int, cutoff: float, half_width: float, rate: int, device: tor
         cutoff, half_width: the transition band is cutoff +- half_width.
         rate: samples per unit of length.
     """
-    line = torch.sinc(2 * cutoff / rate * _places(taps)) * _window(taps, half_width, rate)
-    return (line / line.sum()).to(device, torch.float32)
+    line = np.sinc(2 * cutoff / rate * _places(taps)) * _window(taps, half_width, rate)
+    return torch.tensor((line / line.sum()).tolist(), dtype=torch.float32, device=device)
 
 
 @constant
@@ -32,10 +36,9 @@ def radial_low_pass(taps: int, cutoff: float, half_width: float, rate: int, devi
         taps: even, so that no tap has r = 0.
     """
     place = _places(taps)
-    radius = torch.hypot(place[:, None], place[None, :]) / rate
-    window = _window(taps, half_width, rate)
-    plane = torch.special.bessel_j1(2 * math.pi * cutoff * radius) / (math.pi * radius) * window[:, None] * window[None, :]
-    return (plane / plane.sum()).to(device, torch.float32)
+    radius, window = np.hypot(place[:, None], place[None]) / rate, _window(taps, half_width, rate)
+    plane = _bessel_j1(2 * math.pi * cutoff * radius) / radius * np.outer(window, window)
+    return torch.tensor((plane / plane.sum()).tolist(), dtype=torch.float32, device=device)
 
 
 def attenuation(taps: int, half_width: float, rate: int) -> float:
@@ -52,13 +55,16 @@ def kaiser_beta(decibel: float) -> float:
     return 0.0
 
 
-def _window(taps: int, half_width: float, rate: int) -> Tensor:
-    beta = kaiser_beta(attenuation(taps, half_width, rate))
-    place = _places(taps) / ((taps - 1) / 2)
-    shape = torch.special.i0(beta * (1 - place.square()).clamp_min(0).sqrt())
-    return shape / torch.special.i0(torch.tensor(beta, dtype=torch.float64))
+def _window(taps: int, half_width: float, rate: int) -> np.ndarray:
+    return np.kaiser(taps, kaiser_beta(attenuation(taps, half_width, rate)))
 
 
-def _places(taps: int) -> Tensor:
-    """Of the taps, in samples from the middle: float64 [taps], always on the CPU."""
-    return torch.arange(taps, dtype=torch.float64, device="cpu") - (taps - 1) / 2
+def _bessel_j1(x: np.ndarray) -> np.ndarray:
+    """J1, the mean of cos(t - x sin t) over a turn: to the last digits with more angles than 2 x."""
+    angle = 2 * math.pi / 128 * np.arange(128)
+    return np.cos(angle - x[..., None] * np.sin(angle)).mean(-1)
+
+
+def _places(taps: int) -> np.ndarray:
+    """Of the taps, in samples from the middle."""
+    return np.arange(taps) - (taps - 1) / 2
