@@ -44,6 +44,7 @@ class Objective(abc.ABC):
     """
 
     RUNNING: tuple[str, ...] = ()  # names of the running statistics
+    OBSERVED = "g_main"  # the phase whose generated images `observe` sees, or "d_main"
 
     def __init__(self, config: Config, generator: nn.Module, discriminator: nn.Module, label_counts: Tensor | None):
         self.config = config.loss
@@ -82,7 +83,7 @@ class Objective(abc.ABC):
         """
 
     def observe(self, made: Any) -> dict[str, Tensor]:
-        """Shares of the global means for `update_running`, from the second value of `generate` in `g_main`."""
+        """Shares of the global means for `update_running`, from the second value of `generate` in `OBSERVED`."""
         return {}
 
     def generator_regulariser(self) -> Regulariser | None:
@@ -140,16 +141,18 @@ class Objective(abc.ABC):
         if self.adversarial.paired:
             real_logits = self.judge("g_main", "real", real.images, real.labels, real.index)
         loss = self.share(self.adversarial.generator(logits, real_logits))
-        return LossResult(loss, {"loss/g_main": loss}, self.observe(made))
+        return LossResult(loss, {"loss/g_main": loss}, self.observe(made) if self.OBSERVED == "g_main" else {})
 
     def d_main(self, real: MicroBatch) -> LossResult:
         """The discriminator's side of the game."""
         with torch.no_grad():
             labels = self.labels("d_main", real)
-            fake, _ = self.generate("d_main", real.index, labels)
+            fake, made = self.generate("d_main", real.index, labels)
+            observed = self.observe(made) if self.OBSERVED == "d_main" else {}
         fake_logits = self.judge("d_main", "fake", fake, labels, real.index)
         real_logits = self.judge("d_main", "real", real.images, real.labels, real.index)
-        return self.discriminator_result(real_logits, fake_logits)
+        result = self.discriminator_result(real_logits, fake_logits)
+        return result._replace(running_means={**result.running_means, **observed})
 
     def discriminator_result(self, real_logits: Tensor, fake_logits: Tensor) -> LossResult:
         """The discriminator's side of the game, from logits [n] of images of the same numbers."""
