@@ -60,6 +60,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     """Imported here is what needs PyTorch and NumPy: where they do not load, `doctor` must be able to say so."""
     from stylegan_dist.cluster.commands import add_runs, add_stop, add_submit
     from stylegan_dist.evaluation.commands import add_evaluate
+    from stylegan_dist.export.commands import add_export
     from stylegan_dist.features.commands import add_train_features
     from stylegan_dist.making.commands import add_index, add_pack, add_verify
     from stylegan_dist.report.commands import add_report
@@ -77,6 +78,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     add_evaluate(verbs)
     add_report(verbs)
     _add_generate(verbs)
+    add_export(verbs)
     add_train_features(verbs)
     add_doctor(verbs)
 

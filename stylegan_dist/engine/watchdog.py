@@ -164,11 +164,11 @@ class Watchdog:
             self._note(f"WARNING: a training step hangs: {self._name()} is {what}, and the longest before took "
                        f"{self._limit.longest:.1f} s; {place}")
         if self._watch is None:
-            self._say(f"a training step hangs: {what}, and the longest before took {self._limit.longest:.1f} s; {place}")
+            say_line(f"a training step hangs: {what}, and the longest before took {self._limit.longest:.1f} s; {place}")
             return
         late, text = self._watch.look()
         if stage is self._stage and late and self._ranks.rank == min(set(range(len(self._hosts))) - set(late), default=-1):
-            self._say(f"waiting for other ranks for {self._spent:.0f} s: {text}; {place}")
+            say_line(f"waiting for other ranks for {self._spent:.0f} s: {text}; {place}")
             self._note(f"WARNING: {text}")
 
     def _die(self, stage: tuple[float, bool]) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from stylegan_dist import randomness
+
 
 @dataclass(frozen=True)
 class SampleShape:
@@ -37,25 +39,33 @@ class Generator(nn.Module, abc.ABC):
     """Latents and labels to samples. Labels are int64 [N], or None for an unconditional generator.
 
     Attributes:
+        z_dim: numbers in a z.
         num_classes: 0 for an unconditional generator.
         truncates: whether its latents have a mean, to which truncation pulls them.
     """
 
+    z_dim: int
     num_classes: int
     truncates: bool = True
 
+    def draw(self, seed: int, purpose: str, index: Tensor) -> Tensor:
+        """z [N, z_dim] of standard normal numbers, a function of (seed, purpose, index: int64 [N])."""
+        return randomness.normal(seed, f"{purpose}.z", index, (self.z_dim,))
+
     @abc.abstractmethod
-    def latents(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, truncation: float = 1.0) -> Tensor:
+    def map(self, z: Tensor, labels: Tensor | None, truncation: float | Tensor = 1.0) -> Tensor:
         """Points [N, ...] of the space in which samples are interpolated and truncated, W of style-based generators.
 
-        All that is random is a function of (seed, purpose, index).
-
         Args:
-            index: int64 [N].
-            truncation: psi, 1 for none.
+            z: [N, z_dim].
+            truncation: psi, 1 for none; a number, or a tensor of no dimensions, as an exported network has it for an input.
         Raises:
             InputError: truncation is asked for, and the generator does not truncate.
         """
+
+    def latents(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, truncation: float = 1.0) -> Tensor:
+        """`map` of the z of (seed, purpose, index: int64 [N])."""
+        return self.map(self.draw(seed, purpose, index), labels, truncation)
 
     @abc.abstractmethod
     def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str = "const") -> Tensor:

@@ -18,7 +18,6 @@ from launching import ROOT, finished, trained
 from saving import prune
 from small_features import small_features
 
-from stylegan_dist import randomness
 from stylegan_dist.cli import main
 from stylegan_dist.errors import InputError
 from stylegan_dist.evaluation import evaluate as evaluating
@@ -261,10 +260,10 @@ def test_path_lengths_of_a_linear_generator_are_known():
     matrix = torch.randn(4, 3 * 8 * 8, generator=torch.Generator().manual_seed(0))
 
     class Linear(Generator):
-        num_classes = 0
+        z_dim, num_classes = 4, 0
 
-        def latents(self, seed, purpose, index, labels, truncation=1.0):
-            return randomness.normal(seed, purpose, index, (4,))
+        def map(self, z, labels, truncation=1.0):
+            return z
 
         def synthesize(self, latents, labels, noise="const"):
             return (latents @ matrix).unflatten(1, (3, 8, 8))

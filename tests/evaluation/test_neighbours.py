@@ -36,8 +36,11 @@ class Copier(Generator):
         self.num_classes = 0
         self.images = torch.nn.Parameter(images, requires_grad=False)
 
-    def latents(self, seed, purpose, index, labels, truncation=1.0):
+    def draw(self, seed, purpose, index):
         return index
+
+    def map(self, z, labels, truncation=1.0):
+        return z
 
     def synthesize(self, latents, labels, noise="const"):
         return self.images[latents]

@@ -9,41 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from saving import save_checkpoint
+from untrained_run import make_run
 
-from stylegan_dist.config import load_config
-from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
 from stylegan_dist.ops import native
 from stylegan_dist.tools.generate import GRID_NAME, GenerateOptions, generate, parse_seeds
 from stylegan_dist.training.checkpoint import checkpoint_folder
-from stylegan_dist.training.rules import resolve
-from stylegan_dist.training.run_folder import RunFolder
-from stylegan_dist.training.state import TrainState
-
-TINY = ["data.shards=somewhere", "generator.z_dim=64", "generator.w_dim=64", "generator.channel_base=2048",
-        "generator.channel_max=64", "discriminator.channel_base=64", "discriminator.channel_max=8",
-        "discriminator.mapping_layers=1"]
-
-
-def make_run(path: Path, classes: int, channels: int = 3, resolution: int = 32) -> Path:
-    """A run whose averaged generator has random parameters; nothing was trained."""
-    names = [f"class{i}" for i in range(classes)] or None
-    index = DatasetIndex(resolution, channels, "png", names, [4] * classes or None, [Shard("a.tar", 8, 1, "x", "a.npy", "y")])
-    resolved = resolve(load_config(None, TINY), index)
-    state = TrainState(resolved, index, torch.device("cpu"))
-    random = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in state.ema.network.named_parameters():
-            if name.endswith(("noise_strength", ".bias")) and ".affine" not in name:
-                parameter.normal_(0, 0.3, generator=random)
-        state.ema.network.w_avg.normal_(generator=random)
-    state.nimg = 1000
-    folder = RunFolder(path)
-    folder.save_config(resolved.config)
-    save_checkpoint(path, state.nimg, state.tensors(), state.facts())
-    folder.close()
-    return path
 
 
 @pytest.fixture(scope="module")

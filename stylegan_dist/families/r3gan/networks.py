@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from stylegan_dist import ops, randomness
+from stylegan_dist import ops
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.r3gan.config import DiscriminatorConfig, GeneratorConfig
 from stylegan_dist.networks.generator import Generator as SampleGenerator
@@ -195,7 +195,7 @@ class Generator(SampleGenerator):
             x = run_block(getattr(self, f"b{r}"), 0 < self.recompute <= r, x)
         return self.torgb(x).to(full)
 
-    def latents(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, truncation: float = 1.0) -> Tensor:
+    def map(self, z: Tensor, labels: Tensor | None, truncation: float | Tensor = 1.0) -> Tensor:
         """z [N, z_dim].
 
         Raises:
@@ -204,7 +204,7 @@ class Generator(SampleGenerator):
         if truncation != 1:
             raise InputError(f"truncation {truncation:g} is not possible: R3GAN has no mapping network, and so no mean latent "
                              "to pull to; leave truncation at 1")
-        return randomness.normal(seed, f"{purpose}.z", index, (self.z_dim,))
+        return z
 
     def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str = "const") -> Tensor:
         return self(latents, labels)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stylegan_dist import randomness
 from stylegan_dist.families.r3gan.networks import Generator
 from stylegan_dist.objective.game import Objective, ever
 from stylegan_dist.objective.penalties import gradient_penalty
@@ -19,7 +18,7 @@ class R3GanObjective(Objective):
     generator: Generator
 
     def generate(self, phase: str, index: Tensor, labels: Tensor | None) -> tuple[Tensor, None]:
-        z = randomness.normal(self.seed, f"{phase}.z", index, (self.generator.z_dim,))
+        z = self.generator.draw(self.seed, phase, index)
         return self.forwards["g"](z, labels), None
 
     def phases(self) -> list[Phase]:

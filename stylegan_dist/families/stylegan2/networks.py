@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from stylegan_dist import ops, randomness
+from stylegan_dist import ops
 from stylegan_dist.families.stylegan2.config import DiscriminatorConfig, GeneratorConfig
 from stylegan_dist.networks.generator import Generator as SampleGenerator
 from stylegan_dist.networks.generator import SampleShape
@@ -244,13 +244,11 @@ class Generator(SampleGenerator):
         truncation: float | torch.Tensor = 1.0,
     ) -> torch.Tensor:
         """Images for latents z [N, z_dim] and labels int64 [N]; noise as in `SynthesisNetwork.forward`."""
-        w = self.truncate(self.mapping(z, label), truncation)
-        return self.synthesis(w[:, None].expand(-1, self.num_ws, -1), noise)
+        return self.synthesis(self.map(z, label, truncation)[:, None].expand(-1, self.num_ws, -1), noise)
 
-    def latents(self, seed: int, purpose: str, index: torch.Tensor, labels: torch.Tensor | None,
-                truncation: float = 1.0) -> torch.Tensor:
+    def map(self, z: torch.Tensor, labels: torch.Tensor | None, truncation: float | torch.Tensor = 1.0) -> torch.Tensor:
         """w [N, w_dim]."""
-        return self.truncate(self.mapping(randomness.normal(seed, f"{purpose}.z", index, (self.z_dim,)), labels), truncation)
+        return self.truncate(self.mapping(z, labels), truncation)
 
     def synthesize(self, latents: torch.Tensor, labels: torch.Tensor | None, noise: str = "const") -> torch.Tensor:
         return self.synthesis(latents[:, None].expand(-1, self.num_ws, -1),

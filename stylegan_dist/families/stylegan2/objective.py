@@ -75,7 +75,7 @@ class StyleGan2Objective(Objective):
     def _styles(self, phase: str, index: Tensor, labels: Tensor | None) -> Tensor:
         """ws [n, num_ws, w_dim], some of two latents (Karras et al. 2019, section 3.1)."""
         g = self.generator
-        z = randomness.normal(self.seed, f"{phase}.z", index, (g.z_dim,))
+        z = g.draw(self.seed, phase, index)
         ws = g.mapping(z, labels)[:, None].expand(-1, g.num_ws, -1)
         if self.config.style_mixing > 0:
             z2 = randomness.normal(self.seed, f"{phase}.mixing_z", index, (g.z_dim,))

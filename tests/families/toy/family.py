@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stylegan_dist import randomness
 from stylegan_dist.config import Config
 from stylegan_dist.families.family import Auto, Family
 from stylegan_dist.networks.generator import Generator, SampleShape
@@ -18,7 +17,7 @@ class Painter(Generator):
 
     def __init__(self, shape: SampleShape, latent: int):
         super().__init__()
-        self.num_classes, self.latent = shape.num_classes, latent
+        self.num_classes, self.z_dim = shape.num_classes, latent
         self.sides = (shape.channels, shape.resolution, shape.resolution)
         self.dense = Dense(latent + shape.num_classes, shape.channels * shape.resolution**2)
         self.register_buffer("seen", torch.zeros(()))
@@ -27,8 +26,8 @@ class Painter(Generator):
         parts = [z] if labels is None else [z, nn.functional.one_hot(labels, self.num_classes).to(z.dtype)]
         return self.dense(torch.cat(parts, 1)).unflatten(1, self.sides)
 
-    def latents(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, truncation: float = 1.0) -> Tensor:
-        return randomness.normal(seed, f"{purpose}.z", index, (self.latent,))
+    def map(self, z: Tensor, labels: Tensor | None, truncation: float | Tensor = 1.0) -> Tensor:
+        return z
 
     def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str = "const") -> Tensor:
         return self(latents, labels)
@@ -52,7 +51,7 @@ class ToyObjective(Objective):
     RUNNING = ("brightness",)
 
     def generate(self, phase: str, index: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        images = self.forwards["g"](randomness.normal(self.seed, f"{phase}.z", index, (self.generator.latent,)), labels)
+        images = self.forwards["g"](self.generator.draw(self.seed, phase, index), labels)
         return images, images
 
     def observe(self, made: Tensor) -> dict[str, Tensor]:
