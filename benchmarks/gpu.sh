@@ -47,6 +47,8 @@ if [ -z "${QUICK:-}" ]; then
   keep ops-ffhq256-convolutions "$python" benchmarks/ops.py --shapes ffhq256 --batch 32 --dtypes bfloat16,float32 --layouts nhwc \
     --operators conv,modulated --rounds 5
   keep ops-ffhq1024 "$python" benchmarks/ops.py --shapes ffhq1024 --batch 4 --dtypes bfloat16 --layouts nhwc
+  keep ops-stylegan3 "$python" benchmarks/ops.py --shapes stylegan3 --batch 8 --dtypes bfloat16,float32 --layouts nchw,nhwc \
+    --operators filtered,filtered_up,filtered_2d --rounds 5
 fi
 keep ops-cifar10 "$python" benchmarks/ops.py --shapes cifar10 --batch "$batch" --dtypes bfloat16 --layouts nhwc \
   "${quick[@]}"

@@ -43,7 +43,9 @@ from stylegan_dist.ops import native
 
 # (channels, pixels in one direction): layers of the networks of cifar10, of 256 and, the highest, of 1024 pixels
 SHAPES = {"cifar10": ((512, 8), (256, 16), (128, 32)), "ffhq256": ((512, 16), (512, 32), (256, 64), (128, 128), (64, 256)),
-          "ffhq1024": ((128, 256), (64, 512), (32, 1024))}
+          "ffhq1024": ((128, 256), (64, 512), (32, 1024)),
+          # of StyleGAN3-T for 256 pixels, with the margins that a convolution adds
+          "stylegan3": ((512, 38), (512, 54), (512, 86), (362, 150), (181, 278), (128, 278))}
 MODES = ("forward", "backward", "double")
 CONVOLUTIONS = ("conv", "modulated")
 
@@ -150,6 +152,11 @@ def operators() -> dict[str, tuple[Callable, Callable]]:
         # gradient, write what belongs to the latter two
         return {"forward": x + y, "backward": 3 * x + 2 * y, "double": 6 * x + 4 * y}[mode]
 
+    def filtered(mode: str, x: int, y: int) -> int:
+        # forward: read x, write y; backward, double: and read a gradient, write another; a mask of about x bytes is written,
+        # and read, which counts as half as many elements
+        return {"forward": x + y, "backward": 2 * (x + y) + x, "double": 3 * (x + y) + x + x // 2}[mode]
+
     return {
         "dense": (lambda x, b: ops.bias_act(x, b, "lrelu"), elementwise),
         "bias_act": (lambda x, b: ops.bias_act(x, b, "lrelu", clamp=256.0), elementwise),
@@ -163,6 +170,9 @@ def operators() -> dict[str, tuple[Callable, Callable]]:
         "g_filtered": (lambda x, b: generator_layer(x, b, True, True, False), generated),
         "g_both": (lambda x, b: generator_layer(x, b, False, True, True), generated),
         "g_rgb": (lambda x, b: generator_layer(x, b, False, False, True), generated),
+        "filtered": (lambda x, b: filtered_layer(x, b, 2, False), filtered),
+        "filtered_up": (lambda x, b: filtered_layer(x, b, 4, False), filtered),
+        "filtered_2d": (lambda x, b: filtered_layer(x, b, 2, True), filtered),
         "conv": (lambda x, b: ops.conv2d(x, kernels(x, b).to(x.dtype), padding=1), linear),
         "modulated": (modulated, linear),
         "fromrgb": (lambda x, b: ops.fromrgb(x, b[:, None, None, None].expand(-1, x.shape[1], -1, -1), b), features),
@@ -195,6 +205,19 @@ def generator_layer(x: torch.Tensor, bias: torch.Tensor, filtered: bool, feature
     if z is None or rgb is None:
         return z if rgb is None else rgb
     return torch.stack((z.mean(), rgb.mean()))
+
+
+def filtered_layer(x: torch.Tensor, bias: torch.Tensor, up: int, full: bool) -> torch.Tensor:
+    """What follows a convolution of StyleGAN3, which doubles the size if `up` is 4; -R has a full filter downwards."""
+    fu, fd = line(6 * up, False, x.device), line(12, full, x.device)
+    return ops.filtered_lrelu(x, bias, fu, fd, up, 2, (9, 8) if up == 2 else (13, 14), clamp=256.0)
+
+
+@functools.cache
+def line(taps: int, full: bool, device: torch.device) -> torch.Tensor:
+    window = torch.kaiser_window(taps, False, device=device)
+    window = window / window.sum()
+    return window.outer(window) if full else window
 
 
 def compares(compiles: bool, mode: str) -> bool:

@@ -62,6 +62,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     from stylegan_dist.evaluation.commands import add_evaluate
     from stylegan_dist.export.commands import add_export
     from stylegan_dist.features.commands import add_train_features
+    from stylegan_dist.importing.commands import add_import
     from stylegan_dist.making.commands import add_index, add_pack, add_verify
     from stylegan_dist.report.commands import add_report
     from stylegan_dist.tools.data_commands import add_bench_data, add_peek
@@ -79,6 +80,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     add_report(verbs)
     _add_generate(verbs)
     add_export(verbs)
+    add_import(verbs)
     add_train_features(verbs)
     add_doctor(verbs)
 

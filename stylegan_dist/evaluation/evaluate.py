@@ -94,7 +94,7 @@ class Evaluator:
         self.seed, self.count = options.seed, options.count or wanted.count
         self.metrics = options.metrics or ranks.together(lambda: parse_metrics(wanted.metrics, "evaluate.metrics="))
         self.ops = "auto" if config.ops.path == "fused" and not native.native().devices else config.ops.path
-        self.index: DatasetIndex = ranks.together(lambda: load_index(options.shards or config.data.shards))
+        self.index: DatasetIndex = ranks.together(lambda: self._load_index(options.shards or config.data.shards))
         self.network: FeatureNetwork = ranks.together(lambda: open_features(options.network or wanted.network, ranks.device))
         ranks.together(lambda: self.network.check(self.index.resolution, len(self._example()[0])))
         if "classes" in self.metrics and not (self.index.num_classes and config.data.conditional):
@@ -113,6 +113,11 @@ class Evaluator:
         self._neighbours = Neighbours(run_dir, self.index, self.cache, self.seed, self._counts(), say)
         self._real: Rows | None = None
         self._floors: dict[str, float] = {}  # on rank 0
+
+    def _load_index(self, shards: str) -> DatasetIndex:
+        if not shards:
+            raise InputError(f"{self.run_dir} was imported without data: give --shards, a folder made by stylegan-dist pack")
+        return load_index(shards)
 
     def _example(self) -> Tensor:
         """What the network would see, of one sample of zeros."""

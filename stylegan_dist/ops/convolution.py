@@ -60,7 +60,7 @@ def conv_transpose2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 
 
 
 def _convolve(x: Tensor, weight: Tensor, form: Form, transposed: bool) -> Tensor:
-    if _is_slow(x):
+    if is_slow(x):
         with without_autocast(x):
             return _convolve(x.float(), weight.float(), form, transposed).to(x.dtype)
     stride, padding, groups = form
@@ -71,7 +71,7 @@ def _convolve(x: Tensor, weight: Tensor, form: Form, transposed: bool) -> Tensor
     return _apply(x, weight, form, transposed, (0, 0))
 
 
-def _is_slow(x: Tensor) -> bool:
+def is_slow(x: Tensor) -> bool:
     """Whether x is convolved faster in float32, and rounded to its dtype afterwards. Sums are in float32 either way."""
     return not CPU_HAS_16_BITS and x.dtype in (torch.bfloat16, torch.float16) and x.device.type == "cpu"
 

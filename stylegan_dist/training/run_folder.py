@@ -15,7 +15,7 @@ from stylegan_dist.files import try_lock, write_whole
 from stylegan_dist.monitor.history import PICTURES_NAME, SAMPLES_NAME
 from stylegan_dist.training.checkpoint import FOLDER, checkpoint_folder, newest_whole_checkpoint
 from stylegan_dist.training.lease import Lease, read_status
-from stylegan_dist.training.saved import load_state
+from stylegan_dist.training.saved import IMPORTED, load_state
 
 CONFIG_NAME = "config.yaml"
 PICTURES = ("truncation.png", "classes.png", "interpolation.png", "interpolation.gif")  # which a training writes there
@@ -128,6 +128,9 @@ def starting_point(path: Path, config: Config, data_fingerprint: str) -> tuple[i
         return 0, []
     lines = [f"passing over a damaged checkpoint: {problem}" for problem in damage]
     state = load_state(checkpoint_folder(path, nimg))
+    if state.data.fingerprint.startswith(IMPORTED):
+        raise InputError(f"{path} was imported without data and optimizers, so it cannot be continued: begin a new run from it "
+                         f"with run.init_from={path} and another run.dir")
     if state.data.fingerprint != data_fingerprint:
         raise InputError(f"{path} was trained on other data than {config.data.shards}: choose another run.dir, "
                          "or set data.shards to the data it was started with")

@@ -26,6 +26,7 @@ FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 NAMES = ("g", "d", "g_ema", "optimizer_g", "optimizer_d")  # of the tensor files, without ending
+IMPORTED = "imported:"  # begins the fingerprint of the data where a checkpoint was imported without them
 MAX_JSON = 1 << 24  # bytes of a manifest or a state
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
           "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}

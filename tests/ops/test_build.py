@@ -21,7 +21,8 @@ torch.ops.load_library(sys.argv[1])
 x, bias = torch.randn(2, 3, 4, 4), torch.randn(3)
 y = torch.ops.stylegan_dist.bias_act(x, bias, 0.2, 2.0, -1.0)
 torch.testing.assert_close(y, 2 * torch.nn.functional.leaky_relu(x + bias[:, None, None], 0.2))
-for name in ("bias_act", "resample2d", "discriminator_epilogue", "generator_epilogue", "fromrgb"):
+for name in ("bias_act", "resample2d", "discriminator_epilogue", "generator_epilogue", "fromrgb", "filtered_lrelu",
+             "filtered_lrelu_linear"):
     torch.library.get_kernel(f"stylegan_dist::{name}", "CUDA")  # raises where there is none
 print("good")
 """

@@ -85,6 +85,20 @@ def generator_epilogue_double_backward(x: Make, c: Make, last: bool) -> list[tup
             for t, table, gz, g, constants in of_generator(x, c)]
 
 
+def filtered_lrelu(x: Make, c: Make, last: bool) -> list[tuple]:
+    line, plane = c(4, 5).detach(), c(5, 4, 4).detach()
+    return [(x(0), c(1, 3), line, plane, 2, 2, 3, 2, 0.2, 1.4, 0.8, True),
+            (x(0), None, None, line, 1, 1, 1, 0, 0.2, 1.4, -1.0, True),
+            detached(x(0), None, None, None, 2, 1, 0, 0, 0.2, 1.4, -1.0, False)]
+
+
+def filtered_lrelu_linear(x: Make, c: Make, last: bool) -> list[tuple]:
+    line, plane = c(4, 5).detach(), c(5, 4, 4).detach()
+    mask = torch.arange(2 * 3 * 10 * 2).remainder(200).byte().reshape(2, 3, 10, 2)
+    return [(x(0), c(1, 3), mask, line, plane, 2, 2, 3, 0, 10, 8, 4, 3, True, 0.2, 1.4, True),
+            (x(0), None, mask, line, None, 2, 1, 3, 1, 10, 8, 11, 7, False, 0.2, 1.4, False)]
+
+
 def layer_noise(x: Make, c: Make, last: bool) -> list[tuple]:
     return [(randomness.noise_address(0, "a", torch.arange(2)), 1, 3, 5)]
 
@@ -109,7 +123,8 @@ def detached(*arguments: Any) -> tuple:
 OPERATORS = {function.__name__: function for function in (
     bias_act, bias_act_backward, resample2d, discriminator_epilogue, discriminator_epilogue_backward,
     discriminator_epilogue_tangent, fromrgb, fromrgb_backward, fromrgb_tangent, generator_epilogue, generator_epilogue_backward,
-    generator_epilogue_double_backward, layer_noise, winograd_input, winograd_gradient, winograd_output)}
+    generator_epilogue_double_backward, filtered_lrelu, filtered_lrelu_linear, layer_noise, winograd_input, winograd_gradient,
+    winograd_output)}
 # The traced passes are nearly all of the time: they are checked where a dtype meets this layout, the rest everywhere.
 TRACED = {torch.float64: "nchw", torch.float32: "nhwc", torch.bfloat16: "strided", torch.float16: "nhwc"}
 

@@ -169,6 +169,35 @@ struct NoiseParams {
 void run_cpu(const NoiseParams&);
 void run_cuda(const NoiseParams&, void* stream);
 
+// ---- filtered_lrelu
+
+constexpr int MOST_FILTERED_TAPS = 24, MOST_FILTERED_FACTOR = 4;  // a tile then fits into the memory of a block
+
+// Features lie as [images, channels, height, width], or with the channels innermost. Filters correlate, and are square:
+// samples = up_filter(x + bias, with zeros inserted and around), out = down_filter(phi(samples), with zeros around).
+struct FilteredParams {
+  DType dtype;
+  bool linear;             // phi is a factor: the slope that the mask tells; else phi bends, and the mask is written
+  bool channels_last;
+  bool flip;               // filters are stored the other way round
+  int64_t images, channels, height, width, rows, columns, out_height, out_width;  // of x, of the samples, of out
+  const void* in;
+  const void* bias;        // [channels] in Acc, or null
+  const void *up_filter, *down_filter;  // in Acc, [taps] or, where full, [taps, taps]; null for a tap of 1
+  int up, down, up_taps, down_taps;
+  bool up_full, down_full;
+  int64_t up_before, down_before;  // zeros in front of the first input pixel, and of the first sample
+  uint8_t* mask;           // [images, channels, rows, columns / 4 rounded up] bytes of 4 samples, or null
+  void* out;
+  void* sum;               // [channels] in Acc, or null
+  void* workspace;         // of workspace_of() (GPU only)
+  double slope, gain, clamp;
+};
+
+void run_cpu(const FilteredParams&);
+int64_t workspace_of(const FilteredParams&);
+void run_cuda(const FilteredParams&, void* stream);
+
 // ---- Winograd convolutions of 3x3 kernels, tiles of 2x2 outputs; float32, channels_last, CPU only
 
 struct WinogradParams {

@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <limits>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "launch.h"
 #include "math.h"
@@ -56,6 +58,30 @@ template <class Item> void launch_teams(const Item& item, int64_t count, void* s
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA launch: ") + cudaGetErrorString(error));
 }
 
+// Starts item.blocks() blocks of THREADS threads with item.numbers() of Item::Number in common. All of them take Item::STEPS
+// steps, item.step<K>(), and wait for each other after each.
+template <int K, class Item, class Place>
+__device__ __forceinline__ void take_steps(const Item& item, const Place& place, typename Item::Number* memory) {
+  item.template step<K>(place, threadIdx.x, THREADS, memory);
+  if constexpr (K + 1 < Item::STEPS) {
+    __syncthreads();
+    take_steps<K + 1>(item, place, memory);
+  }
+}
+
+template <class Item> __global__ void __launch_bounds__(THREADS) run_block(const __grid_constant__ Item item) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  take_steps<0>(item, item.place(blockIdx.x), reinterpret_cast<typename Item::Number*>(memory));
+}
+
+template <class Item> void launch_blocks(const Item& item, void* stream) {
+  if (item.blocks() > 0x7fffffff) throw std::runtime_error("stylegan_dist: more blocks than a GPU counts");
+  const size_t bytes = item.numbers() * sizeof(typename Item::Number);
+  run_block<<<dim3(unsigned(item.blocks())), THREADS, bytes, static_cast<cudaStream_t>(stream)>>>(item);
+  cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA launch: ") + cudaGetErrorString(error));
+}
+
 #else
 
 template <class Item> void launch(const Item& item, int64_t count, void*) {
@@ -70,6 +96,24 @@ template <class Item> void launch_teams(const Item& item, int64_t count, void*) 
       for (int lane = 0; lane < offset; ++lane)
         for (int k = 0; k < Item::Sums::COUNT; ++k) sums[lane].v[k] += sums[lane + offset].v[k];
     item.finish(team, sums[0]);
+  }
+}
+
+constexpr int THREADS = 256;
+
+template <int K, class Item, class Place>
+void take_steps(const Item& item, const Place& place, typename Item::Number* memory) {
+  for (int thread = THREADS - 1; thread >= 0; --thread) item.template step<K>(place, thread, THREADS, memory);
+  if constexpr (K + 1 < Item::STEPS) take_steps<K + 1>(item, place, memory);
+}
+
+template <class Item> void launch_blocks(const Item& item, void*) {
+  using A = typename Item::Number;
+  for (int64_t block = item.blocks() - 1; block >= 0; --block) {
+    // What no thread has written is not a number.
+    const A nan = std::numeric_limits<A>::quiet_NaN();
+    std::vector<Pack<A, 4>> memory(item.numbers() / 4 + 1, Pack<A, 4>{nan, nan, nan, nan});
+    take_steps<0>(item, item.place(block), memory[0].v);
   }
 }
 
