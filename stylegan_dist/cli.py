@@ -59,10 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     """Imported here is what needs PyTorch and NumPy: where they do not load, `doctor` must be able to say so."""
     from stylegan_dist.cluster.commands import add_runs, add_stop, add_submit
+    from stylegan_dist.clusters.commands import add_label
+    from stylegan_dist.editing.commands import add_edit
     from stylegan_dist.evaluation.commands import add_evaluate
     from stylegan_dist.export.commands import add_export
     from stylegan_dist.features.commands import add_train_features
     from stylegan_dist.importing.commands import add_import
+    from stylegan_dist.latents.commands import add_project
     from stylegan_dist.making.commands import add_index, add_pack, add_verify
     from stylegan_dist.report.commands import add_report
     from stylegan_dist.tools.data_commands import add_bench_data, add_peek
@@ -70,6 +73,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     add_pack(verbs)
     add_index(verbs)
     add_verify(verbs)
+    add_label(verbs)
     add_peek(verbs)
     add_bench_data(verbs)
     _add_train(verbs)
@@ -79,6 +83,8 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     add_evaluate(verbs)
     add_report(verbs)
     _add_generate(verbs)
+    add_project(verbs)
+    add_edit(verbs)
     add_export(verbs)
     add_import(verbs)
     add_train_features(verbs)

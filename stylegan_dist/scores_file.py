@@ -18,7 +18,8 @@ from stylegan_dist.metrics import ClassDistance
 from stylegan_dist.records import Count, Digest, read_record
 
 NAME = "evaluation.jsonl"
-MAX_LINE = 1 << 20  # bytes
+MAX_LINE = 1 << 20    # bytes
+MOST_CLASSES = 5_000  # whose distances stand in a line, which has about 100 bytes for each
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Evaluation:
         data: fingerprint of the real samples.
         seconds: that it took.
         time: unix seconds at its end.
-        by_class: Fréchet distances of the classes, where they were asked for.
+        by_class: Fréchet distances of the classes, where they were asked for and there are not more than `MOST_CLASSES`.
     """
 
     version: Literal[1]

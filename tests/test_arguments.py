@@ -13,10 +13,11 @@ NUMBERS = ["pack s o --resolution X", "pack s o --resolution 8 --seed X", "pack 
            "pack s o --resolution 8 --hop X", "pack s o --resolution 8 --low-hz X", "pack s o --resolution 8 --offset X",
            "verify s --workers X", "peek s --columns X", "peek s --rows X", "peek s --seed X", "bench-data s --seconds X",
            "bench-data s --batch X", "bench-data s --need X", "bench-data s --workers X", "bench-data s --workers 0,X",
-           "generate r --out o --columns X", "generate r --out o --trunc X", "generate r --out o --class X"]
+           "generate r --out o --columns X", "generate r --out o --trunc X", "generate r --out o --class X",
+           "project i --run r --steps X", "project i --run r --feature-weight X", "project i --run r --feather X"]
 PATHS = ["train X", "train data.shards=X", "train data.shards=s run.dir=X", "generate X --out o", "generate r --out X",
          "pack X o --resolution 8", "pack s X --resolution 8", "index X", "index s X", "verify X", "peek X", "peek s --out X",
-         "bench-data X", "bench-data s --folder X"]
+         "bench-data X", "bench-data s --folder X", "project X --run r", "project i --run X", "project i --run r --out X"]
 
 
 def said(capsys: pytest.CaptureFixture, command: str, word: str) -> str:

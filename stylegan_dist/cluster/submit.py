@@ -23,12 +23,13 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.files import write_whole
 from stylegan_dist.monitor.monitor import METRICS_NAME
 from stylegan_dist.ops import native
-from stylegan_dist.ranks import World
+from stylegan_dist.ranks import ALONE, World
 from stylegan_dist.training.lease import BEAT_SECONDS, STATUS_NAME, read_status
 from stylegan_dist.training.memory import estimate_memory
 from stylegan_dist.training.plan import load_index_of
 from stylegan_dist.training.rules import Resolved, resolve, steps_in
 from stylegan_dist.training.run_folder import starting_point
+from stylegan_dist.training.transfer import open_transfer
 
 JOB_NAME = "job"             # the file in a run's folder with the number of its newest job and the name of its cluster
 SCRIPT_NAME = "job.sbatch"   # the script as it was submitted
@@ -121,6 +122,7 @@ def check(config: Config, request: Request) -> list[str]:
     if nimg >= total:
         raise InputError(f"{run_dir} is finished, at {nimg / 1000:g} kimg: set run.kimg higher to go on, or choose another "
                          "run.dir")
+    open_transfer(resolved, index, ALONE)
     estimate = estimate_memory(resolved, index, request.world_size, device, engine)
     notices += _check_time(resolved, request, sum(estimate.resident.values()))
     return [_describe(resolved, index, request, nimg, estimate.peak, device), *notices]

@@ -31,6 +31,12 @@ class RunConfig:
     dir: str = knob("runs/unnamed", SILENT,
         "folder of the run; running the same command again continues what is there", path="one")
     seed: int = knob(0, FIXED, "seed of every random draw", least=0, most=MOST_SEED)
+    init_from: str = knob("", FIXED,
+        "a new run begins with the weights of this run (its newest checkpoint, FOLDER:IMAGES or FOLDER:best), folder of a "
+        "checkpoint or .safetensors file of one network; it is read once; empty: with random ones", path="one")
+    init_strict: bool = knob(True, SILENT,
+        "refuse run.init_from where its networks differ in more than resolution, channels and number of classes; false: what "
+        "does not fit begins anew")
     kimg: float = knob(25000.0, SILENT, "length of the training, thousands of images", above=0, most=MOST_KIMG)
     max_hours: float = knob(0.0, SILENT,
         "hours after which this start of the run saves its state and ends; the same command continues; 0: no limit",
@@ -122,7 +128,8 @@ class AugmentConfig:
     held_out: str = knob("", TOLD,
         "shards of real images that are not trained on, named as data.shards; every fourth step the discriminator judges a "
         "batch of them: ticks have logits/held_out and augment/r_v", path="several")
-    kimg: float = knob(500.0, TOLD, "ada: thousands of images in which p may go from 0 to 1", above=0, most=MOST_KIMG)
+    kimg: float | Auto = knob("auto", TOLD,
+        "ada: thousands of images in which p may go from 0 to 1; auto: 500, with run.init_from 100", above=0, most=MOST_KIMG)
 
 
 @dataclass
@@ -152,8 +159,9 @@ class EmaConfig:
         "half-life of the averaged generator; auto: 10 kimg at batch 32, in proportion", least=0, most=MOST_KIMG)
     placement: Literal["auto", "device", "sharded", "cpu"] = knob("auto", SILENT,
         "device: whole on every rank; sharded: a part on each; cpu: a part in the host's memory of each")
-    rampup: float = knob(0.05, TOLD,
-        "the half-life is at most this share of the images seen so far; 0 switches it off", least=0, most=1000)
+    rampup: float | Auto = knob("auto", TOLD,
+        "the half-life is at most this share of the images seen so far; 0 switches it off; auto: 0.05, with run.init_from 0",
+        least=0, most=1000)
 
 
 @dataclass

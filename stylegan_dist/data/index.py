@@ -28,6 +28,7 @@ from stylegan_dist.records import MAX_BYTES, shorten
 
 INDEX_NAME = "index.json"
 NO_LABEL = -1
+LABELS_FROM = "labels_from"  # in `packed_with`: where labels come from that are in the offsets alone
 _WEIGHT = re.compile(r"[0-9.eE+-]+")
 _WORDS = 16       # of a path with blanks among others
 _NAME_BYTES = 255  # of a file name
@@ -90,6 +91,11 @@ class DatasetIndex:
         return "fingerprint" in self.packed_with
 
     @property
+    def relabelled(self) -> bool:
+        """Whether the labels are others than those in the tar files."""
+        return LABELS_FROM in self.packed_with
+
+    @property
     def most_sample_bytes(self) -> int:
         """What is longer is no sample, and not read."""
         return _SAMPLE_FACTOR * self.resolution**2 * self.channels * np.dtype(self.kind.dtype).itemsize + _SAMPLE_EXTRA
@@ -150,9 +156,12 @@ def load_index(data: str | os.PathLike) -> DatasetIndex:
             raise InputError(f"{entries[0][0]} and {location} cannot be mixed: they hold {indices[0].kind.noun} and "
                              f"{index.kind.noun}, or their dtype or normalisation differ; pack them with the same --dtype, "
                              "--offset and --scale")
-        for name in ("resolution", "channels", "classes"):
+        for name in ("resolution", "channels"):
             if (a := getattr(indices[0], name)) != (b := getattr(index, name)):
                 raise InputError(f"{entries[0][0]} and {location} cannot be mixed: their {name} are {a} and {b}")
+        if indices[0].classes != index.classes:
+            raise InputError(f"{entries[0][0]} and {location} cannot be mixed: "
+                             f"{_difference(indices[0].classes or [], index.classes or [])}")
     if len({weight is None for _, weight in entries}) > 1:
         raise InputError(f"data.shards gives weights to some sets only: give one to each, as in {entries[0][0]}@1")
     parts = tuple(Part(len(index.shards), float(index.num_samples if weight is None else weight))
@@ -163,6 +172,14 @@ def load_index(data: str | os.PathLike) -> DatasetIndex:
         packed_with={"fingerprint": "of several sets"} if all(index.packed for index in indices) else {},
         class_counts=_mixed_counts(indices, parts) if counts else None, shards_at=None,
     )
+
+
+def _difference(ours: list[str], theirs: list[str]) -> str:
+    """How the classes of two sets differ, however many there are."""
+    if len(ours) != len(theirs):
+        return f"they have {len(ours)} and {len(theirs)} classes"
+    number, names = next((number, pair) for number, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+    return f"class {number} is {shorten(names[0])} in one and {shorten(names[1])} in the other"
 
 
 def _entries(data: str) -> list[tuple[str, float | None]]:

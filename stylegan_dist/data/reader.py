@@ -142,8 +142,10 @@ class ShardReader:
         except ValueError as error:
             raise InputError(f"{place} is damaged: {error}; {_remedy(info)}") from None
         least = 0 if self.index.num_classes else NO_LABEL
-        if ((table[:, 2] < least) | (table[:, 2] >= max(self.index.num_classes, 1))).any():
-            raise InputError(f"{place} names classes that {INDEX_NAME} does not know; pack the data again")
+        foreign = (table[:, 2] < least) | (table[:, 2] >= max(self.index.num_classes, 1))
+        if foreign.any():
+            raise InputError(f"{place} names classes that {INDEX_NAME} does not know, such as {table[foreign.argmax(), 2]} "
+                             f"where it has {self.index.num_classes}; pack the data again")
         return self._open_compared(info), table
 
     def _open_compared(self, info: Shard) -> int:

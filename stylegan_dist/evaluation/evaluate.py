@@ -45,6 +45,7 @@ from stylegan_dist.files import file_digest
 from stylegan_dist.metrics import few_samples
 from stylegan_dist.ops import native
 from stylegan_dist.ranks import Ranks
+from stylegan_dist.scores_file import MOST_CLASSES
 from stylegan_dist.training.best import read_best, remember_best
 from stylegan_dist.training.checkpoint import checkpoint_folder, list_checkpoints, name_aside
 from stylegan_dist.training.pin import pinned
@@ -206,7 +207,8 @@ class Evaluator:
         by_class = class_distances(real, generated, self.index.num_classes) if "classes" in metrics else ()
         scores = compute_scores(real, generated, self.network, metrics, self._floors, by_class)
         found = Evaluation(1, nimg, digest, self.network.name, self.network.sha256, self.count, self.seed,
-                           self.index.fingerprint, time.monotonic() - began, time.time(), scores, by_class)
+                           self.index.fingerprint, time.monotonic() - began, time.time(), scores,
+                           by_class if len(by_class) <= MOST_CLASSES else ())
         if self._is_abandoned(nimg, digest):  # a tracker would take the scores for those of the checkpoint that will follow
             self.say(f"no scores at {nimg / 1000:g} kimg: the run has gone back to an earlier checkpoint")
             return None

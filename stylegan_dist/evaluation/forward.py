@@ -31,5 +31,5 @@ def forward_results(run_dir: Path, say: Callable[[str], None]) -> None:
     except InputError as error:
         say(f"WARNING: the results are not sent to trackers: {error}")
         return
-    give_results(run_dir, facts.segment, nimg, config.monitor, shown_config(config, facts.data.fingerprint), exit_code, say,
-                 lambda text: say(f"WARNING: {text}"))
+    shown = shown_config(config, facts.data.fingerprint, facts.origin)
+    give_results(run_dir, facts.segment, nimg, config.monitor, shown, exit_code, say, lambda text: say(f"WARNING: {text}"))

@@ -102,10 +102,22 @@ class FeatureNetwork:
         with torch.no_grad():
             return self._in_parts(self._pairs, first, second)
 
+    def directions(self, samples: Tensor) -> Maps:
+        """The maps that `distance` compares, of length 1 over their channels, for what is compared with many others.
+
+        Args:
+            samples: as of `distance`; differentiable in them.
+        Raises:
+            InputError: samples of this form cannot be compared.
+        """
+        self._check(samples)
+        with exactly():
+            return [_directions(x) for x in self._maps(samples.to(self.device))]
+
     def _pairs(self, first: Tensor, second: Tensor) -> Tensor:
         total = first.new_zeros(len(first), dtype=torch.float32)
         for a, b in zip(self._maps(first), self._maps(second), strict=True):
-            total = total + (_directions(a) - _directions(b)).square().sum(1).mean((1, 2))
+            total = total + _squares(_directions(a), _directions(b))
         return total
 
     def _maps(self, values: Tensor) -> Maps:
@@ -127,6 +139,15 @@ class FeatureNetwork:
                 part = [_filled(one[begin:begin + self._part].to(self.device), self._part) for one in values]
                 results.append(function(*part)[:count - begin])
         return torch.cat(results)
+
+
+def between(first: Maps, second: Maps) -> Tensor:
+    """`FeatureNetwork.distance` from the `directions` of both: float32 [N]."""
+    return torch.stack([_squares(a, b) for a, b in zip(first, second, strict=True)]).sum(0)
+
+
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).square().sum(1).mean((1, 2))
 
 
 def _filled(part: Tensor, size: int) -> Tensor:

@@ -286,7 +286,7 @@ def _index_of(found: list[_Found], names: list[str], locations: list[str], array
         labels = np.concatenate([shard.table[:, 2] for shard in found])
         counts = np.bincount(labels).tolist()
         classes = [str(number) for number in range(len(counts))]
-    tables = [_npy(shard.table) for shard in found]
+    tables = [npy_bytes(shard.table) for shard in found]
     shards = [
         Shard(name, len(shard.table), shard.bytes, shard.sha256, _offsets_name(name), hashlib.sha256(table).hexdigest())
         for name, shard, table in zip(names, found, tables, strict=True)
@@ -301,7 +301,8 @@ def _offsets_name(name: str) -> str:
     return name.removesuffix(".tar").replace("/", "--") + ".offsets.npy"
 
 
-def _npy(table: np.ndarray) -> bytes:
+def npy_bytes(table: np.ndarray) -> bytes:
+    """The content of an offsets file."""
     file = io.BytesIO()
     np.save(file, table)
     return file.getvalue()
@@ -314,7 +315,7 @@ def _write(folder: Path, index: DatasetIndex, found: list[_Found]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for shard, content in zip(index.shards, found, strict=True):
-            (folder / shard.offsets).write_bytes(_npy(content.table))
+            (folder / shard.offsets).write_bytes(npy_bytes(content.table))
         index.save(folder)
     except OSError as error:
         raise InputError(f"cannot write the index to {folder}: {error.strerror}") from None

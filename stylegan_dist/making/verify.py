@@ -31,6 +31,7 @@ from stylegan_dist.making import pool
 from stylegan_dist.making.labels import CLASS_BYTES, class_number
 from stylegan_dist.making.tar import TarError, key_and_ending, members
 
+_NAMED_CLASSES = 3  # in a problem
 _RESTORE = "restore the file from a copy, or pack the data again with --overwrite"
 
 
@@ -75,9 +76,12 @@ def verify(folder: str | os.PathLike, deep: bool = True, workers: int | None = N
     counts = [count for _, count in results]
     # Without all offsets the sum says nothing new.
     if index.classes is not None and all(count is not None for count in counts):
-        held = np.sum(counts, axis=0).tolist()
-        if held != index.class_counts:
-            problems.append(Problem(INDEX_NAME, f"class_counts are {index.class_counts}, the shards hold {held}"))
+        held, told = np.sum(counts, axis=0), np.array(index.class_counts)
+        wrong = np.flatnonzero(held != told).tolist()
+        if wrong:
+            named = ", ".join(f"{told[label]} of class {label} and hold {held[label]}" for label in wrong[:_NAMED_CLASSES])
+            more = f", and so on for {len(wrong)} classes" if len(wrong) > _NAMED_CLASSES else ""
+            problems.append(Problem(INDEX_NAME, f"class_counts promise {named}{more}"))
     return problems
 
 
@@ -208,6 +212,8 @@ class _Check:
         elif index.classes is not None and not 0 <= label < index.num_classes:
             self.complain(f"the class is {label}, expected from 0 to {index.num_classes - 1}", name, offset,
                           file=self._shard.offsets)
+        if index.relabelled:
+            return
         # A label file is plain WebDataset; sets indexed elsewhere may carry labels in the offsets alone.
         key = name and key_and_ending(name)[0]
         if key in self._labels and index.classes is not None:

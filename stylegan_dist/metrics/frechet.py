@@ -163,8 +163,8 @@ def frechet_by_class(real: Tensor, real_labels: Tensor, generated: Tensor, gener
         if labels.shape != (len(features),) or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
             raise ValueError(f"{name}: labels must be [{len(features)}] with values from 0 to {classes - 1}")
     result = []
-    for label in range(classes):
-        ours, theirs = real[real_labels == label], generated[generated_labels == label]
+    for ours, theirs in zip(_by_class(real, real_labels, classes), _by_class(generated, generated_labels, classes),
+                            strict=True):
         value = frechet_distance(ours, theirs) if min(len(ours), len(theirs)) >= 2 else None
         floor = None
         if len(ours) >= 4:
@@ -172,6 +172,11 @@ def frechet_by_class(real: Tensor, real_labels: Tensor, generated: Tensor, gener
             floor = frechet_distance(first, second)
         result.append(ClassDistance(value, len(ours), len(theirs), floor))
     return result
+
+
+def _by_class(features: Tensor, labels: Tensor, classes: int) -> Sequence[Tensor]:
+    """The features of each class, in their order. One sort, because there may be as many classes as samples."""
+    return features[labels.argsort(stable=True)].split(torch.bincount(labels, minlength=classes).tolist())
 
 
 @dataclass(frozen=True)

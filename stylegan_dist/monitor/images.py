@@ -18,7 +18,7 @@ GAP = 2                # pixels between the images of a grid
 SMALLEST_SHOWN = 64    # smaller images are enlarged by an integer factor to at least this many pixels
 MOST_PIXELS = 1 << 29  # of a grid; some 6 GB while it is drawn
 ABOUT = "Description"  # keyword of the PNG text that says what a picture shows
-FRAME_MS = 70          # of a clip; GIF counts in 10 ms
+FRAME_MS = 70          # of a clip
 PALETTE_FRAMES = 12    # of a clip, from which the colours of all are chosen
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -96,13 +96,14 @@ def save_grid(path: str | os.PathLike, images: torch.Tensor, columns: int, capti
         sheet.save(temporary, format="PNG", compress_level=1, pnginfo=text)
 
 
-def save_clip(path: str | os.PathLike, frames: torch.Tensor, columns: int) -> None:
+def save_clip(path: str | os.PathLike, frames: torch.Tensor, columns: int, frame_ms: int = FRAME_MS) -> None:
     """Write an endless loop of `image_grid(frame, columns)` as GIF, atomically.
 
     A GIF has 256 colours. They are chosen once for all frames, so that none flickers. Grey stays as it is.
 
     Args:
         frames: [F, N, C, H, W], as of `image_grid`. RGBA is shown on white.
+        frame_ms: how long each is shown; GIF counts in 10 ms.
     Raises:
         ValueError: see `image_grid`.
         OSError: the file cannot be written.
@@ -120,5 +121,5 @@ def save_clip(path: str | os.PathLike, frames: torch.Tensor, columns: int) -> No
         palette = together.quantize(256)
         sheets = [sheet.quantize(palette=palette) for sheet in sheets]
     with replacing(Path(path)) as temporary:
-        sheets[0].save(temporary, format="GIF", save_all=True, append_images=sheets[1:], duration=FRAME_MS, loop=0,
+        sheets[0].save(temporary, format="GIF", save_all=True, append_images=sheets[1:], duration=frame_ms, loop=0,
                        optimize=False)

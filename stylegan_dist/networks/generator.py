@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from stylegan_dist import randomness
+from stylegan_dist.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,14 @@ class Generator(nn.Module, abc.ABC):
         z_dim: numbers in a z.
         num_classes: 0 for an unconditional generator.
         truncates: whether its latents have a mean, to which truncation pulls them.
+        num_ws: places of the network that each take a latent, which may be another one at each (the space W+); 0: there is
+            no such space.
     """
 
     z_dim: int
     num_classes: int
     truncates: bool = True
+    num_ws: int = 0
 
     def draw(self, seed: int, purpose: str, index: Tensor) -> Tensor:
         """z [N, z_dim] of standard normal numbers, a function of (seed, purpose, index: int64 [N])."""
@@ -68,17 +73,55 @@ class Generator(nn.Module, abc.ABC):
         return self.map(self.draw(seed, purpose, index), labels, truncation)
 
     @abc.abstractmethod
-    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str = "const") -> Tensor:
+    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str | Sequence[Tensor] = "const") -> Tensor:
         """Samples [N, C, R, R], nominally in [-1, 1].
 
         Args:
-            latents: [N, ...], from `latents`, or between such points.
-            noise: as in `Sampling`.
+            latents: [N, ...], from `latents`, or between such points. With a space W+ also [N, num_ws, ...].
+            noise: as in `Sampling`; or maps [N or 1, 1, H, W] in place of the fixed ones.
         """
+
+    def style_matrices(self) -> list[tuple[int, Tensor]]:
+        """(place in W+, A [C, w_dim]) of each layer whose style is A w + b, in their order; none by default."""
+        return []
+
+    def stage_of(self, name: str) -> int | None:
+        """The resolution at which a parameter or buffer works; None for what belongs to no single one."""
+        return None
+
+    def noise_maps(self) -> list[Tensor]:
+        """The fixed noise maps of the layers, [1, 1, H, W] each; none of a generator without layer noise."""
+        return []
 
     def sample(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, sampling: Sampling) -> Tensor:
         """Samples [N, C, R, R], nominally in [-1, 1]; all that is random is a function of (seed, purpose, index: int64 [N])."""
         return self.synthesize(self.latents(seed, purpose, index, labels, sampling.truncation), labels, sampling.noise)
+
+
+class UniformLatents(Generator):
+    """A generator without a mapping network, whose latents are its uniform z.
+
+    Attributes:
+        z_limit: z is in [-z_limit, z_limit).
+    """
+
+    truncates = False
+    z_limit: float
+
+    def draw(self, seed: int, purpose: str, index: Tensor) -> Tensor:
+        """z [N, z_dim] of uniform numbers, a function of (seed, purpose, index: int64 [N])."""
+        return randomness.uniform(seed, f"{purpose}.z", index, self.z_dim) * (2 * self.z_limit) - self.z_limit
+
+    def map(self, z: Tensor, labels: Tensor | None, truncation: float | Tensor = 1.0) -> Tensor:
+        """z [N, z_dim].
+
+        Raises:
+            InputError: truncation is asked for.
+        """
+        if truncation != 1:
+            raise InputError(f"truncation {truncation:g} is not possible: this family has no mapping network, and so no mean "
+                             "latent to pull to; leave truncation at 1")
+        return z
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ relative speed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,6 +58,21 @@ def initialize(network: nn.Module, seed: int, purpose: str) -> None:
 
             with torch.no_grad():
                 module.init_parameters(draw)
+
+
+def freeze(network: nn.Module, parts: Sequence[str]) -> None:
+    """Let parts of a network learn no more: their parameters become buffers, of which no optimizer and no engine hears.
+
+    Names and values stay, so a checkpoint does not show it. `network.frozen` names the tensors.
+    """
+    frozen = [name for name, _ in network.named_parameters() for part in parts if name.startswith(f"{part}.")]
+    for name in frozen:
+        owner, _, key = name.rpartition(".")
+        module = network.get_submodule(owner)
+        parameter = module._parameters.pop(key)
+        assert parameter is not None
+        module.register_buffer(key, parameter.detach())
+    network.frozen = tuple(frozen)  # type: ignore[assignment]
 
 
 def run_block(block: Callable, recompute: bool, *arguments: Any) -> Any:
@@ -115,10 +130,14 @@ def channels_at(resolution: int, settings: Pyramid) -> int:
     return min(settings.channel_base // resolution, settings.channel_max)
 
 
-def one_hot(labels: torch.Tensor | None, classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """int64 [N] -> [N, classes]."""
+def columns_of(weight: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+    """The columns of a weight [out, classes] that labels int64 [N] name: [N, out].
+
+    This is the product with one-hot vectors to the last bit. Its time and memory do not depend on the number of classes. The
+    gradient is summed in a fixed order on GPUs, too.
+    """
     assert labels is not None, "a conditional network needs labels"
-    return nn.functional.one_hot(labels, classes).to(dtype)
+    return nn.functional.embedding(labels, weight.t())
 
 
 def normalize_second_moment(x: torch.Tensor) -> torch.Tensor:
@@ -157,6 +176,20 @@ class Dense(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x @ (self.weight * self.weight_gain).t()
         return ops.bias_act(x, self.bias * self.lr_multiplier, self.activation)
+
+
+class LabelDense(Dense):
+    """A linear `Dense` of the one-hot vectors of labels: int64 [N] -> [N, out].
+
+    Args:
+        classes: of the labels.
+    """
+
+    def __init__(self, classes: int, out_features: int):
+        super().__init__(classes, out_features)
+
+    def forward(self, labels: torch.Tensor | None) -> torch.Tensor:
+        return ops.bias_act(columns_of(self.weight, labels) * self.weight_gain, self.bias, self.activation)
 
 
 class Conv2d(nn.Module):
@@ -222,8 +255,7 @@ class MappingNetwork(nn.Module):
 
     def __init__(self, z_dim: int, num_classes: int, w_dim: int, num_layers: int, lr_multiplier: float = 0.01):
         super().__init__()
-        self.num_classes = num_classes
-        self.embed = Dense(num_classes, w_dim) if num_classes else None
+        self.embed = LabelDense(num_classes, w_dim) if num_classes else None
         width = z_dim + (w_dim if num_classes else 0)
         self.layers = nn.Sequential(*(
             Dense(width if i == 0 else w_dim, w_dim, "lrelu", lr_multiplier=lr_multiplier) for i in range(num_layers)
@@ -235,5 +267,5 @@ class MappingNetwork(nn.Module):
         if z is not None:
             parts.append(normalize_second_moment(z.to(next(self.parameters()).dtype)))
         if self.embed is not None:
-            parts.append(normalize_second_moment(self.embed(one_hot(label, self.num_classes, self.embed.weight.dtype))))
+            parts.append(normalize_second_moment(self.embed(label)))
         return self.layers(torch.cat(parts, dim=1))

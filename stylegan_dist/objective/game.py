@@ -207,6 +207,11 @@ class Objective(abc.ABC):
         if self.augmentation:
             p = self.weights.get("augment_p")
             images = self.augmentation(images, self.seed, f"{phase}.augment.{side}", index, p)
+        return self.discriminate(phase, side, images, labels, index, twice)
+
+    def discriminate(self, phase: str, side: str, images: Tensor, labels: Tensor | None, index: Tensor,
+                     twice: bool) -> Tensor:
+        """The part of `judge` after augmentation; of a family whose discriminator draws something, or has more inputs."""
         return (self.discriminator if twice else self.forwards["d"])(images, labels)
 
     def weight(self, name: str, like: Tensor) -> Tensor:

@@ -242,7 +242,7 @@ def _read_log(run: RunFiles) -> None:
         stamp, text = match.groups()
         listed = text if len(text) <= LONGEST else ""  # patterns take long on very long lines
         fact, more = _FACT.fullmatch(listed), _MORE.fullmatch(listed)
-        if fact and not more:
+        if fact and not more and (listing or fact[1] == "run"):  # which is the first one; other tables look alike
             if not listing:
                 run.facts = {}
             listing, name = True, fact[1]

@@ -42,7 +42,7 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
                                  f"to {when(run.records[-1].time)}"))
         if (speed := run.records[-1].metrics.get("time/img_per_sec")) is not None:
             found.append(("throughput", f"{number(speed)} images per second at the last tick"))
-    for name in ("data", "engine", "generator", "discriminator", "precision", "batch", "loss"):
+    for name in ("transfer", "data", "engine", "generator", "discriminator", "precision", "batch", "loss"):
         if name in run.facts:
             found.append((name, run.facts[name]))
     found.append(("survived", _survived(run)))

@@ -30,10 +30,11 @@ def build_generator(config: Config, shape: SampleShape, device: torch.device, pr
     return network
 
 
-def build_discriminator(config: Config, shape: SampleShape, device: torch.device) -> nn.Module:
+def build_discriminator(config: Config, shape: SampleShape, device: torch.device,
+                        precision: Precision | None = None) -> nn.Module:
     """The discriminator, with parameters that are a function of the seed; on the meta device without values."""
     with device:
-        network = family_of(config).discriminator(config, shape, precision_policy(config))
+        network = family_of(config).discriminator(config, shape, precision or precision_policy(config))
     _set_values(network, config, "init.d")
     return network
 

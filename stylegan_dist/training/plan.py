@@ -24,11 +24,13 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.families import family_of
 from stylegan_dist.machine import supports_bf16, versions
 from stylegan_dist.ops import native
-from stylegan_dist.ranks import World
+from stylegan_dist.ranks import ALONE, World
 from stylegan_dist.training.compiled import why_not_compiled
 from stylegan_dist.training.memory import estimate_memory, planning_state
 from stylegan_dist.training.rules import Resolved, resolve, steps_in
+from stylegan_dist.training.saved import Origin
 from stylegan_dist.training.state import TrainState
+from stylegan_dist.training.transfer import open_transfer
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, exe
     precision = p.dtype if p.dtype == "fp32" else f"{p.dtype} in the top {p.top_resolutions} resolutions, fp32 below"
     facts = [
         ("run", f"{run.dir}, seed {run.seed}" + (f", continued at {state.nimg / 1000:g} kimg" if state.nimg else "")),
+        *(_origin(state.origin) if state.origin else []),
         ("engine", execution.engine),
         *([("network", execution.network)] if execution.network else []),
         *([("compute", execution.compute)] if execution.compute else []),
@@ -85,6 +88,13 @@ def _shown(value: Scheduled) -> str:
     return f"{value.first:g} to {value.last:g}" if isinstance(value, Schedule) else f"{value:g}"
 
 
+def _origin(origin: Origin) -> list[tuple[str, str]]:
+    """What the run has begun with, and the table of what was loaded."""
+    widths = [max(len(row[column]) for row in origin.table) for column in (0, 1)] if origin.table else []
+    rows = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[2]]) for row in origin.table]
+    return [("transfer", origin.describe()), *(("", row) for row in rows)]
+
+
 def _augmentation(settings: AugmentConfig) -> str:
     """In words, for the header."""
     if settings.pipe == DIFFAUGMENT:
@@ -105,6 +115,8 @@ def describe_plan(config: Config, world_size: int) -> str:
     resolved = resolve(config, index, World(world_size, device_type, supports_bf16(device_type), sharded))
     estimate = estimate_memory(resolved, index, world_size, device_type, choice)
     state = planning_state(resolved, index)
+    transfer = open_transfer(resolved, index, ALONE)
+    state.origin = transfer.origin if transfer else None
     no_graphs = why_no_graphs(config.run.cuda_graphs, device_type, bool(choice.zero), config.run.reduction)
     facts = header_facts(resolved, index, state, Execution(f"{world_size} x {device_type}, {choice.describe()}", "", "",
                                                            why_not_compiled(resolved.config, sharded), no_graphs))

@@ -84,6 +84,10 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
     auto(run, "run", "batch", min(8 * min(4096 // resolution, 32), 64), "from the resolution")
     family.resolve(config, resolution, auto)
     auto(config.ema, "ema", "half_life_kimg", run.batch * 10 / 32, "10 kimg at batch 32, in proportion")
+    why = "the average goes on from that of run.init_from" if run.init_from else "the average begins at random weights"
+    auto(config.ema, "ema", "rampup", 0.0 if run.init_from else 0.05, why)
+    why = "with run.init_from" if run.init_from else "without run.init_from"
+    auto(config.augment, "augment", "kimg", 100.0 if run.init_from else 500.0, why)
     auto(config.ema, "ema", "placement", "sharded" if world.sharded_generator else "device", "as the generator's parameters")
     if config.ema.placement == "device" and world.sharded_generator:
         raise InputError("ema.placement=device needs the whole generator on every rank, which ZeRO-3 spreads: set "
@@ -202,8 +206,8 @@ def _check(config: Config, resolution: int, world_size: int, advice: str) -> Non
     for name in ("g", "d"):
         for nimg in (0, END):  # of schedules
             optimizer_arguments(getattr(config.optim, name), f"optim.{name}", nimg)
-    named = {"run.dir": run.dir, "data.shards": config.data.shards, "data.cache": config.data.cache,
-             "augment.held_out": config.augment.held_out,
+    named = {"run.dir": run.dir, "run.init_from": run.init_from, "data.shards": config.data.shards,
+             "data.cache": config.data.cache, "augment.held_out": config.augment.held_out,
              **{f"monitor.{name}": getattr(config.monitor, name) for name in ("wandb_project", "wandb_entity", "wandb_name")}}
     for name, text in named.items():  # in config.yaml, on the terminal and on a web page
         if redact(text) != text:

@@ -138,10 +138,10 @@ def starting_point(path: Path, config: Config, data_fingerprint: str) -> tuple[i
     before = dotted(to_dict(config_of(config.generator.family))) | dotted(state.config)
     now, changes = dotted(to_dict(config)), changes_of(config)
     for key in now:
-        if before[key] == now[key] or changes[key] in (Change.SILENT, Change.PER_RANK):
+        if before[key] in (now[key], "auto") or changes[key] in (Change.SILENT, Change.PER_RANK):
             continue
         if changes[key] is Change.FIXED:
-            raise InputError(f"{path} was trained with {key}={before[key]}, not {now[key]}: choose another "
+            raise InputError(f"{path} was trained with {key}={before[key]}, not {now[key] or repr(now[key])}: choose another "
                              f"run.dir, or set {key} back")
         lines.append(f"changed since the last start: {key} = {now[key]} (was {before[key]})")
     return nimg, lines

@@ -77,6 +77,29 @@ class RollBack:
     reason: str
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The weights with which a run has begun.
+
+    Attributes:
+        init_from: as it was configured.
+        path: the folder of the checkpoint, or the file.
+        nimg: images that the checkpoint had seen; 0 for a file.
+        sha256: of the checkpoint's manifest, which has those of all its files; or of the file.
+        table: (networks, what became of them, names) of all tensors, for people.
+    """
+
+    init_from: str
+    path: str
+    nimg: Count
+    sha256: Digest
+    table: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def describe(self) -> str:
+        at = f", {self.nimg / 1000:g} kimg" if self.nimg else ""
+        return f"{self.path}{at}, SHA-256 {self.sha256[:12]}"
+
+
 @dataclass
 class SavedState:
     """The content of state.json, the running statistics of the objective apart."""
@@ -89,6 +112,7 @@ class SavedState:
     replaced: Count = 0  # older checkpoints do not count
     broken_steps: list[Annotated[int, Field(ge=0, lt=WINDOW)]] = field(default_factory=list)  # as of `BrokenSteps`
     rollbacks: list[RollBack] = field(default_factory=list)
+    origin: Origin | None = None
     running: dict[str, Float32] = field(default_factory=dict)  # those of the family; beside the other fields in the file
 
 
@@ -148,23 +172,28 @@ class SavedTensors(Mapping[str, Tensor]):
 
     Args:
         name: one of `NAMES`.
+        file: the tensors are in this file, which is no part of a checkpoint.
     Raises:
         InputError: a file is missing or damaged, or a value is not finite (see `sound`), now or when it is asked for.
     """
 
-    def __init__(self, folder: Path, name: str):
+    def __init__(self, folder: Path, name: str, file: str = ""):
         self.name = name
-        self.path = folder / f"{name}.safetensors"  # for messages: it may be cut into parts
+        self.path = folder / (file or f"{name}.safetensors")  # for messages: it may be cut into parts
         self._where: dict[str, tuple[Path, Any]] = {}
-        for path in (folder / file for file in read_manifest(folder)[1][name]):
+        for path in (folder / part for part in ([file] if file else read_manifest(folder)[1][name])):
             with _explained(path):
-                file = safe_open(path, framework="pt")
-                for key in file.keys():  # noqa: SIM118 - not a dictionary
+                opened = safe_open(path, framework="pt")
+                for key in opened.keys():  # noqa: SIM118 - not a dictionary
                     if key in self._where:
                         raise InputError(f"{path} is damaged ({key} is in {self._where[key][0].name}, too)")
-                    if file.get_slice(key).get_dtype() not in DTYPES:
-                        raise InputError(f"{path} is damaged ({key} has the type {file.get_slice(key).get_dtype()})")
-                    self._where[key] = path, file
+                    if opened.get_slice(key).get_dtype() not in DTYPES:
+                        raise InputError(f"{path} is damaged ({key} has the type {opened.get_slice(key).get_dtype()})")
+                    self._where[key] = path, opened
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of all, without reading values."""
+        return {key: torch.Size(file.get_slice(key).get_shape()) for key, (_, file) in self._where.items()}
 
     def must_fit(self, expected: Expected, what: str = "network") -> None:
         """Compare names, shapes and types, without reading values.

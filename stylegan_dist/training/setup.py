@@ -37,11 +37,12 @@ from stylegan_dist.training.lease import State
 from stylegan_dist.training.plan import Execution, header_facts, load_held_out, load_index_of, stream_plan, working_set_of
 from stylegan_dist.training.rules import resolve, steps_in
 from stylegan_dist.training.run_folder import RunFolder, starting_point
-from stylegan_dist.training.saved import checkpoint_folder
+from stylegan_dist.training.saved import Origin, checkpoint_folder
 from stylegan_dist.training.saver import Saver
 from stylegan_dist.training.signs import Signs
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.timing import PhaseTimer
+from stylegan_dist.training.transfer import open_transfer, record_origin
 
 SAVE_SECONDS = 10.0  # that a run which ends with an error waits for a checkpoint that is being written
 DATA_SHARE = 0.9  # of run.timeout, for a rank to say that it has no data before the others give up waiting for it
@@ -78,6 +79,7 @@ class Run:
         if len(set(engine.gather(self.held_out_index and self.held_out_index.fingerprint))) > 1:
             raise InputError("the ranks have different images in augment.held_out: give all machines the same shards")
         set_arithmetic(self.config)
+        self._transfer = open_transfer(self.resolved, self.index, engine)
 
         self.folder: RunFolder | None = None
         try:
@@ -96,10 +98,14 @@ class Run:
         self.caches = [engine.together(functools.partial(self._open_cache, index, plan)) if index else None
                        for index, plan in ((self.index, stream_plan(self.config, start, engine.world_size)),
                                            (self.held_out_index, held_out_plan(self.config, start, engine.world_size)))]
-        self.state = TrainState(self.resolved, self.index, engine.device, engine)
+        transfer, self._transfer = self._transfer, None  # which holds open files
+        self.state = TrainState(self.resolved, self.index, engine.device, engine, None if start else transfer)
         if start:
             engine.together(lambda: self._restore(start))
             self.state.segment = max(self.state.segment, segment)  # starts that saved no checkpoint count
+        elif transfer and not engine.agree([transfer.checksum]):
+            raise InputError(f"the ranks have read different weights from {transfer.origin.path}: see to its disk, or copy it "
+                             "to one that all nodes share")
         self.no_compile = why_not_compiled(self.config, any(engine.shards(name) for name in self.state.networks))
         self.to_compile = () if self.no_compile else networks_to_compile(engine.device.type)
         self.timer = PhaseTimer(engine.device)
@@ -174,9 +180,11 @@ class Run:
     def _open_monitor(self) -> Monitor:
         assert self.folder is not None  # runs on rank 0
         self.folder.save_config(self.config)
+        if self.state.nimg == 0:
+            record_origin(self.dir, self.state.origin)
         # A run that was finished before has nothing to record.
         settings = self.config.monitor if self.stream else replace(self.config.monitor, wandb="disabled", tensorboard=False)
-        shown = shown_config(self.config, self.index.fingerprint)
+        shown = shown_config(self.config, self.index.fingerprint, self.state.origin)
         monitor = Monitor(self.dir, self.state.segment, self.state.nimg, self.total, settings, shown)
         engine = self.engine
         execution = Execution(engine.describe(), engine.describe_network(), engine.compute.describe(), self.no_compile,
@@ -228,9 +236,10 @@ def open_run(config: Config, engine: Engine) -> Iterator[Run]:
                 cache.release()
 
 
-def shown_config(config: Config, fingerprint: str) -> dict[str, Any]:
+def shown_config(config: Config, fingerprint: str, origin: Origin | None) -> dict[str, Any]:
     """What trackers show of a run, but source and versions, which they find themselves."""
-    return {**to_dict(config), "data_fingerprint": fingerprint}
+    begun_with = {"origin": {"path": origin.path, "nimg": origin.nimg, "sha256": origin.sha256}} if origin else {}
+    return {**to_dict(config), "data_fingerprint": fingerprint, **begun_with}
 
 
 def first_line(error: Exception) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
+from torch import nn
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import file_digest
@@ -14,11 +15,12 @@ from stylegan_dist.kinds import Kind, declared
 from stylegan_dist.networks.generator import Generator, SampleShape
 from stylegan_dist.networks.layers import Precision
 from stylegan_dist.training.best import read_best
-from stylegan_dist.training.build import build_generator, precision_policy
+from stylegan_dist.training.build import build_discriminator, build_generator, precision_policy
 from stylegan_dist.training.checkpoint import check_checkpoint, checkpoint_folder, list_checkpoints, newest_whole_checkpoint
 from stylegan_dist.training.run_folder import read_run_config
 from stylegan_dist.training.saved import MANIFEST, load_network, load_state
 
+_Network = TypeVar("_Network", bound=nn.Module)
 Which = int | Literal["newest", "best"]  # a checkpoint of a run; a number: of images seen
 
 
@@ -29,6 +31,7 @@ class Snapshot(NamedTuple):
     nimg: int      # images seen
     kind: Kind     # of what it makes
     digest: str    # SHA-256 of the checkpoint's manifest, which has those of all its files
+    shape: SampleShape
 
 
 def load_generator(run_dir: str | os.PathLike, device: torch.device, which: Which = "newest") -> Snapshot:
@@ -42,14 +45,30 @@ def load_generator(run_dir: str | os.PathLike, device: torch.device, which: Whic
     nimg = find_checkpoint(run_dir, which)
     folder = checkpoint_folder(run_dir, nimg)
     data, digest = load_state(folder).data, file_digest(folder / MANIFEST)
-    generator = build_generator(
-        config, SampleShape(data.resolution, data.channels, data.num_classes), torch.device("meta"),
-        precision=Precision(clamp=precision_policy(config).clamp),
-    )
-    load_network(generator, folder, "g_ema")  # compares, before there is memory for what the files promise
-    generator = generator.to_empty(device=device)
-    load_network(generator, folder, "g_ema")
-    return Snapshot(generator.eval().requires_grad_(False), nimg, declared(data.array), digest)
+    shape = SampleShape(data.resolution, data.channels, data.num_classes)
+    generator = build_generator(config, shape, torch.device("meta"), precision=Precision(clamp=precision_policy(config).clamp))
+    return Snapshot(_loaded(generator, folder, "g_ema", device), nimg, declared(data.array), digest, shape)
+
+
+def load_discriminator(run_dir: str | os.PathLike, device: torch.device, nimg: int) -> nn.Module:
+    """The discriminator of a whole checkpoint, in full precision.
+
+    Raises:
+        InputError: as of `load_generator`.
+    """
+    config, folder = read_run_config(Path(run_dir)), checkpoint_folder(Path(run_dir), nimg)
+    data = load_state(folder).data
+    shape = SampleShape(data.resolution, data.channels, data.num_classes)
+    precision = Precision(clamp=precision_policy(config).clamp)
+    network = build_discriminator(config, shape, torch.device("meta"), precision)
+    return _loaded(network, folder, "d", device)
+
+
+def _loaded(network: _Network, folder: Path, name: str, device: torch.device) -> _Network:
+    load_network(network, folder, name)  # compares, before there is memory for what the files promise
+    network = network.to_empty(device=device)
+    load_network(network, folder, name)
+    return network.eval().requires_grad_(False)
 
 
 def find_checkpoint(run_dir: Path, which: Which = "newest") -> int:

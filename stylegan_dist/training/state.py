@@ -24,6 +24,7 @@ from stylegan_dist.training.ema import AveragedGenerator, ShardedAverage, restor
 from stylegan_dist.training.rules import Resolved
 from stylegan_dist.training.saved import NAMES, STATE, Expected, RollBack, SavedTensors, expected_of, load_state
 from stylegan_dist.training.statistics import BrokenSteps, TickStatistics
+from stylegan_dist.training.transfer import Transfer
 
 
 class TrainState:
@@ -34,9 +35,13 @@ class TrainState:
         index: of the data set.
         device: where to train; the meta device for a state without values, to plan with.
         engine: lets the networks learn; None for this process alone.
+        transfer: what the networks begin with; None for random weights.
+    Attributes:
+        origin: where the first weights came from, if they were not random.
     """
 
-    def __init__(self, resolved: Resolved, index: DatasetIndex, device: torch.device, engine: Engine | None = None):
+    def __init__(self, resolved: Resolved, index: DatasetIndex, device: torch.device, engine: Engine | None = None,
+                 transfer: Transfer | None = None):
         config = self.config = resolved.config
         shape = SampleShape(index.resolution, index.channels, resolved.num_classes)
         self.data = {
@@ -55,6 +60,8 @@ class TrainState:
         self.generator = build_generator(config, shape, device)
         self.discriminator = build_discriminator(config, shape, device)
         self.networks: dict[str, nn.Module] = {"g": self.generator, "d": self.discriminator}
+        self.origin = transfer.origin if transfer else None
+        average_values = transfer.begin(self.networks) if transfer else {}
         counts = torch.tensor(index.class_counts) if resolved.num_classes else None
         self.objective = family_of(config).objective(config, self.generator, self.discriminator, counts)
         self.phases = self.objective.phases()
@@ -71,6 +78,10 @@ class TrainState:
         if config.ema.placement != "device":
             host = torch.device("cpu") if config.ema.placement == "cpu" else device
             self.ema = ShardedAverage(average, self.learners["g"], host)
+        if transfer:
+            self.ema.restore(average_values)
+            for name in self.objective.RUNNING:
+                self.objective.running[name].fill_(transfer.running.get(name, 0.0))
 
     def tensors(self) -> Tensors:
         """File name -> tensors by name."""
@@ -93,6 +104,7 @@ class TrainState:
             "statistics": self.statistics.facts(),
             "data": self.data,
             "config": to_dict(self.config),
+            **({"origin": asdict(self.origin)} if self.origin else {}),
         }
 
     def restore(self, folder: Path) -> None:
@@ -124,6 +136,7 @@ class TrainState:
         self._follow(facts.rollbacks)
         self.segment = facts.segment + 1
         self.replaced = facts.replaced
+        self.origin = facts.origin
 
     def go_back(self, folder: Path, reason: str) -> None:
         """Continue from an earlier checkpoint of this run in the same segment, with other draws.

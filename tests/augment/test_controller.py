@@ -16,8 +16,9 @@ from stylegan_dist.errors import InputError
 BATCH = 50
 
 
-def controller(target: float = 0.6, **knobs: float) -> SignController:
-    return SignController(AugmentConfig(pipe="bgc", target=target, **knobs), {name: torch.zeros(()) for name in RUNNING}, BATCH)
+def controller(**knobs: float) -> SignController:
+    return SignController(AugmentConfig(pipe="bgc", **{"target": 0.6, "kimg": 500.0, **knobs}),
+                          {name: torch.zeros(()) for name in RUNNING}, BATCH)
 
 
 def after(one: SignController, mean_sign: float, kimg: float) -> float:
@@ -63,7 +64,7 @@ def test_what_is_not_finite_does_not_stay():
 ])
 def test_held_out_images_move_p(real: float, held_out: float, fake: float, moves: int):
     p, shape = torch.full((), 0.5), (BATCH,)
-    one = HeldOutController(AugmentConfig(pipe="bgc", target=0.5), {"augment_p": p}, BATCH)
+    one = HeldOutController(AugmentConfig(pipe="bgc", target=0.5, kimg=500.0), {"augment_p": p}, BATCH)
     logits = [torch.full(shape, mean) for mean in (real, fake, held_out)]
     halves = [one.sums(*(each[part] for each in logits)) for part in (slice(0, 20), slice(20, None))]
     one.update({name: halves[0][name] + halves[1][name] for name in LOGITS})

@@ -24,7 +24,7 @@ from stylegan_dist.evaluation.reals import BLOCK, LANES
 from stylegan_dist.evaluation.samples import pictures_for
 from stylegan_dist.metrics import nearest_samples
 from stylegan_dist.monitor.images import ABOUT, GAP
-from stylegan_dist.networks.generator import Generator
+from stylegan_dist.networks.generator import Generator, SampleShape
 from stylegan_dist.training.snapshot import Snapshot
 
 
@@ -66,7 +66,8 @@ def shown(run: Path, shards: Path, real: torch.Tensor, made: torch.Tensor) -> li
     index, said = load_index(shards), []
     (run / "evaluation").mkdir()
     neighbours = Neighbours(run, index, None, 0, None, said.append)
-    neighbours.show(Snapshot(Copier(made), 7000, index.kind, ""), features_of(index, real), features_of(index, made))
+    snapshot = Snapshot(Copier(made), 7000, index.kind, "", SampleShape(*made.shape[2:0:-1]))
+    neighbours.show(snapshot, features_of(index, real), features_of(index, made))
     return said
 
 

@@ -26,6 +26,8 @@ SMALL = [*TINY, "generator.z_dim=8", "generator.w_dim=8", "generator.mapping_lay
 R3GAN = ["data.shards=somewhere", "generator.family=r3gan", "generator.z_dim=8", "generator.class_dim=4",
          "generator.channel_base=64", "generator.channel_max=16", "generator.group_width=8", "generator.blocks=1",
          "discriminator.blocks=1"]
+DCGAN = ["data.shards=somewhere", "generator.family=dcgan", "generator.z_dim=8", "generator.channel_base=64",
+         "generator.channel_max=16", "generator.norm_group=4"]
 
 # What a user without this package runs; inputs and samples are tensors in a file.
 STRANGER = """
@@ -78,8 +80,10 @@ def test_graphs_agree_where_this_package_is_not(run: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.full
-def test_a_family_without_truncation(tmp_path: Path):
-    run = make_run(tmp_path / "run", 0, resolution=8, knobs=R3GAN)
+@pytest.mark.parametrize("knobs", [R3GAN, DCGAN], ids=["r3gan", "dcgan"])
+def test_a_family_without_truncation(knobs: list[str], tmp_path: Path):
+    """The statistics of DCGAN are constants of the graph."""
+    run = make_run(tmp_path / "run", 0, resolution=8, knobs=knobs)
     assert main(["export", str(run), str(tmp_path / "out")]) == 0  # compares by itself
     module = torch.export.load(tmp_path / "out/generator.pt2").module()
     generator, z = from_pretrained(tmp_path / "out"), torch.randn(5, 8)

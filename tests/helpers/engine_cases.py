@@ -49,6 +49,7 @@ from stylegan_dist.training.rules import resolve
 from stylegan_dist.training.state import TrainState
 from stylegan_dist.training.step import micro_batches
 from stylegan_dist.training.timing import PhaseTimer
+from stylegan_dist.training.transfer import open_transfer
 
 SMALL_FILES = 4000  # bytes
 
@@ -135,7 +136,7 @@ def train(case: dict, engine: engines.Engine, draws: Draws, phases: Phases) -> N
     engine._recorder = recorder if case["engine"] == "recorded" else None
     resolved = resolve(config, index, engine.world)
     config, out = resolved.config, Path(case["out"])
-    state = TrainState(resolved, index, engine.device, engine)
+    state = TrainState(resolved, index, engine.device, engine, open_transfer(resolved, index, engine))
     if case["start"]:
         state.restore(Path(case["start"]))
     d, batch = config.data, config.run.batch

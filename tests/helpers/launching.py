@@ -38,6 +38,14 @@ TINY_R3GAN = (
     *RUN, "generator.family=r3gan", "generator.z_dim=8", "generator.class_dim=4", "generator.channel_base=64",
     "generator.channel_max=16", "generator.group_width=8", "generator.blocks=2", "loss.r1_gamma=1", "loss.r2_gamma=0.5",
 )
+TINY_MLP = (
+    *RUN, "generator.family=mlp", "generator.z_dim=8", "generator.class_dim=4", "generator.width=24",
+    "discriminator.class_dim=4", "discriminator.width=8", "discriminator.pieces=3",
+)
+TINY_DCGAN = (
+    *RUN, "generator.family=dcgan", "generator.z_dim=8", "generator.class_dim=4", "generator.channel_base=64",
+    "generator.channel_max=16", "generator.norm_group=4",
+)
 
 
 def train_command(shards: Path, run_dir: Path, *overrides: str, processes: int = 1, config: str = "cpu.yaml",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, TINY, TINY_R3GAN, finished
+from launching import ROOT, TINY, TINY_DCGAN, TINY_MLP, TINY_R3GAN, finished
 from safetensors.torch import load_file
 
 from stylegan_dist.engine.graphs import WARM_UP
@@ -43,8 +43,12 @@ R3GAN = (
     "ema.half_life_kimg={cosine: [0, 0.05], until_kimg: 0.1}", "ema.rampup=0",
 )
 R3GAN_CONTINUED = ("zero2", "flat", "zero3")  # what is saved under the first, by all
+# Dropout by the address of an image; statistics of groups of 4 images, of which each rank has two.
+FIRST = {"mlp": (TINY_MLP, ("loss.r1_gamma=1", "loss.penalty_interval=2")), "dcgan": (TINY_DCGAN, ())}
+FIRST_ENGINES = {"mlp": ("flat", "zero2", "recorded"), "dcgan": ("flat", "ddp", "zero3", "recorded")}
 AUGMENTED = ("augment.pipe=bgc", "augment.p=ada", "augment.target=0", "augment.kimg=0.2")  # p moves by 0.32 a time
 AUGMENTED_STEPS = 6
+FROZEN = "discriminator.freeze_layers=3"  # fromrgb and the convolutions of the only block, of a transfer; its skip learns
 SAVED = [f"{engine}-{world}" for world, engines in ENGINES.items() for engine in engines]
 # What is saved under one is continued under the other: by itself (not on four ranks, which take turns on the two cores of
 # continuous integration), and by the next. In the exhaustive run every pair on one and two ranks; four meet a single
@@ -59,7 +63,8 @@ CONTINUED = [*SOME, *sorted({
 } - {*SOME})]
 # What is trained where only tests without the mark `full` are selected.
 HEART = {"flat-1-1", "flat-2-1", "zero2-2-1", "zero3-2-1", "flat-2-to-flat-2", "zero2-2-to-zero3-2",
-         "flat-1-r3gan", "zero2-2-r3gan", "flat-1-augmented", "flat-2-augmented"}
+         "flat-1-r3gan", "zero2-2-r3gan", "flat-1-augmented", "flat-2-augmented", "flat-1-frozen", "ddp-2-frozen",
+         "zero2-2-frozen", "flat-1-mlp", "flat-2-mlp", "flat-1-dcgan", "flat-2-dcgan"}
 DIVIDED = [*((engine, 2, 2) for engine in ENGINES[2]), ("flat", 2, 4), ("zero2", 2, 4), ("flat", 1, 2), ("flat", 1, 4)]
 NETWORKS = ("g", "d", "g_ema")
 OPTIMIZERS = ("optimizer_g", "optimizer_d")
@@ -96,7 +101,8 @@ class Runs:
 
 
 @pytest.fixture(scope="module", params=[STEPS[0], pytest.param(STEPS[1], marks=pytest.mark.exhaustive)])
-def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Runs:
+def runs(small_shards: Path, labelled_shards: Path, tmp_path_factory: pytest.TempPathFactory,
+         request: pytest.FixtureRequest) -> Runs:
     """All steps under every engine, world and micro-batch; and what was saved on the way, continued under others."""
     runs = Runs(tmp_path_factory.mktemp("engines"), small_shards, request.param)
     saved_at = runs.steps - LEFT
@@ -114,6 +120,9 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: 
             cases.append(runs.case("flat-1-approximate", "flat", *APPROXIMATE, steps=SHORT))
             cases.append(runs.case("flat-1-r3gan", "flat", *R3GAN, steps=RECORDED, tiny=TINY_R3GAN))
             cases.append(runs.case("flat-1-r3gan-parts", "flat", "run.batch_gpu=4", *R3GAN, steps=RECORDED, tiny=TINY_R3GAN))
+            cases += [runs.case(f"flat-1-{name}{parts}", "flat", f"run.batch_gpu={size}", *first(name, labelled_shards),
+                                steps=RECORDED, tiny=FIRST[name][0])
+                      for name in FIRST for parts, size in (("", BATCH), ("-parts", 4))]
             cases.append(runs.case("flat-1-augmented", "flat", *AUGMENTED, steps=AUGMENTED_STEPS))
             cases.append(runs.case("flat-1-poison", "flat", steps=6, poison=3 * BATCH + 1))
             cases += [runs.case(f"flat-1-{name}", "flat", *optimizers(name), steps=SHORT) for name in OPTIMIZED]
@@ -123,6 +132,9 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: 
             cases += [runs.case(f"{engine}-2-r3gan", engine, *R3GAN, steps=RECORDED, tiny=TINY_R3GAN,
                                 on_the_way={str(runs.folder / f"{engine}-2-r3gan-half"): SHORT})
                       for engine in (*engines, "recorded")]
+            cases += [runs.case(f"{engine}-2-{name}", engine, *first(name, labelled_shards), steps=RECORDED,
+                                tiny=FIRST[name][0])
+                      for name in FIRST for engine in FIRST_ENGINES[name]]
             cases += [runs.case(f"{engine}-2-approximate", engine, whole, *APPROXIMATE, steps=SHORT) for engine in engines]
             cases += [runs.case(f"{engine}-2-augmented", engine, whole, *AUGMENTED, steps=AUGMENTED_STEPS)
                       for engine in engines]
@@ -137,6 +149,11 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: 
                       for engine in engines]
         launches.append((world, cases))
     start = runs.folder / f"{R3GAN_CONTINUED[0]}-2-r3gan-half/checkpoints/nimg-{SHORT * BATCH:08d}"
+    origin = runs.folder / f"flat-1-half/checkpoints/nimg-{saved_at * BATCH:08d}"
+    frozen = [f"run.init_from={origin}", "run.seed=5", FROZEN]
+    launches.append((1, [runs.case("flat-1-frozen", "flat", *frozen, steps=SHORT)]))
+    launches.append((2, [runs.case(f"{engine}-2-frozen", engine, *frozen, steps=SHORT)
+                         for engine in (*ENGINES[2], "zero3-both")]))
     launches.append((2, [runs.case(f"r3gan-to-{engine}-2", engine, *R3GAN, steps=RECORDED - SHORT, start=start, tiny=TINY_R3GAN)
                          for engine in R3GAN_CONTINUED]))
     for world in ENGINES:
@@ -155,6 +172,11 @@ def runs(small_shards: Path, tmp_path_factory: pytest.TempPathFactory, request: 
 def mark(cases: Iterable[tuple[str, str]], name: str) -> list:
     """Cases as parameters; `name` is what a case is called in HEART."""
     return [pytest.param(*case, marks=() if name.format(*case) in HEART else pytest.mark.full) for case in cases]
+
+
+def first(name: str, shards: Path) -> list[str]:
+    """Overrides for one of FIRST, with images of 16 pixels, at which both networks of DCGAN normalise."""
+    return [f"data.shards={shards}", *FIRST[name][1]]
 
 
 def optimizers(name: str) -> list[str]:
@@ -245,6 +267,25 @@ def test_r3gan_with_schedules(other: str, runs: Runs):
     assert_same_draws(runs, "flat-1-r3gan", other, least=2)  # a latent for G, and one for D
 
 
+@pytest.mark.parametrize(("name", "other"), [
+    pytest.param(name, other, marks=() if other in HEART else pytest.mark.full)
+    for name in FIRST for other in (f"flat-1-{name}-parts", *(f"{engine}-2-{name}" for engine in FIRST_ENGINES[name]
+                                                              if engine != "recorded"))
+])
+def test_first_networks(name: str, other: str, runs: Runs):
+    assert_same_run(runs, f"flat-1-{name}", other)
+    assert_same_draws(runs, f"flat-1-{name}", other, least=2)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FIRST)
+def test_recorded_phases_of_first_networks(name: str, runs: Runs):
+    assert runs.facts(f"recorded-2-{name}")["replays"] >= 2 * (RECORDED - WARM_UP)
+    assert runs.facts(f"recorded-2-{name}")["records"] == runs.facts(f"flat-2-{name}")["records"]
+    checkpoints = runs.checkpoint(f"flat-2-{name}"), runs.checkpoint(f"recorded-2-{name}")
+    assert difference(*checkpoints, NETWORKS + OPTIMIZERS) == 0
+
+
 @pytest.mark.full
 def test_recorded_phases_see_moving_weights(runs: Runs):
     """Their draws are not seen here, as replays call no Python; what comes of them is."""
@@ -279,6 +320,18 @@ def test_augmentation(engine: str, runs: Runs):
     for name in ("augment_p", "augment_signs", "augment_steps"):
         assert one[name] == other[name], name
     assert one["augment_p"] > 0.3
+
+
+@pytest.mark.parametrize("engine", mark([(engine,) for engine in (*ENGINES[2], "zero3-both")], "{0}-2-frozen"))
+def test_transfer_with_frozen_layers(engine: str, runs: Runs):
+    """All ranks begin with the same weights, and what is frozen does not move under any engine."""
+    assert_same_run(runs, "flat-1-frozen", f"{engine}-2-frozen")
+    origin = runs.folder / f"flat-1-half/checkpoints/nimg-{(runs.steps - LEFT) * BATCH:08d}"
+    before, after = (tensors(folder, "d") for folder in (origin, runs.checkpoint(f"{engine}-2-frozen")))
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == {f"{layer}.{kind}" for layer in ("fromrgb", "b8.conv0", "b8.conv1") for kind in ("weight", "bias")}
+    moments = tensors(runs.checkpoint(f"{engine}-2-frozen"), "optimizer_d")
+    assert {name.rpartition(".")[0] for name in moments} == before.keys() - still
 
 
 @pytest.mark.parametrize(("before", "after"), [

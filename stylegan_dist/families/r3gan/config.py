@@ -40,6 +40,9 @@ class DiscriminatorConfig:
     group_width: int | Auto = knob("auto", FIXED, "auto: as the generator", least=1, most=MOST_MAPS)
     blocks: int | Auto = knob("auto", FIXED,
         "residual blocks at each resolution; auto: as the generator", least=1, most=MOST_LAYERS)
+    freeze_layers: int = knob(0, FIXED,
+        "layers next to the image that do not learn after a transfer: fromRGB, then each residual block"
+        " and each change of the width", least=0, most=MOST_LAYERS)
 
 
 @dataclass

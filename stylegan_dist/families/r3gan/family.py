@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from stylegan_dist.config import Config
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.family import Auto, Family
-from stylegan_dist.families.r3gan.networks import EXPANSION, Discriminator, Generator
+from stylegan_dist.families.r3gan.networks import EXPANSION, Discriminator, Generator, layers_from_image
 from stylegan_dist.families.r3gan.objective import R3GanObjective
 from stylegan_dist.networks.generator import SampleShape
-from stylegan_dist.networks.layers import Precision, channels_at, resolutions
+from stylegan_dist.networks.layers import Precision, channels_at, freeze, resolutions
+
+_BLOCK = re.compile(r"b(\d+)\.")
 
 
 class R3Gan(Family):
@@ -20,7 +24,18 @@ class R3Gan(Family):
         return Generator(shape, config.generator, precision, config.run.recompute)
 
     def discriminator(self, config: Config, shape: SampleShape, precision: Precision) -> Discriminator:
-        return Discriminator(shape, config.discriminator, precision, config.run.recompute)
+        network = Discriminator(shape, config.discriminator, precision, config.run.recompute)
+        freeze(network, layers_from_image(shape.resolution, config.discriminator)[:config.discriminator.freeze_layers])
+        return network
+
+    def carries_over(self, network: str, name: str, before: SampleShape, now: SampleShape) -> bool:
+        if (block := _BLOCK.match(name)) and int(block[1]) > min(before.resolution, now.resolution):
+            return False
+        if name.startswith(("fromrgb.", "torgb.")):
+            return (before.resolution, before.channels) == (now.resolution, now.channels)
+        conditional = network == "g" or not (before.num_classes and now.num_classes)
+        by_class = ("embed.", "dense.") if conditional else ("embed.",)
+        return before.num_classes == now.num_classes or not name.startswith(by_class)
 
     def resolve(self, config: Config, resolution: int, auto: Auto) -> None:
         g, loss = config.generator, config.loss
@@ -43,6 +58,8 @@ class R3Gan(Family):
                                      f"feature maps of the 3x3 convolutions at {r} px: choose a divisor, or another "
                                      f"{name}.channel_base or {name}.channel_max")
 
+        self.check_frozen(config, layers_from_image(resolution, config.discriminator))
+
     def group(self, config: Config) -> tuple[int, str]:
         return 1, "nothing: no images are tied together"
 
@@ -50,7 +67,8 @@ class R3Gan(Family):
         return 0.0002
 
     def describe(self, config: Config) -> str:
-        return f"{config.discriminator.blocks} blocks a resolution"
+        frozen = config.discriminator.freeze_layers
+        return f"{config.discriminator.blocks} blocks a resolution" + (f", {frozen} layers frozen" if frozen else "")
 
 
 FAMILY = R3Gan()

@@ -8,6 +8,7 @@ block, without normalisation, styles, noise or an equalised learning rate. What 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.families.r3gan.config import DiscriminatorConfig, GeneratorConfig
 from stylegan_dist.networks.generator import Generator as SampleGenerator
 from stylegan_dist.networks.generator import SampleShape
-from stylegan_dist.networks.layers import MIN_RESOLUTION, Draw, Precision, channels_at, one_hot, resolutions, run_block
+from stylegan_dist.networks.layers import MIN_RESOLUTION, Draw, Precision, channels_at, columns_of, resolutions, run_block
 from stylegan_dist.ops import native
 from stylegan_dist.ops.bias_act import LRELU_SLOPE
 
@@ -60,6 +61,13 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight.t()
+
+
+class LabelLinear(Linear):
+    """A `Linear` of the one-hot vectors of labels: int64 [N] -> [N, out]."""
+
+    def forward(self, labels: Tensor | None) -> Tensor:
+        return columns_of(self.weight, labels)
 
 
 class Rectifier(nn.Module):
@@ -169,7 +177,7 @@ class Generator(SampleGenerator):
         self.precision = precision
         self.recompute = recompute
         first = channels_at(MIN_RESOLUTION, settings)
-        self.embed = Linear(shape.num_classes, settings.class_dim) if shape.num_classes else None
+        self.embed = LabelLinear(shape.num_classes, settings.class_dim) if shape.num_classes else None
         self.dense = Linear(settings.z_dim + (settings.class_dim if shape.num_classes else 0), first)
         self.basis = nn.Parameter(torch.empty(first, MIN_RESOLUTION, MIN_RESOLUTION))
         for r in self.resolutions:
@@ -188,7 +196,7 @@ class Generator(SampleGenerator):
         full = self.basis.dtype
         z = z.to(full)
         if self.embed is not None:
-            z = torch.cat([z, self.embed(one_hot(labels, self.num_classes, full))], dim=1)
+            z = torch.cat([z, self.embed(labels)], dim=1)
         x = self.dense(z)[:, :, None, None] * self.basis
         for r in self.resolutions:
             x = self.precision.place(x, self.precision.of_block(r, self.resolutions[-1], full))
@@ -206,8 +214,17 @@ class Generator(SampleGenerator):
                              "to pull to; leave truncation at 1")
         return z
 
-    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str = "const") -> Tensor:
+    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str | Sequence[Tensor] = "const") -> Tensor:
         return self(latents, labels)
+
+
+def layers_from_image(resolution: int, settings: DiscriminatorConfig) -> list[str]:
+    """Names of a discriminator's layers above 4x4 pixels, from the image on. A change of the width is one if there is one."""
+    names = ["fromrgb"]
+    for r in resolutions(resolution)[:0:-1]:
+        names += [f"b{r}.blocks.{i}" for i in range(settings.blocks)]
+        names += [f"b{r}.width"] * (channels_at(r, settings) != channels_at(r // 2, settings))
+    return names
 
 
 class Discriminator(nn.Module):
@@ -224,7 +241,6 @@ class Discriminator(nn.Module):
                  recompute: int = 0):
         super().__init__()
         native.prepare()
-        self.num_classes = shape.num_classes
         self.resolutions = resolutions(shape.resolution)[::-1]
         self.precision = precision
         self.recompute = recompute
@@ -235,21 +251,33 @@ class Discriminator(nn.Module):
         last = channels_at(MIN_RESOLUTION, settings)
         self.basis = nn.Parameter(torch.empty(last, MIN_RESOLUTION, MIN_RESOLUTION))
         self.dense = Linear(last, last if shape.num_classes else 1)
-        self.embed = Linear(shape.num_classes, last, gain=last**-0.5) if shape.num_classes else None
+        self.embed = LabelLinear(shape.num_classes, last, gain=last**-0.5) if shape.num_classes else None
 
     def init_parameters(self, draw: Draw) -> None:
         self.basis.copy_(draw("basis", self.basis.shape) / MIN_RESOLUTION)  # fan in: 4 x 4
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """images: [N, C, R, R] in [-1, 1], labels: int64 [N] or None -> logits [N], full precision."""
+        x = self.dense(self.features(images))
+        if self.embed is None:
+            return x[:, 0]
+        return (x * self.embed(labels)).sum(dim=1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer sees: [N, C, R, R] -> [N, d], full precision."""
         full, x = self.basis.dtype, images
         for r in self.resolutions:
             dtype = self.precision.of_block(r, self.resolutions[0], full)
             x = run_block(self._stage, 0 < self.recompute <= r, x, r, dtype)
-        x = self.dense((x.to(full) * self.basis).sum(dim=(2, 3)))  # a depthwise convolution of all pixels
-        if self.embed is None:
-            return x[:, 0]
-        return (x * self.embed(one_hot(labels, self.num_classes, full))).sum(dim=1)
+        return (x.to(full) * self.basis).sum(dim=(2, 3))  # a depthwise convolution of all pixels
+
+    def block_maps(self, images: Tensor) -> list[Tensor]:
+        """What each stage makes of images [N, C, R, R]: maps of half the resolution, and so on down to 4 x 4."""
+        x, maps = images, []
+        for r in self.resolutions:
+            x = self._stage(x, r, self.precision.of_block(r, self.resolutions[0], images.dtype))
+            maps.append(x)
+        return maps
 
     def _stage(self, x: Tensor, resolution: int, dtype: torch.dtype) -> Tensor:
         """Features of half the resolution, at the highest resolution from images."""

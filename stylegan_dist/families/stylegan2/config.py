@@ -41,6 +41,9 @@ class DiscriminatorConfig:
         "fully connected layers from the class label to the projection", least=1, most=MOST_LAYERS)
     mbstd_group: int | Auto = knob("auto", FIXED,
         "images per group of the minibatch standard deviation; auto: at most 4", least=1, most=MOST_IMAGES)
+    freeze_layers: int = knob(0, FIXED,
+        "layers next to the image that do not learn after a transfer: fromRGB, then each convolution of the top block, its skip"
+        ", and so on: 4, 7, 10, 13 are whole blocks (Mo et al. 2020)", least=0, most=MOST_LAYERS)
 
 
 @dataclass

@@ -6,14 +6,21 @@ The rules for the networks and R1 follow the `auto` configuration of Karras et a
 from __future__ import annotations
 
 import math
+import re
 
 from stylegan_dist.config import Config
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.family import Auto, Family
-from stylegan_dist.families.stylegan2.networks import Discriminator, Generator
+from stylegan_dist.families.stylegan2.networks import Discriminator, Generator, layers_from_image
 from stylegan_dist.families.stylegan2.objective import StyleGan2Objective
 from stylegan_dist.networks.generator import SampleShape
-from stylegan_dist.networks.layers import Precision
+from stylegan_dist.networks.layers import Precision, freeze
+
+_BLOCK = re.compile(r"(?:synthesis\.)?b(\d+)\.")
+_COLOURS = re.compile(r"(^fromrgb\.|\.torgb\.(weight|bias)$)")
+# Names of what depends on the number of classes, and on whether there are any.
+_BY_CLASS = {"g": ("mapping.embed.", "mapping.layers.0."), "d": ("mapping.embed.",)}
+_CONDITIONAL = {"g": _BY_CLASS["g"], "d": ("mapping.", "out.")}
 
 
 class StyleGan2(Family):
@@ -25,7 +32,23 @@ class StyleGan2(Family):
         return Generator(shape, config.generator, precision, config.run.recompute)
 
     def discriminator(self, config: Config, shape: SampleShape, precision: Precision) -> Discriminator:
-        return Discriminator(shape, config.discriminator, precision, config.run.recompute)
+        network = Discriminator(shape, config.discriminator, precision, config.run.recompute)
+        freeze(network, self._layers(config, shape.resolution)[:config.discriminator.freeze_layers])
+        return network
+
+    @staticmethod
+    def _layers(config: Config, resolution: int) -> list[str]:
+        return layers_from_image(resolution, config.discriminator.architecture == "resnet")
+
+    def carries_over(self, network: str, name: str, before: SampleShape, now: SampleShape) -> bool:
+        if (block := _BLOCK.match(name)) and int(block[1]) > min(before.resolution, now.resolution):
+            return False
+        if before.resolution != now.resolution and network == "d" and name.startswith("fromrgb."):
+            return False
+        if before.channels != now.channels and _COLOURS.search(name):
+            return False
+        by_class = _BY_CLASS if before.num_classes and now.num_classes else _CONDITIONAL
+        return before.num_classes == now.num_classes or not name.startswith(by_class[network])
 
     def resolve(self, config: Config, resolution: int, auto: Auto) -> None:
         g, d, batch = config.generator, config.discriminator, config.run.batch
@@ -41,6 +64,7 @@ class StyleGan2(Family):
             if (base := getattr(config, name).channel_base) < resolution:
                 raise InputError(f"{name}.channel_base={base} leaves no feature maps at {resolution} px: it must be at least "
                                  f"{resolution}, and 16384 is usual")
+        self.check_frozen(config, self._layers(config, resolution))
 
     def group(self, config: Config) -> tuple[int, str]:
         group, loss = config.discriminator.mbstd_group, config.loss
@@ -51,7 +75,8 @@ class StyleGan2(Family):
         return 0.002 if resolution >= 1024 else 0.0025
 
     def describe(self, config: Config) -> str:
-        return config.discriminator.architecture
+        frozen = config.discriminator.freeze_layers
+        return config.discriminator.architecture + (f", {frozen} layers frozen" if frozen else "")
 
 
 FAMILY = StyleGan2()

@@ -250,9 +250,25 @@ class Generator(SampleGenerator):
         """w [N, w_dim]."""
         return self.truncate(self.mapping(z, labels), truncation)
 
-    def synthesize(self, latents: torch.Tensor, labels: torch.Tensor | None, noise: str = "const") -> torch.Tensor:
-        return self.synthesis(latents[:, None].expand(-1, self.num_ws, -1),
-                              self.synthesis.constant_noise() if noise == "const" else None)
+    def synthesize(self, latents: torch.Tensor, labels: torch.Tensor | None,
+                   noise: str | Sequence[torch.Tensor] = "const") -> torch.Tensor:
+        ws = latents if latents.dim() == 3 else latents[:, None].expand(-1, self.num_ws, -1)
+        if isinstance(noise, str):
+            return self.synthesis(ws, self.synthesis.constant_noise() if noise == "const" else None)
+        return self.synthesis(ws, noise)
+
+    def noise_maps(self) -> list[torch.Tensor]:
+        return self.synthesis.constant_noise()
+
+    def style_matrices(self) -> list[tuple[int, torch.Tensor]]:
+        """Of the convolutions, and of the last toRGB as published (Shen and Zhou 2021)."""
+        last = getattr(self.synthesis, f"b{self.synthesis.resolutions[-1]}").torgb
+        affines = [layer.affine for layer in [*self.synthesis.layers(), last]]
+        return [(place, affine.weight.detach() * affine.weight_gain) for place, affine in enumerate(affines)]
+
+    def stage_of(self, name: str) -> int | None:
+        block = name.split(".")[1] if name.startswith("synthesis.b") else ""
+        return int(block[1:]) if block[1:].isdecimal() else None
 
 
 class FromRGB(Conv2d):
@@ -301,6 +317,12 @@ def minibatch_std(x: torch.Tensor, group: int) -> torch.Tensor:
     return torch.cat([x, std.repeat_interleave(group)[:, None, None, None].expand(n, 1, h, w)], dim=1)
 
 
+def layers_from_image(resolution: int, residual: bool) -> list[str]:
+    """Names of a discriminator's layers in the order in which Mo et al. 2020 ("Freeze the discriminator") freeze them."""
+    of_block = ("conv0", "conv1", "skip") if residual else ("conv0", "conv1")
+    return ["fromrgb", *(f"b{r}.{layer}" for r in resolutions(resolution)[:0:-1] for layer in of_block)]
+
+
 class Discriminator(nn.Module):
     """Images to logits: [N, img_channels, R, R] -> [N].
 
@@ -333,16 +355,30 @@ class Discriminator(nn.Module):
 
     def forward(self, images: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """images: [N, img_channels, R, R] in [-1, 1], label: int64 [N] or None -> logits [N], full precision."""
+        x = self.out(self._features(images, self.mbstd_group))
+        if self.mapping is None:
+            return x[:, 0]
+        return (x * self.mapping(None, label)).sum(dim=1) / math.sqrt(x.shape[1])
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the last layer sees: [N, img_channels, R, R] -> [N, d], full precision. Each image is a group of its own."""
+        return self._features(images, 1)
+
+    def _features(self, images: torch.Tensor, group: int) -> torch.Tensor:
         full = self.out.weight.dtype
         x = images
         for r in self.resolutions:
             dtype = self.precision.of_block(r, self.resolutions[0], full)
             x = run_block(self._block, 0 < self.recompute <= r, x, r, dtype)
-        x = minibatch_std(x.to(full), self.mbstd_group)
-        x = self.out(self.dense(self.conv(x).flatten(1)))
-        if self.mapping is None:
-            return x[:, 0]
-        return (x * self.mapping(None, label)).sum(dim=1) / math.sqrt(x.shape[1])
+        return self.dense(self.conv(minibatch_std(x.to(full), group)).flatten(1))
+
+    def block_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """What each block makes of images [N, img_channels, R, R]: [N, C, R / 2, R / 2], and so on down to 4 x 4."""
+        x, maps = images, []
+        for r in self.resolutions:
+            x = self._block(x, r, self.precision.of_block(r, self.resolutions[0], images.dtype))
+            maps.append(x)
+        return maps
 
     def _block(self, x: torch.Tensor, resolution: int, dtype: torch.dtype) -> torch.Tensor:
         """Features of half the resolution, at the highest resolution from images."""

@@ -1,0 +1,1 @@
+"""Classes for data that has none: clusters of features."""

@@ -1,0 +1,52 @@
+"""Blending two related generators: coarse stages of one, fine stages of the other (Pinkney and Adler 2020)."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from stylegan_dist.errors import InputError
+from stylegan_dist.latents.trained import Trained
+from stylegan_dist.networks.generator import Generator
+
+
+def blend(coarse: Trained, fine: Trained, resolution: int, width: float = 0.0) -> Generator:
+    """A generator with the stages up to `resolution` of `coarse`, and the others of `fine`.
+
+    The mapping network, its mean and all that belongs to no stage are those of `coarse`. With a width the share of `fine` at
+    resolution r is 1 / (1 + exp(-(log2(r / resolution) - 1/2) / width)), without one it is 0 or 1.
+
+    Raises:
+        InputError: the generators do not have the same parameters, have no stages, or none lies on one of the sides.
+    """
+    a, b = coarse.generator.state_dict(), fine.generator.state_dict()
+    if {name: value.shape for name, value in a.items()} != {name: value.shape for name, value in b.items()}:
+        raise InputError(f"{coarse.run_dir} and {fine.run_dir} do not have the same networks: blend a run with one that was "
+                         "transferred from it (run.init_from)")
+    stages = {name: coarse.generator.stage_of(name) for name in a}
+    there = sorted({stage for stage in stages.values() if stage is not None})
+    if not any(stage <= resolution for stage in there) or not any(stage > resolution for stage in there):
+        choices = ", ".join(map(str, there[:-1])) or "none"
+        raise InputError(f"--at {resolution} leaves nothing to blend: choose one of {choices}")
+    blended = copy.deepcopy(coarse.generator)
+    values = {}
+    for name, value in a.items():
+        stage = stages[name]
+        values[name] = value if stage is None else torch.lerp(value, b[name].to(value), _share(stage, resolution, width))
+    blended.load_state_dict(values)
+    return blended
+
+
+def _share(stage: int, resolution: int, width: float) -> float:
+    distance = math.log2(stage / resolution) - 0.5
+    return float(distance > 0) if width == 0 else 1 / (1 + math.exp(-distance / width))
+
+
+def distance(one: nn.Module, other: nn.Module) -> float:
+    """Root of the sum of squared differences of all parameters over that of the first: 0 for equal generators."""
+    pairs = list(zip(one.parameters(), other.parameters(), strict=True))
+    between = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
+    return math.sqrt(between / sum(float(a.double().square().sum()) for a, _ in pairs))

@@ -1,0 +1,1 @@
+"""The first generative adversarial networks (Goodfellow et al. 2014), multilayer perceptrons."""
