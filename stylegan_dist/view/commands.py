@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 import webbrowser
 from typing import Any
 
@@ -48,7 +49,7 @@ def _view(args: argparse.Namespace) -> int:
         trained = scene.trained
         print(f"{trained.run_dir}, {trained.nimg} images, on {trained.device}; Ctrl-C ends it\n{server.url}", flush=True)
         if not args.no_browser and _has_screen():
-            webbrowser.open(server.url)
+            threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()  # it may wait for the browser
         try:
             server.serve_forever()
         except KeyboardInterrupt:

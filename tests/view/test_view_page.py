@@ -183,8 +183,8 @@ def test_a_generator_without_w(browser, tmp_path):
         assert np.array_equal(shown(page), drawn(run, blend=0.5))
 
 
-def test_the_command(run):
-    """It serves until Ctrl-C, and then says so in a line."""
+def test_the_command(browser, run):
+    """It serves until Ctrl-C, and then says so in a line, and on the page."""
     command = [sys.executable, "-m", "stylegan_dist.cli", "view", str(run), "--no-browser", "--device", "cpu"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
                                env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -194,9 +194,15 @@ def test_the_command(run):
         url = process.stdout.readline().strip()
         with urllib.request.urlopen(url.replace("/?", "/frame?"), timeout=TIMEOUT) as reply:
             assert np.array_equal(np.asarray(Image.open(io.BytesIO(reply.read()))), drawn(run))
+        page = browser.new_page()
+        page.goto(url)
+        settle(page)
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=TIMEOUT)
         assert (process.returncode, out.strip(), errors) == (0, "ended", "")
+        put(page, "seed-slider", 1)
+        page.wait_for_selector("#note:text('has ended')", timeout=WAIT)
+        page.close()
     finally:
         process.kill()
         process.communicate()
