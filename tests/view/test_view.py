@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launching import TINY_STYLEGAN3
 from PIL import Image
 from untrained_run import R3GAN, TINY, make_run
 from view_server import served
@@ -30,6 +31,7 @@ from stylegan_dist.view.settings import Settings
 
 DCGAN = ["data.shards=somewhere", "generator.family=dcgan", "generator.z_dim=16", "generator.channel_base=256",
          "generator.channel_max=32", "discriminator.channel_base=256", "discriminator.channel_max=32"]
+STYLEGAN3 = ["data.shards=somewhere", "generator.family=stylegan3-t", *TINY_STYLEGAN3]
 SECONDS = 120  # for a request, against hanging only
 
 
@@ -154,6 +156,17 @@ def test_frames_of_all_kinds_of_images(channels: int, resolution: int, kind: str
         assert frame.shape == exact.shape == (resolution, resolution, channels)[:2 + (channels > 1)]
         assert np.abs(frame - exact).mean() < (3 if kind == "image/jpeg" else 1e-9)
         assert ask(server, "/frame", "label=0")[0] == 400
+
+
+def test_a_generator_with_layers_and_without_noise(tmp_path: Path):
+    with served(make_run(tmp_path / "run", 0, resolution=16, knobs=STYLEGAN3)) as server:
+        facts = json.loads(ask(server, "/facts")[1])
+        assert (facts["layers"] > 0, facts["moves"], facts["noise"]) == (True, 8, False)  # w has 8 numbers
+        server.scene.trained.generator.synthesis.magnitudes.fill_(1)  # which are none where they are negative
+        plain = shown(server, "seed=2")
+        assert not np.array_equal(shown(server, "seed=2&moves=0,3"), plain)
+        assert np.array_equal(shown(server, f"seed=9&second=2&mix_to={facts['layers']}"), plain)
+        assert np.array_equal(shown(server, "seed=2&noise=seed&noise_seed=5"), plain)
 
 
 def test_a_great_circle_keeps_the_length():
