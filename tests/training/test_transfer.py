@@ -29,6 +29,10 @@ FAMILIES = {
     "r3gan": ("generator.family=r3gan", "generator.z_dim=8", "generator.class_dim=4", "generator.channel_base=1024",
               "generator.channel_max=8", "generator.group_width=8", "generator.blocks=1"),
 }
+SMALL = {
+    "mlp": ("generator.family=mlp", "generator.z_dim=8", "generator.width=8", "discriminator.width=4"),
+    "dcgan": ("generator.family=dcgan", "generator.z_dim=8", "generator.channel_base=32", "generator.norm_group=2"),
+}
 
 
 def index_of(resolution: int = 8, channels: int = 3, classes: int = 2) -> DatasetIndex:
@@ -39,7 +43,7 @@ def index_of(resolution: int = 8, channels: int = 3, classes: int = 2) -> Datase
 def state_of(index: DatasetIndex, family: str, *overrides: str) -> TrainState:
     """A new run's, begun as it is configured."""
     settings = [setting for setting in TINY if family == "stylegan2" or not setting.startswith(("generator", "discriminator"))]
-    config = load_config(None, [*settings, *FAMILIES[family], *overrides])
+    config = load_config(None, [*settings, *(FAMILIES | SMALL)[family], *overrides])
     resolved = resolve(config, index)
     return TrainState(resolved, index, torch.device("cpu"), transfer=open_transfer(resolved, index, ALONE))
 
@@ -225,6 +229,18 @@ def test_what_cannot_be_an_origin(tmp_path):
     for text in (run, folder):
         with pytest.raises(InputError, match=r"d\.safetensors is damaged"):
             state_of(index_of(), "stylegan2", f"run.init_from={text}")
+
+
+@pytest.mark.parametrize(("now", "difference"), [
+    (index_of(classes=3), "it has 2 classes, this run 3"), (index_of(16), "it has 8 pixels, this run 16"),
+    (index_of(channels=1), "it has 3 channels, this run 1"),
+])
+@pytest.mark.parametrize("family", ["mlp", "dcgan"])
+def test_a_family_that_carries_nothing_over(family, now, difference, tmp_path):
+    run = origin_of(tmp_path / "run", index_of(), family)
+    for strict in ("true", "false"):
+        with pytest.raises(InputError, match=f"nothing in .* fits these networks; {difference}; choose another one"):
+            state_of(now, family, f"run.init_from={run}", f"run.init_strict={strict}")
 
 
 @pytest.mark.parametrize(("family", "width", "layers"), [
