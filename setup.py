@@ -46,7 +46,8 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["stylegan_dist", "stylegan_dist.*"]),
-    package_data={"stylegan_dist.ops": ["csrc/*"], "stylegan_dist.report": ["*.css", "*.js"]},
+    package_data={"stylegan_dist.ops": ["csrc/*"], "stylegan_dist.report": ["*.css", "*.js"],
+                  "stylegan_dist.view": ["*.html", "*.css", "*.js", "*.svg"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.8",

@@ -3,6 +3,7 @@
     python benchmarks/step.py launch/presets/ffhq256.yaml
     python benchmarks/step.py launch/presets/cifar10.yaml --classes 10 run.batch=32
     python benchmarks/step.py launch/presets/cifar10.yaml --classes 10 --ways reference,compile,fused,all --rounds 7
+    python benchmarks/step.py launch/presets/auto.yaml --pipes none,bgc,bgcfnc augment.p=0.5
     accelerate launch --config_file launch/accelerate/8gpu.yaml benchmarks/step.py launch/presets/ffhq1024.yaml
 
 Uses random images, so no data set is needed. All ways take turns, so that other work on the machine meets all alike:
@@ -13,6 +14,8 @@ Uses random images, so no data set is needed. All ways take turns, so that other
     fused       native operators and closed convolutions
     graphs      the same, with phases recorded as CUDA graphs
     all         native operators, compiled networks, recorded phases
+
+With --pipes the columns are pipes of augmentation, and the last row says which share of a step each takes.
 
 One row a phase, and one for the moving average: milliseconds of an execution (median), how many times the floor that is, and
 on a GPU the peak memory. In "step" a lazy phase counts one in every `interval`. The floor is that of benchmarks/roofline.py
@@ -61,7 +64,8 @@ WAYS = {"reference": ("reference", ""), "compile": ("reference", "compile"), "cl
 class Way:
     """A state of its own, and what was measured of it."""
 
-    name: str
+    name: str                                                        # of WAYS, or a pipe
+    operators: str
     state: TrainState
     recorded: bool
     own: int                                                         # bytes on the GPU before the first phase
@@ -91,6 +95,7 @@ def main() -> int:
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--classes", type=int, default=0)
     parser.add_argument("--ways", help="comma-separated (default: all on a GPU, reference and fused on a CPU)")
+    parser.add_argument("--pipes", help="comma-separated pipes of augmentation to compare, without multipliers: none,bgc")
     parser.add_argument("--rounds", type=int, default=5, help="timed executions of each phase (default: %(default)s)")
     args = parser.parse_intermixed_args()
     try:
@@ -117,14 +122,19 @@ def measure(args: argparse.Namespace) -> None:
     parts = micro_batches(Batch(first, {"sample": images, "label": labels}), config.run.batch_gpu, resolved.conditional,
                           engine.device, index.kind)
 
-    ways = []
-    for name in names_of(args.ways, engine):
+    ways, names = [], names_of(args.ways, engine)
+    settings = [(name, name, resolved) for name in names]
+    if args.pipes:
+        pipes = args.pipes.split(",")
+        settings = [(pipe, names[-1], resolve(replace(config, augment=replace(config.augment, pipe=pipe)), index, engine.world))
+                    for pipe in pipes]
+    for title, name, wanted in settings:
         with native.using(WAYS[name][0]):
-            ways.append(way_of(name, resolved, index, engine, parts))
+            ways.append(way_of(title, name, wanted, index, engine, parts))
     for phase in (*ways[0].state.phases, None):
         for _ in range(args.rounds + (WARM_UP + 1 if any(way.recorded for way in ways) else 1)):
             for way in ways:
-                with native.using(WAYS[way.name][0]):
+                with native.using(way.operators):
                     execute(way, phase.name if phase else "average", parts, count, engine.device)
     if engine.is_main:
         rates, named = rates_here(engine.device, config.precision.tf32)
@@ -134,7 +144,7 @@ def measure(args: argparse.Namespace) -> None:
               f"{torch.get_num_threads()} CPU threads per process")
         print(f"operators: {native.path(engine.device.type, 'fused')}")
         print(f"rates: {named}; {rates.low / 1e12:.3g} and {rates.full / 1e12:.3g} TFLOP/s, {rates.bandwidth / 1e12:.3g} TB/s")
-        print("\n".join(table(ways, floor, rates, config, engine)))
+        print("\n".join(table(ways, floor, rates, config, engine, bool(args.pipes))))
         if engine.device.type == "cpu":
             print(f"largest size of the process: {peak_memory(engine.device) / 2**30:.2f} GiB")
     engine.close()
@@ -151,7 +161,7 @@ def names_of(wanted: str | None, engine: Engine) -> list[str]:
     return names
 
 
-def way_of(name: str, resolved: Resolved, index: DatasetIndex, engine: Engine, parts: list) -> Way:
+def way_of(title: str, name: str, resolved: Resolved, index: DatasetIndex, engine: Engine, parts: list) -> Way:
     """Build its state, and compile its networks. Where there is no GPU nothing is recorded."""
     on_gpu = engine.device.type == "cuda"
     before = torch.cuda.memory_allocated() if on_gpu else 0
@@ -162,7 +172,7 @@ def way_of(name: str, resolved: Resolved, index: DatasetIndex, engine: Engine, p
         said = compile_networks(state, engine, networks_to_compile(engine.device.type), parts[0])
         if engine.is_main:
             print(f"{name}: {said}")
-    return Way(name, state, recorded, (torch.cuda.memory_allocated() if on_gpu else 0) - before)
+    return Way(title, WAYS[name][0], state, recorded, (torch.cuda.memory_allocated() if on_gpu else 0) - before)
 
 
 def execute(way: Way, phase_name: str, parts: list, count: int, device: torch.device) -> None:
@@ -219,8 +229,9 @@ def rates_here(device: torch.device, tf32: bool) -> tuple[Rates, str]:
     return Rates(*flops, 2 * source.nbytes / best(lambda: target.copy_(source))), "as measured here"
 
 
-def table(ways: list[Way], floor: dict[str, CountedPhase], rates: Rates, config: Config, engine: Engine) -> list[str]:
-    """Lines: a phase each, an average step, images per second, and the gain over the first way."""
+def table(ways: list[Way], floor: dict[str, CountedPhase], rates: Rates, config: Config, engine: Engine,
+          pipes: bool) -> list[str]:
+    """Lines: a phase each, an average step, images per second, and the gain over the first way or what a pipe takes."""
     on_gpu = engine.device.type == "cuda"
     share = 1 / engine.world_size
     medians = [way.medians() for way in ways]
@@ -239,7 +250,10 @@ def table(ways: list[Way], floor: dict[str, CountedPhase], rates: Rates, config:
     batch = config.run.batch
     lines.append(f"{'img/s':<17}{batch / lowest:>10.1f}" + "".join(f"{batch / s:>15.1f}{blank}" for s in totals))
     lines.append(f"{'ms/img':<17}{lowest / batch * 1e3:>10.3f}" + "".join(f"{s / batch * 1e3:>15.3f}{blank}" for s in totals))
-    lines.append(f"{'times as fast':<27}" + "".join(f"{totals[0] / s:>15.2f}{blank}" for s in totals))
+    if pipes:
+        lines.append(f"{'augmentation':<27}" + "".join(f"{1 - totals[0] / s:>15.0%}{blank}" for s in totals))
+    else:
+        lines.append(f"{'times as fast':<27}" + "".join(f"{totals[0] / s:>15.2f}{blank}" for s in totals))
     return [line.rstrip() for line in lines]
 
 

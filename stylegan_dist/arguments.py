@@ -31,6 +31,18 @@ def real(name: str, span: Range) -> Callable[[str], float]:
     return lambda text: _number(text, name, span, float, "a number")
 
 
+def pair(name: str, span: Range) -> Callable[[str], tuple[float, float]]:
+    """As `whole`, for two numbers with a comma between."""
+    def parse(text: str) -> tuple[float, float]:
+        first, _, second = text.partition(",")
+        try:
+            return _number(first, name, span, float, ""), _number(second, name, span, float, "")
+        except InputError:
+            raise InputError(f"{name} must be two numbers {span}, such as 0.1,0, not {shorten(text)}") from None
+
+    return parse
+
+
 def path(name: str, url: bool = False) -> Callable[[str], str]:
     """As `whole`, for a path, or with `url` also a URL, with `~` expanded."""
     return lambda text: user_path(text, name, url)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from stylegan_dist import __version__
-from stylegan_dist.arguments import CELLS, MANY, add_verb, add_which, path, real, whole, word
+from stylegan_dist.arguments import CELLS, MANY, add_verb, add_which, pair, path, real, whole, word
 from stylegan_dist.config import describe, load_config
 from stylegan_dist.doctor.commands import add_doctor
 from stylegan_dist.environment import usable_environment
@@ -69,6 +69,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     from stylegan_dist.making.commands import add_index, add_pack, add_verify
     from stylegan_dist.report.commands import add_report
     from stylegan_dist.tools.data_commands import add_bench_data, add_peek
+    from stylegan_dist.view.commands import add_view
 
     add_pack(verbs)
     add_index(verbs)
@@ -85,6 +86,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     _add_generate(verbs)
     add_project(verbs)
     add_edit(verbs)
+    add_view(verbs)
     add_export(verbs)
     add_import(verbs)
     add_train_features(verbs)
@@ -199,6 +201,10 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--seeds", default="0-63", help="for example 0-63 or 1,5,10-12 (default: %(default)s)")
     parser.add_argument("--trunc", type=real("--trunc", Range(-1000, 1000)), default=1.0, metavar="PSI",
                         help="truncation: below 1 gives better and less varied pictures (default: %(default)s)")
+    parser.add_argument("--translate", type=pair("--translate", Range(-1000, 1000)), default=(0.0, 0.0), metavar="X,Y",
+                        help="stylegan3: move the content by so many widths to the right and down")
+    parser.add_argument("--rotate", type=real("--rotate", Range(-1e6, 1e6)), default=0.0, metavar="DEGREES",
+                        help="stylegan3: rotate the content counter-clockwise about the middle")
     parser.add_argument("--class", dest="label", type=whole("--class", Range(0, MANY.most)), metavar="C",
                         help="class number (default: all in turn)")
     add_which(parser)
@@ -219,7 +225,7 @@ def _generate(args: argparse.Namespace) -> int:
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     options = GenerateOptions(parse_seeds(args.seeds), args.trunc, args.label, args.noise, device, args.columns,
-                              args.which or "newest", args.ops)
+                              args.which or "newest", args.translate, args.rotate, args.ops)
     print(generate(args.run_dir, args.out, options))
     return EXIT_OK
 

@@ -126,9 +126,14 @@ def check(config: AugmentConfig, channels: int, images: bool, anchored: bool, lo
     if colored and not (images and channels in (1, 3)):
         raise InputError(f"augment.pipe={config.pipe} changes colours, which only images of 1 or 3 channels have: use "
                          "augment.pipe=bg, or a list without color such as blit,geom,filter,noise,cutout")
-    if augmentation.uses_p and config.p == "ada" and not anchored:
-        raise InputError(f"augment.p=ada looks at the sign of the logits of real images, which means nothing with "
-                         f"loss.adversarial={loss}: set a fixed number, for example augment.p=0.3")
+    if augmentation.uses_p and config.p == "ada":
+        if not anchored:
+            why = ("looks at the sign of the logits of real images, which means nothing with" if config.controller == "r_t" else
+                   "compares mean logits, with a target that is known for losses that give their signs a meaning, not for")
+            raise InputError(f"augment.p=ada {why} loss.adversarial={loss}: set a fixed number, for example augment.p=0.3")
+        if config.controller == "r_v" and not config.held_out:
+            raise InputError("augment.controller=r_v needs held-out images: set augment.held_out to a shard set of images that "
+                             "are not in data.shards, or augment.controller=r_t")
 
 
 def _multipliers(text: str) -> dict[str, float]:

@@ -120,7 +120,14 @@ class AugmentConfig:
     p: Scheduled | Literal["ada"] = knob("ada", TOLD,
         "probability of each transform; ada: follows how well the discriminator knows real images; diffaugment has "
         "none", least=0, most=1)
-    target: float = knob(0.6, TOLD, "ada: mean sign of the logits of real images at which p stays as it is", least=0, most=1)
+    controller: Literal["auto", "r_t", "r_v"] = knob("auto", TOLD,
+        "ada: what p follows; r_t: the mean sign of the logits of real images; r_v: how far the logits of held-out images are "
+        "from those of real ones, on the way to those of generated ones; auto: r_v with augment.held_out, else r_t")
+    target: float | Auto = knob("auto", TOLD,
+        "ada: what it follows is to be this, and p stays as it is there; auto: 0.6 for r_t, 0.5 for r_v", least=0, most=1)
+    held_out: str = knob("", TOLD,
+        "shards of real images that are not trained on, named as data.shards; every fourth step the discriminator judges a "
+        "batch of them: ticks have logits/held_out and augment/r_v", path="several")
     kimg: float | Auto = knob("auto", TOLD,
         "ada: thousands of images in which p may go from 0 to 1; auto: 500, with run.init_from 100", above=0, most=MOST_KIMG)
 
@@ -185,7 +192,8 @@ class EvaluateConfig:
         "score a checkpoint every so often, on all ranks, while training waits; 0: never, as `stylegan-dist evaluate --watch` "
         "does it beside a training", least=0, most=MOST_KIMG)
     metrics: str = knob("fid,kid,pr", SILENT,
-        "some of fid, kid, pr, is, infinity, classes, ppl; the first decides which checkpoint is the best")
+        "some of fid, kid, pr, is, infinity, classes, ppl, eq_t, eq_t_frac, eq_r; the first decides which checkpoint is the "
+        "best")
     network: str = knob("efficientnet-lite0", SILENT,
         "of features: efficientnet-lite0, inception, dinov2-s, dinov2-l, clip, or a folder made with train-features")
     count: int = knob(50_000, SILENT, "samples drawn for a score, and real ones at most", least=1, most=1 << 40)

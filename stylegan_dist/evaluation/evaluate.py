@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from stylegan_dist.evaluation.record import Evaluation, add_evaluation, best_fir
 from stylegan_dist.evaluation.samples import (
     BATCH,
     draw,
+    draw_motion_errors,
     draw_path_lengths,
     gather_rows,
     in_memory,
@@ -30,6 +32,7 @@ from stylegan_dist.evaluation.samples import (
     pictures_for,
 )
 from stylegan_dist.evaluation.scores import (
+    EQUIVARIANCE,
     Rows,
     class_distances,
     compute_scores,
@@ -39,6 +42,7 @@ from stylegan_dist.evaluation.scores import (
     parse_metrics,
     real_scores,
 )
+from stylegan_dist.families import family_of
 from stylegan_dist.features.network import FeatureNetwork, exactly
 from stylegan_dist.features.registry import open_features
 from stylegan_dist.files import file_digest
@@ -103,6 +107,10 @@ class Evaluator:
         if "is" in self.metrics and not self.network.classes:
             raise InputError(f"the metric is needs a network that classifies, and {self.network.name} does not: choose another "
                              "network, or leave it out")
+        self.moving = [metric for metric in self.metrics if metric in EQUIVARIANCE]
+        if self.moving and not family_of(config).moves:
+            raise InputError(f"the metric {self.moving[0]} needs a generator that can move its content, and those of "
+                             f"{config.generator.family} cannot: leave it out")
         self.names = names_of(self.metrics, self.network)
         plan = StreamPlan(0, LANES, BLOCK, BATCH * ranks.world_size, ranks.rank, ranks.world_size)
         size = working_set(self.index, plan, range(ranks.world_size), steps=1)
@@ -183,13 +191,15 @@ class Evaluator:
                 return compute
 
             paths, what = "ppl" in self.metrics, f"kimg {nimg / 1000:g}"
-            with self._bar(self.count * (1 + paths), what) as progress:
+            with self._bar(self.count * (1 + paths + len(self.moving)), what) as progress:
                 features = gather_rows(self.count, self.network.dimensions, of_numbers(
                     lambda *draws: self.network(draw(*draws))), ranks, progress, self.stop)
                 lengths = gather_rows(self.count, 1, of_numbers(
                     lambda *draws: draw_path_lengths(*draws)[:, None]), ranks, progress, self.stop)[:, 0] if paths else None
+                errors = {metric: gather_rows(self.count, 2, of_numbers(partial(draw_motion_errors, metric)), ranks, progress,
+                                              self.stop) for metric in self.moving}
             labels = labels_by_frequency(self.seed, torch.arange(self.count), counts) if counts else None
-            generated = Rows(features, labels, lengths)
+            generated = Rows(features, labels, lengths, errors)
 
             def finish() -> Evaluation | None:
                 found = in_memory(self._record, nimg, snapshot.digest, real, generated, began)

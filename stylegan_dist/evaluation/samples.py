@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -15,8 +16,8 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.features.network import FeatureNetwork
 from stylegan_dist.kinds import Kind
 from stylegan_dist.kinds.base import to_uint8
-from stylegan_dist.metrics import gather_features, path_lengths
-from stylegan_dist.networks.generator import Generator, Sampling
+from stylegan_dist.metrics import MOST_SHIFT, gather_features, path_lengths, rotation_errors, translation_errors
+from stylegan_dist.networks.generator import Generator, Sampling, motion
 from stylegan_dist.ranks import Ranks
 from stylegan_dist.training.memory import is_out_of_memory
 
@@ -101,6 +102,27 @@ def draw_path_lengths(generator: Generator, kind: Kind, network: FeatureNetwork,
     with torch.no_grad():
         first, second = (generator.latents(seed, f"evaluate.path{end}", index, labels) for end in (0, 1))
         return path_lengths(first, second, synthesize, network.distance).float()
+
+
+@torch.no_grad()
+def draw_motion_errors(metric: str, generator: Generator, kind: Kind, network: FeatureNetwork, seed: int, index: Tensor,
+                       counts: Sequence[int] | None) -> Tensor:
+    """Rows [n, 2] for `metrics.equivariance_score`, of the samples of these numbers (int64 [n]) and a motion for each number.
+
+    Args:
+        metric: "eq_t", "eq_t_frac" or "eq_r".
+    """
+    labels = labels_for(generator, seed, index, counts)
+    latents = generator.latents(seed, "evaluate", index, labels)
+    images = generator.synthesize(latents, labels)
+    nothing = torch.zeros(len(index), 2, device=index.device)
+    if metric == "eq_r":
+        angle = (2 * randomness.uniform(seed, "evaluate.rotation", index)[:, 0] - 1) * math.pi
+        return rotation_errors(images, generator.moved(latents, labels, motion(nothing, angle)), angle)
+    pixels = (2 * randomness.uniform(seed, "evaluate.translation", index, 2) - 1) * MOST_SHIFT * images.shape[3]
+    pixels = pixels.round() if metric == "eq_t" else pixels
+    moved = generator.moved(latents, labels, motion(pixels / images.shape[3], nothing[:, 0]))
+    return translation_errors(images, moved, pixels)
 
 
 def gather_rows(count: int, width: int, compute: Callable[[int, int], Tensor], ranks: Ranks,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from stylegan_dist.metrics import (
     ClassDistance,
     InceptionScore,
     ManifoldScores,
+    equivariance_score,
     frechet_by_class,
     frechet_distance,
     frechet_infinity,
@@ -37,7 +38,11 @@ METRICS = {
     "infinity": "Fréchet distance, extrapolated to infinitely many samples",
     "classes": "mean of the Fréchet distances of the classes, and these",
     "ppl": "perceptual path length in W",
+    "eq_t": "equivariance to translations by whole pixels, in decibel; of families that can move their content",
+    "eq_t_frac": "likewise, by any amount",
+    "eq_r": "likewise, to rotations",
 }
+EQUIVARIANCE = ("eq_t", "eq_t_frac", "eq_r")  # scores without a feature network
 _WORDS = {"infinity": "fd_infinity", "classes": "fd_classes"}  # in the names of scores
 SHOWN_CLASSES = 5
 
@@ -50,15 +55,17 @@ class Rows:
         features: float32 [n, d].
         labels: int64 [n]; None where they have none.
         path_lengths: float32 [n], of as many pairs; None where nobody asked for them.
+        motion_errors: name of a metric of equivariance -> float32 [n, 2].
     """
 
     features: Tensor
     labels: Tensor | None = None
     path_lengths: Tensor | None = None
+    motion_errors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Rows:
-        return Rows(self.features.to(device), *(None if one is None else one.to(device)
-                                                for one in (self.labels, self.path_lengths)))
+        labels, lengths = (None if one is None else one.to(device) for one in (self.labels, self.path_lengths))
+        return Rows(self.features.to(device), labels, lengths, self.motion_errors)
 
 
 def parse_metrics(text: str, where: str = "--metrics ") -> tuple[str, ...]:
@@ -82,8 +89,8 @@ def names_of(metrics: Sequence[str], network: FeatureNetwork) -> list[str]:
     """The names of their scores, the first one of each metric first."""
     found: list[str] = []
     for metric in metrics:
-        words = [field.name for field in fields(ManifoldScores)] if metric == "pr" else [_WORDS.get(metric, metric)]
-        found += [network.score_name(word) for word in words]
+        words = [one.name for one in fields(ManifoldScores)] if metric == "pr" else [_WORDS.get(metric, metric)]
+        found += words if metric in EQUIVARIANCE else [network.score_name(word) for word in words]
     return found
 
 
@@ -153,6 +160,9 @@ def compute_scores(real: Rows, generated: Rows, network: FeatureNetwork, metrics
             assert generated.path_lengths is not None
             length = trimmed_path_length(generated.path_lengths)
             add("ppl", length.value, length.error)
+        elif metric in EQUIVARIANCE:
+            ratio = equivariance_score(generated.motion_errors[metric])
+            scores[metric] = Score(ratio.value, ratio.error, lower_is_better=False)
         elif metric == "classes":
             floor = [one.floor for one in by_class if one.floor is not None]
             name = network.score_name("fd_classes")

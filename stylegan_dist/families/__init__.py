@@ -1,14 +1,16 @@
 """Families of networks: one folder each, found by its name. `family.py` defines the interface.
 
 The folder of a family has two modules. `config.py` has `SECTIONS`, the knobs of `generator`, `discriminator` and
-`loss`, and needs no PyTorch. `family.py` has `FAMILY`, which implements the interface.
+`loss`, and needs no PyTorch. `family.py` has `FAMILY`, which implements the interface. A folder of several variants with the
+same knobs names them in `VARIANTS` of `config.py`; then `FAMILY` is a mapping from these names, and the family is called
+FOLDER-VARIANT.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stylegan_dist.errors import InputError
@@ -26,7 +28,8 @@ def sections_of(name: str = DEFAULT) -> Mapping[str, type]:
     Raises:
         InputError: there is no such family.
     """
-    return _module(name, "config").SECTIONS
+    folder, _ = _find(name)
+    return _module(folder, "config").SECTIONS
 
 
 def family_of(config: Config) -> Family:
@@ -40,11 +43,24 @@ def family_named(name: str) -> Family:
     Raises:
         InputError: there is no such family.
     """
-    return _module(name, "family").FAMILY
+    folder, variant = _find(name)
+    found = _module(folder, "family").FAMILY
+    return found[variant] if variant else found
 
 
-def _module(name: str, part: str) -> Any:
-    known = [module.name for module in pkgutil.iter_modules(__path__) if module.ispkg]
-    if name not in known:
-        raise InputError(f"generator.family={name[:40]!r} is unknown; choose one of {', '.join(sorted(known))}")
-    return importlib.import_module(f"{__name__}.{name}.{part}")
+def _find(name: str) -> tuple[str, str]:
+    """The folder of a family, and its variant there, empty if it has none."""
+    folders = [module.name for module in pkgutil.iter_modules(__path__) if module.ispkg]
+    folder, _, variant = name.partition("-")
+    if folder not in folders or variant not in _variants(folder):
+        known = sorted("-".join(filter(None, (folder, variant))) for folder in folders for variant in _variants(folder))
+        raise InputError(f"generator.family={name[:40]!r} is unknown; choose one of {', '.join(known)}")
+    return folder, variant
+
+
+def _variants(folder: str) -> Sequence[str]:
+    return getattr(_module(folder, "config"), "VARIANTS", ("",))
+
+
+def _module(folder: str, part: str) -> Any:
+    return importlib.import_module(f"{__name__}.{folder}.{part}")

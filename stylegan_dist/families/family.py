@@ -24,9 +24,11 @@ class Family(abc.ABC):
 
     Attributes:
         objective: the losses of a run.
+        moves: whether its generators have `moved`.
     """
 
     objective: type[Objective]
+    moves: bool = False
 
     @abc.abstractmethod
     def generator(self, config: Config, shape: SampleShape, precision: Precision) -> Generator:

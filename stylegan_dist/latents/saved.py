@@ -63,13 +63,17 @@ class SavedLatents:
             return generator.synthesize(self.latents[None].to(device), labels, maps or "const")
 
 
+def latents_content(saved: SavedLatents) -> bytes:
+    """The content of a file."""
+    tensors = {LATENTS: saved.latents, **{f"{_MAP}{number}": one for number, one in enumerate(saved.maps)}}
+    return safetensors.torch.save({name: value.detach().float().cpu().contiguous() for name, value in tensors.items()},
+                                  {"format": FORMAT, _FACTS: json.dumps(saved.facts)})
+
+
 def save_latents(path: Path, saved: SavedLatents) -> None:
     """Write a file, whole or not at all. Raises OSError."""
-    tensors = {LATENTS: saved.latents, **{f"{_MAP}{number}": one for number, one in enumerate(saved.maps)}}
-    content = safetensors.torch.save({name: value.detach().float().cpu().contiguous() for name, value in tensors.items()},
-                                     {"format": FORMAT, _FACTS: json.dumps(saved.facts)})
     with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(latents_content(saved))
 
 
 def load_latents(path: str | os.PathLike) -> SavedLatents:

@@ -24,6 +24,7 @@ STATUS_FIELDS = (
     ("loss/r1", "r1 {:<8.2g}"),
     ("logits/real", "real {:<+7.2f}"),
     ("logits/fake", "fake {:<+7.2f}"),
+    ("augment/p", "p {:<5.3f}"),
     ("grad_norm/g", "|g| G {:<8.2g}"),
     ("grad_norm/d", "|g| D {:<8.2g}"),
     ("time/data_wait", "wait {:<4.0%}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,11 +31,15 @@ class Sampling:
         truncation: psi, 1 for none.
         noise: of layers: "const", the fixed maps, or "none".
         batch: samples computed at once; another number gives the same samples up to rounding.
+        translation: of the content, in widths to the right and down; for generators that can move it.
+        rotation: likewise, in degrees counter-clockwise; about the middle, before the translation.
     """
 
     truncation: float = 1.0
     noise: str = "const"
     batch: int = 16
+    translation: tuple[float, float] = (0.0, 0.0)
+    rotation: float = 0.0
 
 
 class Generator(nn.Module, abc.ABC):
@@ -93,9 +98,37 @@ class Generator(nn.Module, abc.ABC):
         """The fixed noise maps of the layers, [1, 1, H, W] each; none of a generator without layer noise."""
         return []
 
+    def moved(self, latents: Tensor, labels: Tensor | None, transform: Tensor) -> Tensor:
+        """As `synthesize`, of content that is moved.
+
+        Args:
+            transform: [N, 3, 3], of `motion`.
+        Raises:
+            InputError: there is no input that could be moved.
+        """
+        raise InputError("this generator cannot move its content: of the families, stylegan3-t and stylegan3-r can")
+
     def sample(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, sampling: Sampling) -> Tensor:
         """Samples [N, C, R, R], nominally in [-1, 1]; all that is random is a function of (seed, purpose, index: int64 [N])."""
-        return self.synthesize(self.latents(seed, purpose, index, labels, sampling.truncation), labels, sampling.noise)
+        latents = self.latents(seed, purpose, index, labels, sampling.truncation)
+        if sampling.translation == (0, 0) and sampling.rotation == 0:
+            return self.synthesize(latents, labels, sampling.noise)
+        translation = torch.tensor([sampling.translation], device=latents.device)
+        angle = torch.tensor([math.radians(sampling.rotation)], device=latents.device)
+        return self.moved(latents, labels, motion(translation, angle).expand(len(index), -1, -1))
+
+
+def motion(translation: Tensor, angle: Tensor) -> Tensor:
+    """What moves the content of images: from places in the image to places in the content, [N, 3, 3].
+
+    Args:
+        translation: [N, 2], widths to the right and down.
+        angle: [N], radians, counter-clockwise as one sees it; about the middle, before the translation.
+    """
+    cos, sin, (x, y) = angle.cos(), angle.sin(), translation.unbind(1)
+    zero, one = torch.zeros_like(cos), torch.ones_like(cos)
+    rows = [cos, -sin, sin * y - cos * x, sin, cos, -sin * x - cos * y, zero, zero, one]
+    return torch.stack(rows, 1).unflatten(1, (3, 3))
 
 
 class UniformLatents(Generator):

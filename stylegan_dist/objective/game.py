@@ -44,6 +44,7 @@ class Objective(abc.ABC):
     """
 
     RUNNING: tuple[str, ...] = ()  # names of the running statistics
+    OBSERVED = "g_main"  # the phase whose generated images `observe` sees, or "d_main"
 
     def __init__(self, config: Config, generator: nn.Module, discriminator: nn.Module, label_counts: Tensor | None):
         self.config = config.loss
@@ -62,11 +63,13 @@ class Objective(abc.ABC):
         self.add_weight("r1_gamma", config.loss.r1_gamma)
         self.add_weight("r2_gamma", config.loss.r2_gamma)
         self.running = {name: torch.zeros((), device=self.device) for name in self.RUNNING}
-        self.augmentation, self.controller = augment.augmentation_of(config.augment), None
+        self.augmentation = augment.augmentation_of(config.augment)
+        self.controller: augment.Controller | None = None
         if self.augmentation and self.augmentation.uses_p:
             if config.augment.p == "ada":
-                self.running |= {name: torch.zeros((), device=self.device) for name in augment.RUNNING}
-                self.controller = augment.Controller(config.augment, self.running, self.batch)
+                kind = augment.CONTROLLERS[config.augment.controller]
+                self.running |= {name: torch.zeros((), device=self.device) for name in kind.names}
+                self.controller = kind(config.augment, self.running, self.batch)
                 self.weights["augment_p"] = self.controller.p
             else:
                 self.add_weight("augment_p", config.augment.p)
@@ -82,7 +85,7 @@ class Objective(abc.ABC):
         """
 
     def observe(self, made: Any) -> dict[str, Tensor]:
-        """Shares of the global means for `update_running`, from the second value of `generate` in `g_main`."""
+        """Shares of the global means for `update_running`, from the second value of `generate` in `OBSERVED`."""
         return {}
 
     def generator_regulariser(self) -> Regulariser | None:
@@ -91,8 +94,8 @@ class Objective(abc.ABC):
 
     def after_phase(self, means: Mapping[str, Tensor]) -> None:
         """Take over the global sums of `LossResult.running_means` of a phase whose update took place."""
-        if self.controller and augment.SIGNS in means:
-            self.controller.update(means[augment.SIGNS])
+        if self.controller:
+            self.controller.update(means)
         self.update_running(means)
 
     def update_running(self, means: Mapping[str, Tensor]) -> None:  # noqa: B027 - most families have none
@@ -140,27 +143,44 @@ class Objective(abc.ABC):
         if self.adversarial.paired:
             real_logits = self.judge("g_main", "real", real.images, real.labels, real.index)
         loss = self.share(self.adversarial.generator(logits, real_logits))
-        return LossResult(loss, {"loss/g_main": loss}, self.observe(made))
+        return LossResult(loss, {"loss/g_main": loss}, self.observe(made) if self.OBSERVED == "g_main" else {})
 
     def d_main(self, real: MicroBatch) -> LossResult:
         """The discriminator's side of the game."""
+        held_out = self.judge_held_out(real)  # before there are activations of the game
         with torch.no_grad():
             labels = self.labels("d_main", real)
-            fake, _ = self.generate("d_main", real.index, labels)
+            fake, made = self.generate("d_main", real.index, labels)
+            observed = self.observe(made) if self.OBSERVED == "d_main" else {}
         fake_logits = self.judge("d_main", "fake", fake, labels, real.index)
         real_logits = self.judge("d_main", "real", real.images, real.labels, real.index)
-        return self.discriminator_result(real_logits, fake_logits)
+        result = self.discriminator_result(real_logits, fake_logits, held_out)
+        return result._replace(running_means={**result.running_means, **observed})
 
-    def discriminator_result(self, real_logits: Tensor, fake_logits: Tensor) -> LossResult:
-        """The discriminator's side of the game, from logits [n] of images of the same numbers."""
+    @torch.no_grad()
+    def judge_held_out(self, real: MicroBatch) -> Tensor | None:
+        """Logits [n] of the held-out images, in the steps that have some, augmented as real ones. They teach nothing."""
+        if real.held_out is None:
+            return None
+        # Not by a compiled network: without gradients that would be compiled again, in the middle of a run.
+        return self.judge("d_main", "held_out", real.held_out, real.held_out_labels, real.index, twice=True)
+
+    def discriminator_result(self, real_logits: Tensor, fake_logits: Tensor, held_out: Tensor | None) -> LossResult:
+        """The discriminator's side of the game, from logits [n] of images of the same numbers.
+
+        Args:
+            held_out: what `judge_held_out` gave.
+        """
         loss = self.share(self.adversarial.discriminator(real_logits, fake_logits))
+        more = {} if held_out is None else {"logits/held_out": self.share(held_out)}
         return LossResult(loss, {
             "loss/d_main": loss,
             "logits/real": self.share(real_logits),
             "logits/fake": self.share(fake_logits),
             "sign/real": self.share(real_logits.sign()),
             "sign/fake": self.share(fake_logits.sign()),
-        }, {augment.SIGNS: real_logits.sign().sum()} if self.controller else {})
+            **more,
+        }, self.controller.sums(real_logits, fake_logits, held_out) if self.controller else {})
 
     def d_penalty(self, real: MicroBatch) -> LossResult:
         """R1 on real and R2 on generated images (Mescheder et al. 2018)."""
@@ -184,7 +204,7 @@ class Objective(abc.ABC):
         """Logits [n]. All phases pass real and generated images to the discriminator through this function alone.
 
         Args:
-            phase, side, index: address what is drawn for each image; side: "real" or "fake".
+            phase, side, index: address what is drawn for each image; side: "real", "fake" or "held_out".
             twice: whether a gradient of the logits will be differentiated again, which a compiled network cannot do.
         """
         if self.augmentation:

@@ -18,11 +18,13 @@ from stylegan_dist.objective.result import LossResult
 
 @dataclass
 class MicroBatch:
-    """Real images that a rank computes at once."""
+    """Real images that a rank computes at once, and in some steps as many held-out ones."""
 
     images: Tensor         # float [n, C, H, W] in [-1, 1]
     labels: Tensor | None  # int64 [n]; None for an unconditional run
     index: Tensor          # int64 [n], consecutive global image numbers
+    held_out: Tensor | None = None         # as images; never learned from
+    held_out_labels: Tensor | None = None  # as labels
 
 
 Loss = Callable[[MicroBatch], LossResult]

@@ -21,6 +21,7 @@ MOST_SERIES = 16       # of a chart
 COLOURS = 4            # of series, then dashes
 MOST_SCORES = 24       # charts of scores
 SMALLEST, LARGEST = 1e-100, 1e100
+SHOWN_ANYWAY = "schedule/augment.p"  # as augment/p
 Scale = Literal["linear", "log", "auto"]
 
 
@@ -34,6 +35,7 @@ class Panel:
         from_zero: whether the axis has 0 on it.
         quiet: leave it out where all is 0.
         about: what a person should know of it.
+        level: the setting at which a line is drawn, if p is controlled.
     """
 
     title: str
@@ -43,17 +45,31 @@ class Panel:
     from_zero: bool = False
     quiet: bool = False
     about: str = ""
+    level: str = ""
 
 
 PANELS = (
     Panel("Losses", {"loss/g_main": "generator", "loss/d_main": "discriminator"}),
-    Panel("Mean logits", {"logits/real": "real", "logits/fake": "generated"},
+    Panel("Mean logits", {"logits/real": "real", "logits/fake": "generated", "logits/held_out": "held out"},
           about="On opposite sides of zero and close to it: healthy. A growing gap: the discriminator wins."),
     Panel("R1 penalty", {"loss/r1": "R1", "loss/r2": "R2"}, "auto", quiet=True),
     Panel("Path length", {"path_length/mean": "mean", "path_length/target": "target"}, "auto", quiet=True),
     Panel("Path length penalty", {"loss/path_length": "penalty"}, "auto", quiet=True),
     Panel("Augmentation", {"augment/p": "probability"}, quiet=True, from_zero=True,
           about="Of each transform. It follows how well the discriminator knows real images, unless it is fixed."),
+    Panel("What augmentation follows", {"augment/r_t": "r_t", "augment/r_v": "r_v"}, level="augment.target",
+          about="r_t: mean sign of the logits of real images. r_v: how far held-out images are from them, on the way to "
+                "generated ones. Above its target the probability rises."),
+    Panel("Learning rates", {"schedule/optim.g.lr": "generator", "schedule/optim.d.lr": "discriminator"}, "auto",
+          about="Scheduled, before corrections."),
+    Panel("Decay rates of Adam", {f"schedule/optim.{name[0]}.betas[{i}]": f"{name}, {moment} moment"
+                                  for name in ("generator", "discriminator") for i, moment in enumerate(("first", "second"))},
+          about="Scheduled, before corrections."),
+    Panel("Weights of the penalties", {"schedule/loss.r1_gamma": "R1", "schedule/loss.r2_gamma": "R2"}, "auto",
+          about="Scheduled."),
+    Panel("Half-life of the average", {"schedule/ema.half_life_kimg": "half-life"}, unit="kimg", from_zero=True,
+          about="Scheduled."),
+    Panel("Other schedules", {"schedule/*": ""}, "auto"),
     Panel("Gradient norms", {"grad_norm/g": "generator", "grad_norm/d": "discriminator", "grad_norm/*": ""}, "auto"),
     Panel("Replaced gradient values", {"grad_nonfinite/*": ""}, quiet=True, from_zero=True,
           about="Values that were not finite. A few in fp16 do no harm."),
@@ -73,6 +89,7 @@ class Series:
         errors: standard error of each point; None where it is not known.
         run: number of the run.
         style: number of its colour and dashes in the chart.
+        floor: of a score, what real images get; of a metric, its target.
         stars: images seen at the best one.
         dots: whether each point is marked.
         trend: the course of a noisy curve; empty for others.
@@ -141,12 +158,13 @@ def metric_charts(runs: Sequence[RunFiles]) -> list[Chart]:
     for panel in PANELS:
         names = [*_names(panel, runs)]
         if len(runs) == 1:
-            drawn = [(label, points) for name, label in names if (points := _points(runs[0], name, panel))]
-            series = [Series(label, points, 0, style) for style, (label, points) in enumerate(drawn)]
+            drawn = [(name, label, points) for name, label in names if (points := _points(runs[0], name, panel))]
+            series = [Series(label, points, 0, style, floor=_level(runs[0], name, panel))
+                      for style, (name, label, points) in enumerate(drawn)]
             charts.append(_chart(panel, panel.title, series))
         else:
             for name, label in names:
-                series = [Series(run.name, points, at, at) for at, run in enumerate(runs)
+                series = [Series(run.name, points, at, at, floor=_level(run, name, panel)) for at, run in enumerate(runs)
                           if (points := _points(run, name, panel))]
                 title = panel.title if len(names) == 1 else f"{panel.title}: {label}"
                 charts.append(_chart(panel, title, series))
@@ -166,8 +184,20 @@ def _names(panel: Panel, runs: Sequence[RunFiles]) -> Iterator[tuple[str, str]]:
                 yield name, label
         else:
             begin = name[:-1]
-            for other in [one for one in known if one.startswith(begin) and one not in panel.names][:MOST_SERIES]:
+            for other in [one for one in known if one.startswith(begin) and not _has_place(one)][:MOST_SERIES]:
                 yield other, shown(other.removeprefix(begin).replace("_", " "))[:MOST_CHARACTERS]
+
+
+def _has_place(name: str) -> bool:
+    """Whether a metric is named in a panel."""
+    return name == SHOWN_ANYWAY or any(name in panel.names for panel in PANELS)
+
+
+def _level(run: RunFiles, name: str, panel: Panel) -> float | None:
+    """Where a metric is to be: the target of p, of the statistic that controls it."""
+    wanted = run.config.get(panel.level) if run.config.get("augment.p") == "ada" else None
+    followed = name == f"augment/{run.config.get('augment.controller')}"
+    return float(wanted) if followed and isinstance(wanted, (int, float)) and drawable(wanted) else None
 
 
 def _points(run: RunFiles, name: str, panel: Panel) -> list[Point]:

@@ -232,7 +232,10 @@ class Page:
             legend.append(element("li", swatch, element("span", series.label, class_="label"),
                                   element("b", number(last), data_value=f"{drawing.name}-{i}")))
         about = list(chart.about)
-        floors = {series.floor for series in chart.series if series.floor is not None}
+        targets = {series.floor for series in chart.series if series.floor is not None and not series.dots}
+        floors = {series.floor for series in chart.series if series.floor is not None and series.dots}
+        if targets:
+            about.append(f"Dotted: the target, {', '.join(map(number, sorted(targets)))}.")
         if floors:
             about.append(f"{'Dotted: real' if drawing.floors() else 'Real'} images against other real images score "
                          f"{', '.join(map(number, sorted(floors)))}.")

@@ -43,6 +43,8 @@ class GenerateOptions:
     device: str = "cpu"
     columns: int = 8             # of the grid
     which: Which = "newest"      # checkpoint
+    translation: tuple[float, float] = (0.0, 0.0)  # of the content, as in `Sampling`
+    rotation: float = 0.0
     ops: str = "reference"       # "reference": the operators of PyTorch; "fused": native ones, which are compiled if need be
 
 
@@ -108,7 +110,8 @@ def _draw(generator: Generator, seed: int, label: int | None, options: GenerateO
     """One picture, float [C, R, R]. Alone, because in a batch its last bits depend on the others."""
     index = torch.zeros(1, dtype=torch.int64, device=device)
     labels = None if label is None else torch.tensor([label], device=device)
-    return draw_samples(generator, seed, "generate", index, labels, Sampling(options.truncation, options.noise))[0]
+    sampling = Sampling(options.truncation, options.noise, 1, options.translation, options.rotation)
+    return draw_samples(generator, seed, "generate", index, labels, sampling)[0]
 
 
 def _labels(generator: Generator, options: GenerateOptions) -> Sequence[int | None]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from stylegan_dist import augment
 from stylegan_dist.config import schedules_of
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import Diverged, InputError
@@ -85,6 +86,7 @@ class Tick(Event):
         run, stream, state = self.run, self.stream, self.run.state
         metrics = state.statistics.take()
         metrics |= {name: value.item() for name, value in state.objective.now().items()}
+        metrics |= augment.measured(metrics, state.objective.controller is not None)
         phase_times = run.timer.take()
         seconds = time.perf_counter() - self.began
         images = state.nimg - self.nimg
@@ -353,7 +355,7 @@ def count_replaced(run: Run, stream: BatchStream) -> None:
     Raises:
         InputError: they are too many.
     """
-    replaced = stream.take_replaced()
+    replaced = stream.take_replaced() + (run.held_out.stream.take_replaced() if run.held_out else [])
     found = run.engine.gather([len(replaced), [str(one) for one in replaced[:SHOWN_REPLACED]]])
     count = sum(number for number, _ in found)
     if not count:

@@ -62,7 +62,8 @@ class Guard:
             raise Diverged(f"training has diverged: {text}")
         engine.together(lambda: state.go_back(checkpoint_folder(run.dir, to), reason))
         engine.on_main(lambda: run.monitor.go_back(to))
-        self.stream.go_to(to)
+        for one in (self.stream, *([run.held_out] if run.held_out else ())):
+            one.go_to(to)
         self._count = engine.read_later(state.broken_steps.count())
         run.timer.take()
         run.report(nimg=to, checkpoint=to)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -98,7 +98,9 @@ def run_loop(run: Run, stream: BatchStream, more_events: MoreEvents = no_events)
         if state.nimg == 0:
             engine.on_main(lambda: save_reals(run))
             samples.happen()
-        stream.tell = functools.partial(tell_late, engine, run.monitor)
+        held_out = run.held_out
+        for one in (stream, *([held_out.stream] if held_out else ())):
+            one.tell = functools.partial(tell_late, engine, run.monitor)
         pictures = [Pictures(run)] if run.config.monitor.pictures_kimg else []
         events: tuple[Event, ...] = (Tick(run, stream), checkpoint, samples, *pictures,
                                      *more_events(run, checkpoint, lambda: stop.requested))
@@ -109,11 +111,12 @@ def run_loop(run: Run, stream: BatchStream, more_events: MoreEvents = no_events)
             before = state.nimg
             try:
                 engine.enter("waiting for data", before, step=True)
-                if not wait_for_data(stream, stop, engine.world_size > 1):
+                needed = [stream, held_out.stream] if held_out and held_out.due(before) else [stream]
+                if not wait_for_data(needed, stop, engine.world_size > 1):
                     stop_without_data(run, stream, checkpoint, stop)
-                batch = next(stream)
+                batch, others = next(stream), held_out.after(before) if held_out else None
                 engine.enter("training", before, step=True)
-                stopping = step(run, batch, stop.requested)
+                stopping = step(run, batch, stop.requested, others)
                 run.monitor.progress(state.nimg)
                 interrupted, asked = asked is not None and asked() > 0, stopping
 
@@ -140,10 +143,10 @@ def run_loop(run: Run, stream: BatchStream, more_events: MoreEvents = no_events)
     run.monitor.line(f"finished at {state.nimg / 1000:g} kimg; samples: {samples.path}")
 
 
-def step(run: Run, batch: Batch, stop_requested: bool) -> Callable[[], float]:
+def step(run: Run, batch: Batch, stop_requested: bool, held_out: Batch | None) -> Callable[[], float]:
     """Train both networks on one global batch; returns a function that tells how many ranks want to stop."""
     device, run.batch = run.engine.device, batch
-    parts = micro_batches(batch, run.config.run.batch_gpu, run.resolved.conditional, device, run.index.kind)
+    parts = micro_batches(batch, run.config.run.batch_gpu, run.resolved.conditional, device, run.index.kind, held_out)
     if run.to_compile:
         run.monitor.line(compile_networks(run.state, run.engine, run.to_compile, parts[0]))
         run.to_compile = ()
@@ -186,14 +189,15 @@ def train_networks(state: TrainState, parts: list[MicroBatch], stop: Tensor, tim
 
 # Waiting for data, and requests to stop
 
-def wait_for_data(stream: BatchStream, stop: StopRequest, patient: bool) -> bool:
+def wait_for_data(needed: Sequence[BatchStream], stop: StopRequest, patient: bool) -> bool:
     """Wait for the next batch; returns whether it is there. If it is not, the run is asked to stop.
 
     Args:
+        needed: all must have one.
         patient: wait a little longer then, as the other ranks need this one to save their state.
     """
     asked = None  # when
-    while not stream.ready(LOOK_SECONDS):
+    while not all(stream.ready(LOOK_SECONDS) for stream in needed):
         if stop.requested:
             asked = asked or time.monotonic()
             if not patient or time.monotonic() - asked > STOP_SECONDS:

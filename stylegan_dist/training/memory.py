@@ -157,7 +157,7 @@ def estimate_memory(resolved: Resolved, index: DatasetIndex, world_size: int = 1
                       else resident_in_data_parallel(sizes[name], optimizer, step, buckets))
 
     images = config.run.batch // world_size
-    pixels = index.channels * index.resolution**2
+    pixels = index.channels * index.resolution**2 * (2 if config.augment.held_out else 1)
     contributions: dict[str, float] = {"averaged generator": average, "real images of a step": images * pixels * _FLOAT,
                                        "buffers, noise addresses": buffers + rest}
     for name, k in resident.items():
@@ -170,6 +170,8 @@ def estimate_memory(resolved: Resolved, index: DatasetIndex, world_size: int = 1
     part = MicroBatch(torch.empty(size, index.channels, index.resolution, index.resolution, device=meta),
                       torch.empty(size, dtype=torch.int64, device=meta) if resolved.conditional else None,
                       torch.empty(size, dtype=torch.int64, device=meta))
+    if config.augment.held_out:
+        part = replace(part, held_out=part.images, held_out_labels=part.labels)
     phases: dict[str, float] = {}
     for phase in state.phases:
         k = resident[phase.network]

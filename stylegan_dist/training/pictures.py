@@ -3,7 +3,7 @@
     truncation      the same latents in a row, pulled towards the mean of W by psi: on the left the mean, on the right variety;
                     of generators that truncate
     classes         a row for each class, the same latents in each column
-    interpolation   in a row a closed polygon through points of W, with fixed noise
+    interpolation   in a row a closed line through latents, with fixed noise: straight in W, great circles where there is no W
 
 All draws are by address, so that a picture shows the same latents all the time. How many images a picture has does not depend
 on the configuration, and its images are made smaller: it costs the same at any resolution, apart from the generator.
@@ -12,6 +12,7 @@ on the configuration, and its images are made smaller: it costs the same at any 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -100,7 +101,7 @@ def class_rows(generator: Generator) -> int:
 
 @torch.no_grad()
 def interpolation(generator: Generator, kind: Kind, seed: int, batch: int) -> Tensor:
-    """The frames of closed loops through W, uint8 [CORNERS * STEPS, LOOPS, C, S, S]; the last one comes before the first.
+    """The frames of closed loops through latents, uint8 [CORNERS * STEPS, LOOPS, C, S, S]; the last one comes before the first.
 
     Each loop has its own latents, and its own class where there are any. Arguments: as of `truncation`.
     """
@@ -111,8 +112,25 @@ def interpolation(generator: Generator, kind: Kind, seed: int, batch: int) -> Te
     frames = []
     for corner in range(CORNERS):
         one, other = corners[:, corner], corners[:, (corner + 1) % CORNERS]
-        frames += [one.lerp(other, step / STEPS) for step in range(STEPS)]
+        # Latents of generators without a mean are normally distributed.
+        way = one.lerp if generator.truncates else partial(great_circle, one)
+        frames += [way(other, step / STEPS) for step in range(STEPS)]
     return _synthesize(generator, kind, torch.stack(frames, 1), labels, batch, SMALL_SIDE).transpose(0, 1)
+
+
+def great_circle(one: Tensor, other: Tensor, share: float) -> Tensor:
+    """Latents [N, ...] on the way from normally distributed ones to others: their directions on great circles, their lengths
+    evenly (White 2016, "Sampling generative networks", section 2.1).
+
+    Latents of n numbers have lengths near the root of n. On a straight line they would be shorter by up to that of 2, and a
+    generator has hardly seen such ones.
+    """
+    a, b = one.flatten(1).double(), other.flatten(1).double()
+    from_, to = (x.norm(dim=1, keepdim=True) for x in (a, b))
+    angle = (a / from_ * b / to).sum(1, keepdim=True).clamp(-1, 1).acos()
+    direction = (a / from_ * ((1 - share) * angle).sin() + b / to * (share * angle).sin()) / angle.sin()
+    found = torch.where(angle.sin() > 1e-6, direction * from_.lerp(to, share), a.lerp(b, share))
+    return found.to(one.dtype).view_as(one)
 
 
 def strip(frames: Tensor) -> Sheet:

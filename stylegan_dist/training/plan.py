@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from stylegan_dist import augment
 from stylegan_dist.augment.pipe import DIFFAUGMENT
 from stylegan_dist.config import Config, dump_config, schedules_of
 from stylegan_dist.config.schedules import Schedule, Scheduled
@@ -69,16 +70,21 @@ def header_facts(resolved: Resolved, index: DatasetIndex, state: TrainState, exe
         ("loss", f"{c.loss.adversarial}, R1 gamma {_shown(c.loss.r1_gamma)}" +
                  (f", R2 gamma {_shown(c.loss.r2_gamma)}" if c.loss.r2_gamma else "")),
         *([("augmentation", _augmentation(c.augment))] if c.augment.pipe != "none" else []),
+        *([("held out", f"{c.augment.held_out}, judged every {augment.STEPS} steps")] if c.augment.held_out else []),
         ("phases", ", ".join(phase.name + (f" every {phase.interval}" if phase.interval > 1 else "")
                              for phase in state.phases)),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions())),
     ]
-    facts += [("schedule" if i == 0 else "", f"{key} {schedule}") for i, (key, schedule) in enumerate(schedules_of(c).items())]
+    schedules: dict[Schedule, list[str]] = {}
+    for key, schedule in schedules_of(c).items():
+        schedules.setdefault(schedule, []).append(key)
+    facts += [("schedule" if i == 0 else "", f"{', '.join(keys)}: {_shown(s)} in {s.until_kimg:,g} kimg ({s.form})")
+              for i, (s, keys) in enumerate(schedules.items())]
     return facts + [("rule" if i == 0 else "", note) for i, note in enumerate(resolved.notes)]
 
 
 def _shown(value: Scheduled) -> str:
-    """A number for the header, which has the schedules on lines of their own."""
+    """A number for the header; when a schedule ends is on a line of its own."""
     return f"{value.first:g} to {value.last:g}" if isinstance(value, Schedule) else f"{value:g}"
 
 
@@ -93,13 +99,16 @@ def _augmentation(settings: AugmentConfig) -> str:
     """In words, for the header."""
     if settings.pipe == DIFFAUGMENT:
         return settings.pipe
-    return f"{settings.pipe}, p {settings.p if settings.p == 'ada' else _shown(settings.p)}"
+    if settings.p == "ada":
+        return f"{settings.pipe}, p controlled: {settings.controller} to {settings.target:g}, 0 to 1 in {settings.kimg:g} kimg"
+    return f"{settings.pipe}, p {_shown(settings.p)}"
 
 
 @native.not_compiling()
 def describe_plan(config: Config, world_size: int) -> str:
     """The resolved configuration and what a run with it would do, without starting anything."""
     index = load_index_of(config)
+    load_held_out(config, index)
     device_type = "cuda" if config.run.device != "cpu" and torch.cuda.is_available() else "cpu"
     choice = choose_engine(os.environ)
     sharded = (zero := choice["g"]) is not None and zero.stage == 3
@@ -128,14 +137,13 @@ def cache_facts(config: Config, index: DatasetIndex, world_size: int) -> list[tu
     """The remote shards that a node with all these processes holds at a time."""
     if not any(blobs(shard) for shard in index.shards):
         return []
-    d, size = config.data, working_set_of(config, index, 0, world_size, range(world_size))
+    d, size = config.data, working_set_of(config, index, stream_plan(config, 0, world_size), range(world_size))
     folder = default_folder() if d.cache == "auto" else d.cache
     return [("cache", f"{folder}, up to {d.cache_gb:g} GB; a node with all processes needs {size / 1e9:.3g} GB at a time")]
 
 
-def working_set_of(config: Config, index: DatasetIndex, nimg: int, world_size: int, ranks: Iterable[int]) -> int:
-    """Bytes of remote shards that a node with these ranks must hold at once, in a run that continues at `nimg` images."""
-    plan = stream_plan(config, nimg, world_size)
+def working_set_of(config: Config, index: DatasetIndex, plan: StreamPlan, ranks: Iterable[int]) -> int:
+    """Bytes of remote shards that a node with these ranks must hold at once, in a run that continues where a plan begins."""
     return working_set(index, plan, ranks, steps=1 + config.data.workers * config.data.prefetch)
 
 
@@ -150,3 +158,26 @@ def load_index_of(config: Config) -> DatasetIndex:
     if not config.data.shards:
         raise InputError("no data: set data.shards=FOLDER, a folder made by `stylegan-dist pack IMAGES FOLDER`")
     return load_index(config.data.shards)
+
+
+def load_held_out(config: Config, index: DatasetIndex) -> DatasetIndex | None:
+    """The index of the held-out images; None where there are none.
+
+    Args:
+        index: of the data.
+    Raises:
+        InputError: there is no such set, it is that of the data, or it does not fit it.
+    """
+    where = config.augment.held_out
+    if not where:
+        return None
+    found = load_index(where)
+    if found.fingerprint == index.fingerprint:
+        raise InputError(f"augment.held_out={where} is the data that is trained on: name a set of other images")
+    for name in ("kind", "resolution", "channels", "classes"):
+        ours, others = getattr(index, name), getattr(found, name)
+        if ours != others and (name != "classes" or config.data.conditional):
+            detail = "of another kind or normalisation" if name == "kind" else f"{name} {others}, not {ours}"
+            raise InputError(f"augment.held_out={where} does not fit {config.data.shards} ({detail}): pack both in the same "
+                             "way")
+    return found

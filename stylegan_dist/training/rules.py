@@ -108,6 +108,11 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
     auto(precision, "precision", "clamp", FP16_CLAMP if precision.dtype == "fp16" else 0.0, "from the dtype")
     auto(precision, "precision", "channels_last", True, "faster convolutions on CPUs and on tensor cores")
 
+    if config.augment.controller == "auto":  # without a note, as most runs have no use for them
+        config.augment.controller = "r_v" if config.augment.held_out else "r_t"
+    if config.augment.target == "auto":
+        config.augment.target = augment.TARGETS[config.augment.controller]
+
     path = native.path(world.device_type, config.ops.path)
     if path.name != "fused" and (config.ops.require_fused or config.ops.path == "fused"):
         setting = "ops.require_fused=true" if config.ops.require_fused else "ops.path=fused"
@@ -202,7 +207,7 @@ def _check(config: Config, resolution: int, world_size: int, advice: str) -> Non
         for nimg in (0, END):  # of schedules
             optimizer_arguments(getattr(config.optim, name), f"optim.{name}", nimg)
     named = {"run.dir": run.dir, "run.init_from": run.init_from, "data.shards": config.data.shards,
-             "data.cache": config.data.cache,
+             "data.cache": config.data.cache, "augment.held_out": config.augment.held_out,
              **{f"monitor.{name}": getattr(config.monitor, name) for name in ("wandb_project", "wandb_entity", "wandb_name")}}
     for name, text in named.items():  # in config.yaml, on the terminal and on a web page
         if redact(text) != text:

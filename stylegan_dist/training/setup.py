@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import platform
@@ -17,6 +18,8 @@ import torch
 from stylegan_dist.config import Config, to_dict
 from stylegan_dist.data.batches import Batch
 from stylegan_dist.data.cache import NodeCache
+from stylegan_dist.data.index import DatasetIndex
+from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.readers import ReaderOptions
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.data.working_set import open_cache
@@ -28,9 +31,10 @@ from stylegan_dist.ops import native
 from stylegan_dist.outcome import leave_outcome
 from stylegan_dist.redact import redact
 from stylegan_dist.training.compiled import networks_to_compile, why_not_compiled
+from stylegan_dist.training.held_out import HeldOut, held_out_plan
 from stylegan_dist.training.interruption import forget_requests, why_nohup_fails
 from stylegan_dist.training.lease import State
-from stylegan_dist.training.plan import Execution, header_facts, load_index_of, stream_plan, working_set_of
+from stylegan_dist.training.plan import Execution, header_facts, load_held_out, load_index_of, stream_plan, working_set_of
 from stylegan_dist.training.rules import resolve, steps_in
 from stylegan_dist.training.run_folder import RunFolder, starting_point
 from stylegan_dist.training.saved import Origin, checkpoint_folder
@@ -52,7 +56,8 @@ class Run:
         total: images to see in the whole run.
         folder: None except on rank 0.
         saver: of checkpoints, in the background.
-        cache: None where all data is local.
+        held_out: None where there are no held-out images, or the run was finished before.
+        caches: of the data and of the held-out images, each None where all of it is local.
         to_compile: the networks that the first step is to compile.
         batch: the last one of this rank.
         signs: of collapse, of which rank 0 tells.
@@ -70,6 +75,9 @@ class Run:
         self.dir = Path(self.config.run.dir)
         self.total = steps_in(self.config) * self.config.run.batch
         check_agreement(engine, engine.hosts, self.config, self.index.fingerprint)
+        self.held_out_index = engine.together(lambda: load_held_out(self.config, self.index))
+        if len(set(engine.gather(self.held_out_index and self.held_out_index.fingerprint))) > 1:
+            raise InputError("the ranks have different images in augment.held_out: give all machines the same shards")
         set_arithmetic(self.config)
         self._transfer = open_transfer(self.resolved, self.index, engine)
 
@@ -87,7 +95,9 @@ class Run:
         start, self.notices, segment = engine.broadcast(engine.on_main(self._claim_folder))
         lease = self.folder.lease if self.folder else None
         self.saver = Saver(self.dir, engine, self.config, lease)
-        self.cache = engine.together(lambda: self._open_cache(start))
+        self.caches = [engine.together(functools.partial(self._open_cache, index, plan)) if index else None
+                       for index, plan in ((self.index, stream_plan(self.config, start, engine.world_size)),
+                                           (self.held_out_index, held_out_plan(self.config, start, engine.world_size)))]
         transfer, self._transfer = self._transfer, None  # which holds open files
         self.state = TrainState(self.resolved, self.index, engine.device, engine, None if start else transfer)
         if start:
@@ -104,8 +114,14 @@ class Run:
         self.batch: Batch | None = None
         self.signs = Signs(self.config.loss.adversarial)
         self.stream: BatchStream | None = None
+        self.held_out: HeldOut | None = None
         self.monitor: Monitor | NullMonitor = NullMonitor()
         self.report(processes=engine.world_size, total=self.total, segment=self.state.segment, nimg=start, checkpoint=start)
+
+    @property
+    def cache(self) -> NodeCache | None:
+        """Of the data."""
+        return self.caches[0]
 
     def report(self, **facts: Any) -> None:
         """Change what status.json says of the run, see `Lease.update`. The other ranks do nothing."""
@@ -136,11 +152,11 @@ class Run:
                            "are the same, and sums are rounded in another order")
         return start, notices, last.segment + 1 if last else 0
 
-    def _open_cache(self, nimg: int) -> NodeCache | None:
+    def _open_cache(self, index: DatasetIndex, plan: StreamPlan) -> NodeCache | None:
         d, hosts, rank = self.config.data, self.engine.hosts, self.engine.rank
         here = [other for other, host in enumerate(hosts) if host == hosts[rank]]
-        size = working_set_of(self.config, self.index, nimg, self.engine.world_size, here)
-        return open_cache(d.cache, d.cache_gb, self.index, size, claim=rank == here[0], verify=d.verify)
+        size = working_set_of(self.config, index, plan, here)
+        return open_cache(d.cache, d.cache_gb, index, size, claim=rank == here[0], verify=d.verify)
 
     def _restore(self, nimg: int) -> None:
         folder = checkpoint_folder(self.dir, nimg)
@@ -149,12 +165,17 @@ class Run:
                              "folder that all nodes share")
         self.state.restore(folder)
 
-    def _open_stream(self) -> BatchStream:
+    def _open_streams(self, opened: contextlib.ExitStack) -> None:
         d, timeout, engine = self.config.data, self.config.run.timeout, self.engine
-        plan = stream_plan(self.config, self.state.nimg, engine.world_size, engine.rank)
+        place = self.state.nimg, engine.world_size, engine.rank
         readers = ReaderOptions(d.workers, d.prefetch, engine.device.type == "cuda", d.verify,
                                 DATA_SHARE * timeout if engine.world_size > 1 else timeout)
-        return BatchStream(self.index, plan, readers, self.cache)
+        self.stream = BatchStream(self.index, stream_plan(self.config, *place), readers, self.cache)
+        opened.callback(self.stream.close)
+        if self.held_out_index:
+            few = replace(readers, workers=min(d.workers, 1))  # they are read every few steps
+            self.held_out = HeldOut(self.held_out_index, held_out_plan(self.config, *place), few, self.caches[1])
+            opened.callback(self.held_out.stream.close)
 
     def _open_monitor(self) -> Monitor:
         assert self.folder is not None  # runs on rank 0
@@ -191,8 +212,7 @@ def open_run(config: Config, engine: Engine) -> Iterator[Run]:
     try:
         with engine.late_ranks_named(), contextlib.ExitStack() as opened:  # while there is a log.txt to name them in
             if run.state.nimg < run.total:
-                run.stream = run._open_stream()  # before the monitor: it forks processes, the monitor starts a thread
-                opened.callback(run.stream.close)
+                run._open_streams(opened)  # before the monitor: it forks processes, the monitor starts a thread
             run.monitor = engine.on_main(run._open_monitor) or run.monitor
             interval = max(phase.interval for phase in run.state.phases)
             opened.enter_context(engine.watching_steps(run.dir, interval, run.monitor.note))
@@ -211,8 +231,9 @@ def open_run(config: Config, engine: Engine) -> Iterator[Run]:
         if run.folder is not None:
             run.folder.lease.release(end, message)
             run.folder.close()
-        if run.cache is not None:
-            run.cache.release()
+        for cache in run.caches:
+            if cache is not None:
+                cache.release()
 
 
 def shown_config(config: Config, fingerprint: str, origin: Origin | None) -> dict[str, Any]:

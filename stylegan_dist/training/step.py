@@ -33,12 +33,17 @@ def run_phase(state: TrainState, phase: Phase, parts: list[MicroBatch],
     return result
 
 
-def micro_batches(batch: Batch, size: int, conditional: bool, device: torch.device, kind: Kind) -> list[MicroBatch]:
-    """A rank's part of the global batch on the device, in parts of `size` images in the network's range."""
-    images = kind.to_network(batch["sample"].to(device, non_blocking=True))
-    labels = batch["label"].to(device, non_blocking=True) if conditional else None
-    index = batch.index.to(device, non_blocking=True)
-    return [
-        MicroBatch(images[i:i + size], None if labels is None else labels[i:i + size], index[i:i + size])
-        for i in range(0, len(images), size)
-    ]
+def micro_batches(batch: Batch, size: int, conditional: bool, device: torch.device, kind: Kind,
+                  held_out: Batch | None = None) -> list[MicroBatch]:
+    """A rank's part of the global batch on the device, in parts of `size` images in the network's range.
+
+    Args:
+        held_out: as many held-out images, in the steps that have some.
+    """
+    def moved(one: Batch) -> tuple[Tensor, Tensor | None]:
+        images = kind.to_network(one["sample"].to(device, non_blocking=True))
+        return images, one["label"].to(device, non_blocking=True) if conditional else None
+
+    columns = [*moved(batch), batch.index.to(device, non_blocking=True), *(moved(held_out) if held_out else ())]
+    return [MicroBatch(*(None if column is None else column[i:i + size] for column in columns))  # type: ignore[arg-type]
+            for i in range(0, len(batch.index), size)]

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from launching import ROOT, finished, trained
+from launching import ROOT, TINY_STYLEGAN3, finished, trained
 from saving import prune
 from small_features import small_features
 
@@ -253,6 +253,21 @@ def test_a_look_at_one_checkpoint_does_not_choose_the_best_anew(run: Path, capsy
     left = 80 if best.nimg != 80 else 160
     assert main(["evaluate", str(run), "--device", "cpu", "--nimg", str(left), "--count", "41"]) == 0
     assert read_best(run).settings.startswith("41 samples")  # the other one is gone
+
+
+def test_equivariance_is_a_score_of_families_that_can_move_their_content(
+        run: Path, small_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(InputError, match=r"the metric eq_r needs .* and those of stylegan2 cannot"):
+        evaluator(run, EvaluateOptions(count=33, metrics=("fd", "eq_r")))
+    assert main(["train", *TINY_STYLEGAN3, "generator.family=stylegan3-r", f"data.shards={small_shards}",
+                 f"run.dir={tmp_path / 'moving'}", "run.kimg=0.016"]) == 0
+    with pytest.raises(InputError, match="too small"):
+        evaluator(tmp_path / "moving", EvaluateOptions(count=2, metrics=("eq_r",))).evaluate(16)
+    monkeypatch.setattr("stylegan_dist.metrics.equivariance.REACH", 2)  # images have 8 pixels
+    found = evaluator(tmp_path / "moving", EvaluateOptions(count=33, metrics=("eq_t", "eq_t_frac", "eq_r"))).evaluate(16)
+    assert list(found.scores) == ["eq_t", "eq_t_frac", "eq_r"]
+    assert all(score.value > 10 and score.error > 0 and not score.lower_is_better for score in found.scores.values())
+    assert [one.scores for one in read_evaluations(tmp_path / "moving")] == [found.scores]
 
 
 def test_path_lengths_of_a_linear_generator_are_known():

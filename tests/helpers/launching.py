@@ -46,6 +46,12 @@ TINY_DCGAN = (
     *RUN, "generator.family=dcgan", "generator.z_dim=8", "generator.class_dim=4", "generator.channel_base=64",
     "generator.channel_max=16", "generator.norm_group=4",
 )
+TINY_STYLEGAN3 = (  # and generator.family=stylegan3-t or -r
+    *RUN, "generator.z_dim=8", "generator.w_dim=8", "generator.layers=4", "generator.channel_base=64",
+    "generator.channel_max=8", "generator.magnitude_half_life_kimg=0.05", "discriminator.channel_base=128",
+    "discriminator.channel_max=16", "discriminator.mapping_layers=1", "discriminator.mbstd_group=2", "loss.r1_gamma=1",
+    "loss.penalty_interval=2",
+)
 
 
 def train_command(shards: Path, run_dir: Path, *overrides: str, processes: int = 1, config: str = "cpu.yaml",

@@ -41,7 +41,7 @@ def make_run(path: Path, classes: int, channels: int = 3, resolution: int = 32, 
             if "torgb" in name and ".affine" not in name:
                 parameter.mul_(contrast)
         for buffer in state.ema.network.buffers():
-            buffer.normal_(generator=random)
+            buffer.normal_(generator=random).abs_()  # magnitudes are positive
     state.nimg = 1000
     folder = RunFolder(path)
     folder.save_config(resolved.config)

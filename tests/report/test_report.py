@@ -62,6 +62,35 @@ def test_curves_have_the_values_of_the_records(tmp_path):
     assert "Replaced gradient values" not in page  # all are 0
 
 
+def test_schedules_and_what_augmentation_follows(tmp_path):
+    """The panels of a run that has them, with the target as a line; other runs have none of them."""
+    run = make_run(tmp_path / "run", augment__p="ada", augment__controller="r_v", augment__target=0.5)
+    more = {"augment/p": 0.1, "augment/r_t": 0.7, "augment/r_v": 0.4, "logits/held_out": 0.1, "schedule/optim.g.lr": 1e-4,
+            "schedule/optim.d.lr": 2e-4, "schedule/optim.g.betas[1]": 0.9, "schedule/loss.r1_gamma": 2.0,
+            "schedule/ema.half_life_kimg": 5.0, "schedule/augment.p": 0.1, "schedule/some.knob": 3.0}
+    write_lines(run / "metrics.jsonl", [{**one, **{name: value * (1 + one["kimg"]) for name, value in more.items()}}
+                                        for one in records(run)])
+    page = written(tmp_path, run)
+    for title, names in {
+        "Mean logits": ["logits/real", "logits/fake", "logits/held_out"], "Augmentation": ["augment/p"],
+        "What augmentation follows": ["augment/r_t", "augment/r_v"],
+        "Learning rates": ["schedule/optim.g.lr", "schedule/optim.d.lr"],
+        "Decay rates of Adam": ["schedule/optim.g.betas[1]"], "Weights of the penalties": ["schedule/loss.r1_gamma"],
+        "Half-life of the average": ["schedule/ema.half_life_kimg"], "Other schedules": ["schedule/some.knob"],
+    }.items():
+        series = chart(page, title)["series"]
+        assert len(series) == len(names), title
+        for one, name in zip(series, names, strict=True):
+            assert one["y"] == pytest.approx([record[name] for record in records(run)], rel=1e-4)
+    followed = re.search(r"<h3>What augmentation follows</h3>.*?</figure>", page, re.DOTALL)[0]
+    assert followed.count('class="floor"') == 1
+    assert "Dotted: the target, 0.5." in followed
+    two = written(tmp_path, run, make_run(tmp_path / "fixed", augment__p=0.2))
+    assert "What augmentation follows: r_v" in two
+    fixed = written(tmp_path, tmp_path / "fixed")
+    assert not re.search("<h3>(What augmentation follows|Learning rates|Other schedules)", fixed)
+
+
 def test_every_number_of_the_table_is_in_the_records(tmp_path):
     run = make_run(tmp_path / "run", ticks=500)
     table = written(tmp_path, run).split("Numbers of run as a table")[1].split("</table>")[0]

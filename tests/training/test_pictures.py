@@ -146,3 +146,32 @@ def test_what_cannot_be_drawn_is_a_warning(small_shards, tmp_path, monkeypatch, 
     train(small_shards, tmp_path / "slow", "monitor.pictures_kimg=1")
     assert "no picture of the interpolation: it would take" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "slow/evaluation").iterdir()] == ["truncation.png"]
+
+
+def test_normally_distributed_latents_stay_as_long_as_they_are():
+    """The way of directions is in one plane, at a constant speed; the middle of a straight line would be too short."""
+    one, other = (torch.randn(5, 64, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    way = torch.stack([pictures.great_circle(one, other, share / 8) for share in range(9)]).double()
+    torch.testing.assert_close(way[[0, 8]].float(), torch.stack([one, other]), rtol=1e-5, atol=1e-6)
+    lengths = way.norm(dim=2)
+    assert lengths.diff(n=2, dim=0).abs().max() < 1e-5
+    steps = torch.cosine_similarity(way[1:], way[:-1], dim=2)
+    assert (steps - steps[0]).abs().max() < 1e-6
+    assert (lengths[4] / (one + other).double().norm(dim=1) * 2).min() > 1.2
+    assert torch.equal(pictures.great_circle(one, one, 0.3), one)
+    assert pictures.great_circle(one, -one, 0.25).isfinite().all()
+
+
+def test_loops_are_great_circles_where_there_is_no_mean(monkeypatch: pytest.MonkeyPatch):
+    network, seen = generator(), []
+    monkeypatch.setattr(network, "synthesize",
+                        lambda latents, labels: seen.append(latents) or torch.zeros(len(latents), 3, 4, 4))
+    for truncates in (True, False):
+        network.truncates = truncates
+        pictures.interpolation(network, PHOTOS, 5, 1000)
+    straight, round_ = (one.unflatten(0, (pictures.LOOPS, -1)) for one in seen)
+    middle = pictures.STEPS // 2
+    torch.testing.assert_close(straight[:, middle], (straight[:, 0] + straight[:, pictures.STEPS]) / 2)
+    expected = pictures.great_circle(round_[:, 0], round_[:, pictures.STEPS], 0.5)
+    torch.testing.assert_close(round_[:, middle], expected)
+    assert not torch.allclose(expected, straight[:, middle])

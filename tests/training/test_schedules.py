@@ -95,7 +95,7 @@ def test_interrupted_in_the_middle_of_all_schedules(small_shards: Path, tmp_path
 
     train("whole", 0.12)
     header = capsys.readouterr().out
-    assert "optim.g.betas[1] linear from 0.9 to 0.99 at 0.1 kimg" in header
+    assert "optim.g.betas[1]: 0.9 to 0.99 in 0.1 kimg (linear)" in header
     assert "R1 gamma 2 to 0.5, R2 gamma 0 to 1" in header
     for kimg in (0.04, 0.064, 0.12):
         train("parts", kimg)

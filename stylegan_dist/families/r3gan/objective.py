@@ -34,13 +34,13 @@ class R3GanObjective(Objective):
         `d_main` and `d_penalty` would pass all images to the discriminator twice. With F forward passes of it, that are 18 F
         instead of 12 F for both penalties.
         """
-        c, labels = self.config, self.labels("d_main", real)
+        c, labels, held_out = self.config, self.labels("d_main", real), self.judge_held_out(real)
         with torch.no_grad():
             fake, _ = self.generate("d_main", real.index, labels)
         fake, images = fake.detach().requires_grad_(ever(c.r2_gamma)), real.images.detach().requires_grad_(ever(c.r1_gamma))
         fake_logits = self.judge("d_main", "fake", fake, labels, real.index, twice=True)
         real_logits = self.judge("d_main", "real", images, real.labels, real.index, twice=True)
-        result = self.discriminator_result(real_logits, fake_logits)
+        result = self.discriminator_result(real_logits, fake_logits, held_out)
         total, statistics = result.share, dict(result.statistics)
         for name, logits, leaf in (("r1", real_logits, images), ("r2", fake_logits, fake)):
             if leaf.requires_grad:
