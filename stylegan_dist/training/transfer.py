@@ -139,7 +139,8 @@ class Transfer:
             self._files: dict[str, Mapping[str, Tensor]] = {name: SavedTensors(path, name) for name in TITLES}
             if not self._files["g"]:  # only the average was kept
                 self._files["g"] = self._files["g_ema"]
-            hint = _other_settings(state.config, config, ("generator.", "discriminator.") if self._files["d"] else ("generator.",))
+            sections = ("generator.", "discriminator.") if self._files["d"] else ("generator.",)
+            hint = _other_settings(state.config, config, sections)
         else:
             _check_same(file_digest(path), origin)
             self._files = self._of_one_file(path)

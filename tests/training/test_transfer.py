@@ -166,8 +166,12 @@ def test_a_checkpoint_with_the_average_alone(tmp_path):
     there, state = saved(run), state_of(index_of(), "stylegan2")
     average = {key.removeprefix("g_ema."): value for key, value in there.items() if key.startswith("g_ema.")}
     tensors = {"g": {}, "d": state.tensors()["d"], "g_ema": average, "optimizer_g": {}, "optimizer_d": {}}
-    (tmp_path / "imported").mkdir()
-    save_checkpoint(tmp_path / "imported", 8, tensors, {**state.facts(), "nimg": 8})
+    for name, content in (("imported", tensors), ("generator", tensors | {"d": {}})):
+        (tmp_path / name).mkdir()
+        save_checkpoint(tmp_path / name, 8, content, {**state.facts(), "nimg": 8})
+    # What the configuration says of a discriminator that is not there is no reason.
+    with pytest.raises(InputError, match=r"it has no discriminator; run\.init_strict=false"):
+        state_of(index_of(), "stylegan2", f"run.init_from={tmp_path / 'generator'}", "discriminator.channel_max=4")
     now = values(state_of(index_of(), "stylegan2", f"run.init_from={tmp_path / 'imported'}"))
     assert all(torch.equal(value, there[f"g_ema.{key[2:]}"]) for key, value in now.items() if key.startswith("g."))
 
