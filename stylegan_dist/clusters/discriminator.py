@@ -14,13 +14,10 @@ from stylegan_dist.features.layers import Maps, Trunk
 from stylegan_dist.features.network import FeatureNetwork
 from stylegan_dist.files import file_digest
 from stylegan_dist.kinds import declared
-from stylegan_dist.networks.generator import SampleShape
-from stylegan_dist.networks.layers import Precision
-from stylegan_dist.training.build import build_discriminator
 from stylegan_dist.training.checkpoint import checkpoint_folder
 from stylegan_dist.training.run_folder import read_run_config
-from stylegan_dist.training.saved import MANIFEST, load_network, load_state
-from stylegan_dist.training.snapshot import Which, find_checkpoint
+from stylegan_dist.training.saved import MANIFEST, load_state
+from stylegan_dist.training.snapshot import Which, find_checkpoint, load_discriminator
 
 
 class _Penultimate(Trunk):
@@ -44,19 +41,13 @@ def discriminator_features(run_dir: Path, device: torch.device, which: Which = "
     Raises:
         InputError: not a run, no such checkpoint, one that is damaged, or a family whose discriminators have no features.
     """
-    config, nimg = read_run_config(run_dir), find_checkpoint(run_dir, which)
+    nimg = find_checkpoint(run_dir, which)
     folder = checkpoint_folder(run_dir, nimg)
     data, digest = load_state(folder).data, file_digest(folder / MANIFEST)
-    shape = SampleShape(data.resolution, data.channels, data.num_classes)
-    network: Any = build_discriminator(config, shape, torch.device("meta"))
+    network: Any = load_discriminator(run_dir, device, nimg)
     if not hasattr(network, "features"):
-        raise InputError(f"the discriminators of the family {config.generator.family} have no features: "
+        raise InputError(f"the discriminators of the family {read_run_config(run_dir).generator.family} have no features: "
                          "give --features a network")
-    load_network(network, folder, "d")  # compares, before there is memory for what the files promise
-    network = network.to_empty(device=device)
-    load_network(network, folder, "d")
-    network.precision = Precision(clamp=network.precision.clamp)
-    network.eval().requires_grad_(False)
     with torch.no_grad():
         example = network.features(torch.zeros(1, data.channels, data.resolution, data.resolution, device=device))
     samples = OwnSamples(declared(data.array), data.resolution, data.channels)

@@ -28,6 +28,9 @@ def blend(coarse: Trained, fine: Trained, resolution: int, width: float = 0.0) -
                          "transferred from it (run.init_from)")
     stages = {name: coarse.generator.stage_of(name) for name in a}
     there = sorted({stage for stage in stages.values() if stage is not None})
+    if not there:
+        raise InputError(f"the generator of {coarse.run_dir} has no stages of resolutions that could be told apart: blending "
+                         "is for generators of StyleGAN2 and StyleGAN3")
     if not any(stage <= resolution for stage in there) or not any(stage > resolution for stage in there):
         choices = ", ".join(map(str, there[:-1])) or "none"
         raise InputError(f"--at {resolution} leaves nothing to blend: choose one of {choices}")

@@ -17,7 +17,7 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.families import family_of
 from stylegan_dist.networks.generator import SampleShape
 from stylegan_dist.objective.phases import main_share
-from stylegan_dist.ranks import Ranks
+from stylegan_dist.ranks import ALONE, Ranks
 from stylegan_dist.training.build import build_discriminator, build_generator, build_optimizer, moving_arguments
 from stylegan_dist.training.checkpoint import Tensors
 from stylegan_dist.training.ema import AveragedGenerator, ShardedAverage, restore_buffers
@@ -61,7 +61,9 @@ class TrainState:
         self.discriminator = build_discriminator(config, shape, device)
         self.networks: dict[str, nn.Module] = {"g": self.generator, "d": self.discriminator}
         self.origin = transfer.origin if transfer else None
-        average_values = transfer.begin(self.networks) if transfer else {}
+        average_values: dict[str, torch.Tensor] = {}
+        if transfer:  # a rank that cannot read them must not leave the others waiting
+            average_values = (engine or ALONE).together(lambda: transfer.begin(self.networks))
         counts = torch.tensor(index.class_counts) if resolved.num_classes else None
         self.objective = family_of(config).objective(config, self.generator, self.discriminator, counts)
         self.phases = self.objective.phases()

@@ -135,11 +135,12 @@ class Transfer:
             _check_same(file_digest(path / MANIFEST), origin)
             _check_family(state.config, config, origin)
             before = SampleShape(state.data.resolution, state.data.channels, state.data.num_classes)
-            hint = _other_settings(state.config, config)
             self.running = state.running
             self._files: dict[str, Mapping[str, Tensor]] = {name: SavedTensors(path, name) for name in TITLES}
             if not self._files["g"]:  # only the average was kept
                 self._files["g"] = self._files["g_ema"]
+            sections = ("generator.", "discriminator.") if self._files["d"] else ("generator.",)
+            hint = _other_settings(state.config, config, sections)
         else:
             _check_same(file_digest(path), origin)
             self._files = self._of_one_file(path)
@@ -148,7 +149,7 @@ class Transfer:
         for name in TITLES:
             rows[name] = self._compare(name, config, before, now, problems)
         self._loaded = {name: frozenset(of["loaded"]) for name, of in rows.items()}
-        self._check(config, origin, problems, hint, getattr(networks["d"], "frozen", ()))
+        self._check(config, origin, problems, before, now, hint, getattr(networks["d"], "frozen", ()))
         self.origin = replace(origin, table=self._table(rows))
 
     def _of_one_file(self, path: Path) -> dict[str, Mapping[str, Tensor]]:
@@ -179,10 +180,11 @@ class Transfer:
                 problems.append(f"its {TITLES[name]} {problem}" if there else f"it has no {TITLES[name]}")
         return rows
 
-    def _check(self, config: Config, origin: Origin, problems: list[str], hint: str, frozen: Iterable[str]) -> None:
+    def _check(self, config: Config, origin: Origin, problems: list[str], before: SampleShape, now: SampleShape, hint: str,
+               frozen: Iterable[str]) -> None:
         if not any(self._loaded.values()):
             raise InputError(f"run.init_from: nothing in {origin.path} fits these networks"
-                             f"{f' ({problems[0]})' if problems else ''}{hint}; choose another one")
+                             f"{f' ({problems[0]})' if problems else ''}{_other_shape(before, now)}{hint}; choose another one")
         if problems and config.run.init_strict:
             several = len(set(problems)) - 1
             raise InputError(f"run.init_from={origin.init_from} does not fit: {problems[0]}"
@@ -236,11 +238,18 @@ def _check_family(saved: Mapping[str, Any], config: Config, origin: Origin) -> N
                          f"{config.generator.family}: set generator.family={family}, or choose another run.init_from")
 
 
-def _other_settings(saved: Mapping[str, Any], config: Config) -> str:
-    """Which settings of the networks are not the origin's, for a message."""
+def _other_shape(before: SampleShape, now: SampleShape) -> str:
+    """How the samples of the origin differ from those of the run, for a message."""
+    names = {"resolution": "pixels", "channels": "channels", "num_classes": "classes"}
+    pairs = [(getattr(before, name), getattr(now, name), unit) for name, unit in names.items()]
+    return "".join(f"; it has {was} {unit}, this run {is_now}" for was, is_now, unit in pairs if was != is_now)
+
+
+def _other_settings(saved: Mapping[str, Any], config: Config, sections: tuple[str, ...]) -> str:
+    """Which settings of these networks are not the origin's, for a message."""
     before, changes = dotted(saved), changes_of(config)
     other = [f"{key}={before[key]}" for key, value in dotted(to_dict(config)).items()
-             if key.startswith(("generator.", "discriminator.")) and changes[key] is Change.FIXED
+             if key.startswith(sections) and changes[key] is Change.FIXED
              and before.get(key, value) != value and not key.endswith("freeze_layers")]
     return f"; it was trained with {' '.join(other)}" if other else ""
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from untrained_run import TINY, make_run
+from untrained_run import R3GAN, TINY, make_run
 
 from stylegan_dist.cli import main
 from stylegan_dist.editing.blending import blend
@@ -225,6 +225,9 @@ def test_a_blended_run_has_the_stages_of_both(tmp_path: Path, capsys):
     assert main(["edit", "blend", str(a), str(b), str(a), "--at", "8"]) == 2  # what was trained is never replaced
     assert main(["edit", "blend", str(a), str(b), str(tmp_path / "d"), "--at", "32"]) == 2
     assert "4, 8, 16" in capsys.readouterr().err
+    flat = make_run(tmp_path / "flat", 0, knobs=R3GAN)
+    assert main(["edit", "blend", str(flat), str(flat), str(tmp_path / "e"), "--at", "8"]) == 2
+    assert "has no stages of resolutions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [

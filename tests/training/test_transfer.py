@@ -29,6 +29,10 @@ FAMILIES = {
     "r3gan": ("generator.family=r3gan", "generator.z_dim=8", "generator.class_dim=4", "generator.channel_base=1024",
               "generator.channel_max=8", "generator.group_width=8", "generator.blocks=1"),
 }
+SMALL = {
+    "mlp": ("generator.family=mlp", "generator.z_dim=8", "generator.width=8", "discriminator.width=4"),
+    "dcgan": ("generator.family=dcgan", "generator.z_dim=8", "generator.channel_base=32", "generator.norm_group=2"),
+}
 
 
 def index_of(resolution: int = 8, channels: int = 3, classes: int = 2) -> DatasetIndex:
@@ -39,7 +43,7 @@ def index_of(resolution: int = 8, channels: int = 3, classes: int = 2) -> Datase
 def state_of(index: DatasetIndex, family: str, *overrides: str) -> TrainState:
     """A new run's, begun as it is configured."""
     settings = [setting for setting in TINY if family == "stylegan2" or not setting.startswith(("generator", "discriminator"))]
-    config = load_config(None, [*settings, *FAMILIES[family], *overrides])
+    config = load_config(None, [*settings, *(FAMILIES | SMALL)[family], *overrides])
     resolved = resolve(config, index)
     return TrainState(resolved, index, torch.device("cpu"), transfer=open_transfer(resolved, index, ALONE))
 
@@ -162,8 +166,12 @@ def test_a_checkpoint_with_the_average_alone(tmp_path):
     there, state = saved(run), state_of(index_of(), "stylegan2")
     average = {key.removeprefix("g_ema."): value for key, value in there.items() if key.startswith("g_ema.")}
     tensors = {"g": {}, "d": state.tensors()["d"], "g_ema": average, "optimizer_g": {}, "optimizer_d": {}}
-    (tmp_path / "imported").mkdir()
-    save_checkpoint(tmp_path / "imported", 8, tensors, {**state.facts(), "nimg": 8})
+    for name, content in (("imported", tensors), ("generator", tensors | {"d": {}})):
+        (tmp_path / name).mkdir()
+        save_checkpoint(tmp_path / name, 8, content, {**state.facts(), "nimg": 8})
+    # What the configuration says of a discriminator that is not there is no reason.
+    with pytest.raises(InputError, match=r"it has no discriminator; run\.init_strict=false"):
+        state_of(index_of(), "stylegan2", f"run.init_from={tmp_path / 'generator'}", "discriminator.channel_max=4")
     now = values(state_of(index_of(), "stylegan2", f"run.init_from={tmp_path / 'imported'}"))
     assert all(torch.equal(value, there[f"g_ema.{key[2:]}"]) for key, value in now.items() if key.startswith("g."))
 
@@ -225,6 +233,18 @@ def test_what_cannot_be_an_origin(tmp_path):
     for text in (run, folder):
         with pytest.raises(InputError, match=r"d\.safetensors is damaged"):
             state_of(index_of(), "stylegan2", f"run.init_from={text}")
+
+
+@pytest.mark.parametrize(("now", "difference"), [
+    (index_of(classes=3), "it has 2 classes, this run 3"), (index_of(16), "it has 8 pixels, this run 16"),
+    (index_of(channels=1), "it has 3 channels, this run 1"),
+])
+@pytest.mark.parametrize("family", ["mlp", "dcgan"])
+def test_a_family_that_carries_nothing_over(family, now, difference, tmp_path):
+    run = origin_of(tmp_path / "run", index_of(), family)
+    for strict in ("true", "false"):
+        with pytest.raises(InputError, match=f"nothing in .* fits these networks; {difference}; choose another one"):
+            state_of(now, family, f"run.init_from={run}", f"run.init_strict={strict}")
 
 
 @pytest.mark.parametrize(("family", "width", "layers"), [
