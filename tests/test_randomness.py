@@ -250,6 +250,10 @@ PACKAGE = Path(stylegan_dist.__file__).parent
 DRAWING = {"words", "uniform", "integers", "normal", "permutation", "permutations", "coins", "draw", "purpose_id"}
 PHASES = ("g_main", "g_path", "d_main", "d_penalty")
 
+LATENTS = ("samples", "generate", "evaluate", "evaluate.path0", "evaluate.path1", "pictures.truncation", "pictures.classes",
+           "pictures.interpolation", "pictures.trial", "project.start", "latents.example", "edit.population", "export",
+           "dcgan.standing")
+
 
 def purposes_in_source() -> dict[str, str]:
     """Purpose -> file, of every call of a drawing function that names its purpose, `{phase}` filled in."""
@@ -268,14 +272,14 @@ def purposes_in_source() -> dict[str, str]:
                     text = ast.unparse(argument)[2:-1]
                     if text.startswith("{phase}"):
                         found |= {text.replace("{phase}", phase): path.name for phase in PHASES}
-                    elif text == "{purpose}.z":  # of `Generator.sample`
-                        found |= {text.replace("{purpose}", purpose): path.name
-                                  for purpose in ("samples", "generate", "evaluate", "evaluate.path0", "evaluate.path1",
-                                                  "pictures.truncation", "pictures.classes", "pictures.interpolation",
-                                                  "pictures.trial")}
+                    elif text == "{purpose}.z":  # of `Generator.draw`
+                        found |= {text.replace("{purpose}", purpose): path.name for purpose in (*PHASES, *LATENTS)}
                     elif path.parent.name == "augment":
-                        of = [f"{phase}.augment.{side}" for phase in (*PHASES, "samples") for side in ("real", "fake")]
+                        of = [f"{phase}.augment.{side}" for phase in (*PHASES, "samples")
+                              for side in ("real", "fake", "held_out")]
                         found |= {text.replace("{self.", "{").replace("{purpose}", purpose): path.name for purpose in of}
+                    elif text == "view.noise.{number}":
+                        found |= {text.replace("{number}", str(number)): path.name for number in range(20)}
                     elif text == "d_penalty.{name}_noise":
                         found |= {text.replace("{name}", penalty): path.name for penalty in ("r1", "r2")}
                     else:

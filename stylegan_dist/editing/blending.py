@@ -6,7 +6,6 @@ import copy
 import math
 
 import torch
-from torch import nn
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.latents.trained import Trained
@@ -27,7 +26,7 @@ def blend(coarse: Trained, fine: Trained, resolution: int, width: float = 0.0) -
         raise InputError(f"{coarse.run_dir} and {fine.run_dir} do not have the same networks: blend a run with one that was "
                          "transferred from it (run.init_from)")
     stages = {name: coarse.generator.stage_of(name) for name in a}
-    there = sorted({stage for stage in stages.values() if stage is not None})
+    there = sorted({stage for found in stages.values() for stage in _listed(found)})
     if not there:
         raise InputError(f"the generator of {coarse.run_dir} has no stages of resolutions that could be told apart: blending "
                          "is for generators of StyleGAN2 and StyleGAN3")
@@ -37,19 +36,18 @@ def blend(coarse: Trained, fine: Trained, resolution: int, width: float = 0.0) -
     blended = copy.deepcopy(coarse.generator)
     values = {}
     for name, value in a.items():
-        stage = stages[name]
-        values[name] = value if stage is None else torch.lerp(value, b[name].to(value), _share(stage, resolution, width))
+        shares = torch.tensor([_share(stage, resolution, width) for stage in _listed(stages[name])], dtype=value.dtype)
+        if len(shares):
+            value = torch.lerp(value, b[name].to(value), shares.reshape(-1, *[1] * (value.dim() - 1)))
+        values[name] = value
     blended.load_state_dict(values)
     return blended
+
+
+def _listed(stages: int | list[int] | None) -> list[int]:
+    return [] if stages is None else [stages] if isinstance(stages, int) else stages
 
 
 def _share(stage: int, resolution: int, width: float) -> float:
     distance = math.log2(stage / resolution) - 0.5
     return float(distance > 0) if width == 0 else 1 / (1 + math.exp(-distance / width))
-
-
-def distance(one: nn.Module, other: nn.Module) -> float:
-    """Root of the sum of squared differences of all parameters over that of the first: 0 for equal generators."""
-    pairs = list(zip(one.parameters(), other.parameters(), strict=True))
-    between = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
-    return math.sqrt(between / sum(float(a.double().square().sum()) for a, _ in pairs))

@@ -90,8 +90,9 @@ class Generator(nn.Module, abc.ABC):
         """(place in W+, A [C, w_dim]) of each layer whose style is A w + b, in their order; none by default."""
         return []
 
-    def stage_of(self, name: str) -> int | None:
-        """The resolution at which a parameter or buffer works; None for what belongs to no single one."""
+    def stage_of(self, name: str) -> int | list[int] | None:
+        """The resolution at which a parameter or buffer works; a list for its entries along the first dimension; None for what
+        belongs to no single one."""
         return None
 
     def noise_maps(self) -> list[Tensor]:

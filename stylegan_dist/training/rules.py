@@ -88,6 +88,9 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
     auto(config.ema, "ema", "rampup", 0.0 if run.init_from else 0.05, why)
     why = "with run.init_from" if run.init_from else "without run.init_from"
     auto(config.augment, "augment", "kimg", 100.0 if run.init_from else 500.0, why)
+    controller, why = ("r_v", "with held-out images") if config.augment.held_out else ("r_t", "without held-out images")
+    auto(config.augment, "augment", "controller", controller, why)
+    auto(config.augment, "augment", "target", augment.TARGETS[config.augment.controller], "from the controller")
     auto(config.ema, "ema", "placement", "sharded" if world.sharded_generator else "device", "as the generator's parameters")
     if config.ema.placement == "device" and world.sharded_generator:
         raise InputError("ema.placement=device needs the whole generator on every rank, which ZeRO-3 spreads: set "
@@ -108,10 +111,6 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
     auto(precision, "precision", "clamp", FP16_CLAMP if precision.dtype == "fp16" else 0.0, "from the dtype")
     auto(precision, "precision", "channels_last", True, "faster convolutions on CPUs and on tensor cores")
 
-    if config.augment.controller == "auto":  # without a note, as most runs have no use for them
-        config.augment.controller = "r_v" if config.augment.held_out else "r_t"
-    if config.augment.target == "auto":
-        config.augment.target = augment.TARGETS[config.augment.controller]
 
     path = native.path(world.device_type, config.ops.path)
     if path.name != "fused" and (config.ops.require_fused or config.ops.path == "fused"):

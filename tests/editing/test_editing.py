@@ -230,6 +230,25 @@ def test_a_blended_run_has_the_stages_of_both(tmp_path: Path, capsys):
     assert "has no stages of resolutions" in capsys.readouterr().err
 
 
+def test_blended_magnitudes_are_those_of_their_layers(tmp_path: Path):
+    """StyleGAN3 keeps one vector for all layers."""
+    knobs = ["data.shards=somewhere", "generator.family=stylegan3-t", "generator.z_dim=8", "generator.w_dim=8",
+             "generator.layers=4", "generator.channel_base=64", "generator.channel_max=8", "discriminator.channel_base=64",
+             "discriminator.channel_max=8", "discriminator.mapping_layers=1"]
+    a, b = (open_trained(make_run(tmp_path / name, 0, knobs=[*knobs, f"run.seed={seed}"]), "cpu")
+            for seed, name in enumerate("ab"))
+    rates = a.generator.stage_of("synthesis.magnitudes")
+    at = min(rates)
+    assert at < max(rates)
+    b.generator.synthesis.magnitudes.add_(1)
+    one, other, both = (g.state_dict() for g in (a.generator, b.generator, blend(a, b, at)))
+    for layer, rate in enumerate(rates):
+        source = one if rate <= at else other
+        assert both["synthesis.magnitudes"][layer] == source["synthesis.magnitudes"][layer]
+        name = f"synthesis.layers.{layer}.weight"
+        assert torch.equal(both[name], source[name])
+
+
 @pytest.mark.parametrize("words", [
     ["walk", "RUN", "--seeds", "3"], ["walk", "RUN", "--out", "x.avi"], ["apply", "RUN", "--directions", "nowhere"],
     ["truncate", "RUN", "--psis", "a"], ["layers", "RUN", "--class", "7"], ["mix", "RUN", "--layers", "99"],

@@ -266,7 +266,7 @@ class Generator(SampleGenerator):
         affines = [layer.affine for layer in [*self.synthesis.layers(), last]]
         return [(place, affine.weight.detach() * affine.weight_gain) for place, affine in enumerate(affines)]
 
-    def stage_of(self, name: str) -> int | None:
+    def stage_of(self, name: str) -> int | list[int] | None:
         block = name.split(".")[1] if name.startswith("synthesis.b") else ""
         return int(block[1:]) if block[1:].isdecimal() else None
 

@@ -236,8 +236,10 @@ class Generator(SampleGenerator):
         layers = [module for module in self.synthesis.layers if isinstance(module, SynthesisLayer)]
         return [(place, layer.affine.weight.detach() * layer.affine.weight_gain) for place, layer in enumerate(layers, 1)]
 
-    def stage_of(self, name: str) -> int | None:
+    def stage_of(self, name: str) -> int | list[int] | None:
         """The samples per width of a layer."""
+        if name == "synthesis.magnitudes":
+            return self.synthesis.rates
         layer = name.removeprefix("synthesis.layers.").split(".")[0]
         return self.synthesis.rates[int(layer)] if layer.isdecimal() else None
 
