@@ -53,9 +53,9 @@ def test_whole_steps(path: str, overrides: tuple[str, ...], small_shards: Path):
         run: Any = SimpleNamespace(state=state, config=config, resolved=resolved, index=index, engine=engine, timer=timer,
                                    to_compile=(), monitor=NullMonitor())
         batch = Batch(numbers, {"sample": images, "label": numbers % 3})
-        step(run, batch, False)  # filters and the state of optimizers are made once
+        step(run, batch, False, batch)  # filters and the state of optimizers are made once
         state.nimg = 0
         timer.take()
         with NobodyWaits(), NothingIsSent():
-            step(run, batch, False)  # with all phases
+            step(run, batch, False, batch)  # with all phases
     assert timer.take().keys() == {phase.name for phase in state.phases}
