@@ -69,6 +69,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     from stylegan_dist.making.commands import add_index, add_pack, add_verify
     from stylegan_dist.report.commands import add_report
     from stylegan_dist.tools.data_commands import add_bench_data, add_peek
+    from stylegan_dist.tools.draw_commands import add_augment_dataset
     from stylegan_dist.view.commands import add_view
 
     add_pack(verbs)
@@ -89,6 +90,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     add_view(verbs)
     add_export(verbs)
     add_import(verbs)
+    add_augment_dataset(verbs)
     add_train_features(verbs)
     add_doctor(verbs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stylegan_dist.data import storage
+from stylegan_dist.data.index import read_index
 from stylegan_dist.errors import InputError
 from stylegan_dist.kinds import Kind
 from stylegan_dist.machine import usable_device
 from stylegan_dist.networks.generator import Generator, SampleShape
+from stylegan_dist.training.run_folder import read_run_config
 from stylegan_dist.training.snapshot import Which, load_generator
 
 DRAWS = 10_000       # latents whose mean and spread describe the space, as published
@@ -56,6 +60,17 @@ class Trained:
             raise InputError(f"--class has no meaning here: {self.run_dir} was trained without labels")
         if label is not None and not 0 <= label < classes:
             raise InputError(f"--class {label} does not exist: {self.run_dir} has classes 0 to {classes - 1}")
+
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the data, if they lie on this machine; nothing is fetched for them. Empty where they are not known."""
+        if self.shape.num_classes:
+            with contextlib.suppress(InputError):
+                data = read_run_config(self.run_dir).data.shards
+                if os.path.isdir(storage.local_path(data)):
+                    names = read_index(data).classes or []
+                    if len(names) == self.shape.num_classes:
+                        return tuple(names)
+        return ()
 
     @torch.no_grad()
     def latents(self, purpose: str, index: Tensor, label: int | None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +13,12 @@ import torch
 from torch import Tensor
 
 from stylegan_dist import randomness
-from stylegan_dist.data import storage
-from stylegan_dist.data.index import read_index
 from stylegan_dist.editing.directions import Directions, load_directions, sefa
 from stylegan_dist.errors import InputError
 from stylegan_dist.kinds.base import to_uint8
 from stylegan_dist.latents.saved import SavedLatents, latents_content
 from stylegan_dist.latents.trained import Trained
 from stylegan_dist.ranges import MOST_SEED
-from stylegan_dist.training.run_folder import read_run_config
 from stylegan_dist.view.settings import MOST_MOVES, Settings
 
 LOSSLESS = 128      # pixels of a side up to which a frame is PNG
@@ -154,7 +150,7 @@ def open_scene(trained: Trained, directions: str | None) -> Scene:
     elif trained.generator.num_ws:
         with contextlib.suppress(InputError):  # no layer has a style that is affine in w
             found = sefa(trained, range(trained.generator.num_ws), MOST_MOVES)
-    return Scene(trained, found, _class_names(trained))
+    return Scene(trained, found, trained.class_names())
 
 
 def great_circle(first: Tensor, second: Tensor, share: float) -> Tensor:
@@ -164,18 +160,6 @@ def great_circle(first: Tensor, second: Tensor, share: float) -> Tensor:
     if angle < _PARALLEL or angle > torch.pi - _PARALLEL:
         return torch.lerp(first, second, share)
     return ((torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)).to(first)
-
-
-def _class_names(trained: Trained) -> tuple[str, ...]:
-    """Those of the data, if they lie on this machine; nothing is fetched for them."""
-    if trained.shape.num_classes:
-        with contextlib.suppress(InputError):
-            data = read_run_config(trained.run_dir).data.shards
-            if os.path.isdir(storage.local_path(data)):
-                names = read_index(data).classes or []
-                if len(names) == trained.shape.num_classes:
-                    return tuple(names)
-    return ()
 
 
 def _png(pixels: Any) -> bytes:
