@@ -244,7 +244,8 @@ def test_the_best_is_chosen_anew_from_what_is_known(run: Path):
 
 
 def test_a_look_at_one_checkpoint_does_not_choose_the_best_anew(run: Path, capsys):
-    for arguments in (["--all", "--count", "40"], ["--nimg", "80", "--count", "41"], ["--nimg", "80", "--metrics", "pr", "--count", "42"]):
+    for arguments in (["--all", "--count", "40"], ["--nimg", "80", "--count", "41"],
+                      ["--nimg", "80", "--count", "42", "--metrics", "pr"]):
         assert main(["evaluate", str(run), "--device", "cpu", *arguments]) == 0
         assert "best so far: " in capsys.readouterr().out
         best = read_best(run)
