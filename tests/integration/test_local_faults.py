@@ -20,14 +20,14 @@ import os, runpy
 from stylegan_dist.data import storage
 from stylegan_dist.training import setup
 storage.FIRST_PAUSE = 0.01
-open_stream = setup.Run._open_stream
+open_streams = setup.Run._open_streams
 
-def damaged(run):  # all have looked at the sizes by now
+def damaged(run, opened):  # all have looked at the sizes by now
     if run.engine.rank == 1:
         {damage}
-    return open_stream(run)
+    return open_streams(run, opened)
 
-setup.Run._open_stream = damaged
+setup.Run._open_streams = damaged
 runpy.run_path({script!r}, run_name="__main__")
 """
 

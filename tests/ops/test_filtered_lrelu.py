@@ -93,6 +93,8 @@ def test_values_and_derivatives(name, size, clamp, layout, dtype, path):
     """The definition in float64 on the same rounded inputs; up to the second order."""
     if path == "reference" and dtype.itemsize == 2:
         pytest.skip("rounds what is between the filters")
+    if name == "element" and clamp and dtype.itemsize == 2:
+        pytest.skip("is bias_act, which tells from the rounded result whether a value was clamped")
     size = [s + 14 for s in size] if name in ("cropped", "critical") else size
     shape = (2, 3, *size)
     x, bias = laid_out(numbers(0, *shape).to(dtype), layout), numbers(3, 3).to(wide(dtype))

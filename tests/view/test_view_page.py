@@ -187,7 +187,8 @@ def test_the_command(browser, run):
     """It serves until Ctrl-C, and then says so in a line, and on the page."""
     command = [sys.executable, "-m", "stylegan_dist.cli", "view", str(run), "--no-browser", "--device", "cpu"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+                               env=os.environ | {"OMP_NUM_THREADS": "1"},
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored below `command &`
     try:
         assert process.stdout
         assert "Ctrl-C ends it" in process.stdout.readline()
