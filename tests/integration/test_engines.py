@@ -369,14 +369,15 @@ def test_saved_under_one_continued_under_another(before: str, after: str, runs: 
 def test_nonfinite_gradients_are_counted_and_replaced_alike(engine: str, runs: Runs):
     assert_same_run(runs, "flat-1-poison", f"{engine}-2-poison")
     size = sum(value.numel() for value in tensors(runs.checkpoint("flat-1-1"), "d").values())
-    alone, counts = ({phase: count for phase, _, count, _ in runs.facts(f"{name}-poison")["records"] if count}
+    alone, shared = ([record for record in runs.facts(f"{name}-poison")["records"] if record[2]]
                      for name in ("flat-1", f"{engine}-2"))
-    assert counts == alone
-    assert counts.keys() == {"d_main"}
-    embedding = tensors(runs.checkpoint("flat-1-1"), "d")["mapping.embed.weight"].numel()  # of classes in the batch alone
-    assert size - embedding < counts["d_main"] <= size
-    norms = [norm for _, norm, count, _ in runs.facts(f"{engine}-2-poison")["records"] if count]
-    assert norms == [0]
+    (phase, norm, count, _), = shared
+    assert [(one, number) for one, _, number, _ in alone] == [("d_main", count)]
+    assert phase == "d_main"
+    # What remains is the gradient of the embeddings of classes that the spoilt images do not have.
+    assert size - tensors(runs.checkpoint("flat-1-1"), "d")["mapping.embed.weight"].numel() < count <= size
+    assert norm == pytest.approx(alone[0][1], rel=1e-4)
+    assert norm < 1
 
 
 @pytest.mark.full
