@@ -44,8 +44,9 @@ def _gradients(device: str, dtype: torch.dtype, path: str) -> dict[str, list[tor
     name = next(name for name, other in DTYPES.items() if other == dtype)
     config = load_config(None, [*SMALL, f"precision.dtype={name}"])
     shape, place = SampleShape(32, 3), torch.device(device)
-    networks = {"g": build_generator(config, shape, place), "d": build_discriminator(config, shape, place)}
-    objective = family_of(config).objective(config, networks["g"], networks["d"], None)
+    generator, discriminator = build_generator(config, shape, place), build_discriminator(config, shape, place)
+    networks = {"g": generator, "d": discriminator}
+    objective = family_of(config).objective(config, generator, discriminator, None)
     pixels = torch.linspace(-1, 1, 4 * 3 * 32 * 32, device=device).view(4, 3, 32, 32).sin()
     part = MicroBatch(pixels, None, torch.arange(4, device=device))
     found = {}

@@ -132,19 +132,15 @@ def motion(translation: Tensor, angle: Tensor) -> Tensor:
     return torch.stack(rows, 1).unflatten(1, (3, 3))
 
 
-class UniformLatents(Generator):
-    """A generator without a mapping network, whose latents are its uniform z.
+class PlainLatents(Generator):
+    """A generator without a mapping network: its latents are its z.
 
     Attributes:
-        z_limit: z is in [-z_limit, z_limit).
+        named: in messages.
     """
 
     truncates = False
-    z_limit: float
-
-    def draw(self, seed: int, purpose: str, index: Tensor) -> Tensor:
-        """z [N, z_dim] of uniform numbers, a function of (seed, purpose, index: int64 [N])."""
-        return randomness.uniform(seed, f"{purpose}.z", index, self.z_dim) * (2 * self.z_limit) - self.z_limit
+    named = "this family"
 
     def map(self, z: Tensor, labels: Tensor | None, truncation: float | Tensor = 1.0) -> Tensor:
         """z [N, z_dim].
@@ -153,9 +149,41 @@ class UniformLatents(Generator):
             InputError: truncation is asked for.
         """
         if truncation != 1:
-            raise InputError(f"truncation {truncation:g} is not possible: this family has no mapping network, and so no mean "
+            raise InputError(f"truncation {truncation:g} is not possible: {self.named} has no mapping network, and so no mean "
                              "latent to pull to; leave truncation at 1")
         return z
+
+    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str | Sequence[Tensor] = "const") -> Tensor:
+        return self(latents, labels)
+
+
+class UniformLatents(PlainLatents):
+    """Its z is uniform.
+
+    Attributes:
+        z_limit: z is in [-z_limit, z_limit).
+    """
+
+    z_limit: float
+
+    def draw(self, seed: int, purpose: str, index: Tensor) -> Tensor:
+        """z [N, z_dim] of uniform numbers, a function of (seed, purpose, index: int64 [N])."""
+        return randomness.uniform(seed, f"{purpose}.z", index, self.z_dim) * (2 * self.z_limit) - self.z_limit
+
+
+def great_circle(one: Tensor, other: Tensor, share: float) -> Tensor:
+    """Latents [N, ...] on the way from normally distributed ones to others: their directions on great circles, their lengths
+    evenly (White 2016, "Sampling generative networks", section 2.1).
+
+    Latents of n numbers have lengths near the root of n. On a straight line they would be shorter by up to that of 2, and a
+    generator has hardly seen such ones.
+    """
+    a, b = one.flatten(1).double(), other.flatten(1).double()
+    from_, to = (x.norm(dim=1, keepdim=True) for x in (a, b))
+    angle = (a / from_ * b / to).sum(1, keepdim=True).clamp(-1, 1).acos()
+    direction = (a / from_ * ((1 - share) * angle).sin() + b / to * (share * angle).sin()) / angle.sin()
+    found = torch.where(angle.sin() > 1e-6, direction * from_.lerp(to, share), a.lerp(b, share))
+    return found.to(one.dtype).view_as(one)
 
 
 @torch.no_grad()

@@ -243,6 +243,28 @@ class Conv2d(nn.Module):
         return x if residual is None else residual + x
 
 
+class Linear(nn.Module):
+    """[N, in] -> [N, out], without bias or an equalised learning rate; weights begin as N(0, std^2)."""
+
+    def __init__(self, in_features: int, out_features: int, std: float):
+        super().__init__()
+        self.std = std
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+
+    def init_parameters(self, draw: Draw) -> None:
+        self.weight.copy_(draw("weight", self.weight.shape) * self.std)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.t()
+
+
+class LabelLinear(Linear):
+    """A `Linear` of the one-hot vectors of labels: int64 [N] -> [N, out]."""
+
+    def forward(self, labels: torch.Tensor | None) -> torch.Tensor:  # type: ignore[override]
+        return columns_of(self.weight, labels)
+
+
 class MappingNetwork(nn.Module):
     """Latents and class labels to w (Karras et al. 2019, section 2; conditioning as in 2020b).
 

@@ -5,7 +5,6 @@ The address of every draw is (seed, "phase.purpose", global image number).
 
 from __future__ import annotations
 
-import abc
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from stylegan_dist import augment, randomness
 from stylegan_dist.config import Config
 from stylegan_dist.config.schedules import Schedule, Scheduled, extremes, value_at
+from stylegan_dist.networks.generator import Generator
 from stylegan_dist.networks.layers import Arithmetic
 from stylegan_dist.objective.adversarial import ADVERSARIAL
 from stylegan_dist.objective.penalties import approximate_gradient_penalty, gradient_penalty
@@ -24,7 +24,7 @@ from stylegan_dist.objective.phases import MicroBatch, Phase, Regulariser, phase
 from stylegan_dist.objective.result import LossResult
 
 
-class Objective(abc.ABC):
+class Objective:
     """The losses of a run.
 
     Attributes:
@@ -46,7 +46,7 @@ class Objective(abc.ABC):
     RUNNING: tuple[str, ...] = ()  # names of the running statistics
     OBSERVED = "g_main"  # the phase whose generated images `observe` sees, or "d_main"
 
-    def __init__(self, config: Config, generator: nn.Module, discriminator: nn.Module, label_counts: Tensor | None):
+    def __init__(self, config: Config, generator: Generator, discriminator: nn.Module, label_counts: Tensor | None):
         self.config = config.loss
         self.seed = config.run.seed
         self.batch = config.run.batch
@@ -74,15 +74,15 @@ class Objective(abc.ABC):
             else:
                 self.add_weight("augment_p", config.augment.p)
 
-    @abc.abstractmethod
     def generate(self, phase: str, index: Tensor, labels: Tensor | None) -> tuple[Tensor, Any]:
-        """Images [n, C, H, W] by `forwards["g"]`, and the input of `observe`.
+        """Images [n, C, H, W] by `forwards["g"]`, and the input of `observe`; as here for a generator of z and labels alone.
 
         Args:
             phase: its name; begins the purpose of every draw.
             index: int64 [n], global image numbers.
             labels: int64 [n], or None for an unconditional run.
         """
+        return self.forwards["g"](self.generator.draw(self.seed, phase, index), labels), None
 
     def observe(self, made: Any) -> dict[str, Tensor]:
         """Shares of the global means for `update_running`, from the second value of `generate` in `OBSERVED`."""
@@ -98,7 +98,7 @@ class Objective(abc.ABC):
             self.controller.update(means)
         self.update_running(means)
 
-    def update_running(self, means: Mapping[str, Tensor]) -> None:  # noqa: B027 - most families have none
+    def update_running(self, means: Mapping[str, Tensor]) -> None:
         """What a family takes over of `LossResult.running_means` of a phase."""
 
     def reported(self) -> dict[str, Tensor]:

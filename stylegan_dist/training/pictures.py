@@ -21,7 +21,7 @@ from torch.nn.functional import avg_pool2d
 
 from stylegan_dist.kinds import Kind
 from stylegan_dist.kinds.base import to_uint8
-from stylegan_dist.networks.generator import Generator
+from stylegan_dist.networks.generator import Generator, great_circle
 
 PSIS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 TRUNCATION_ROWS = 8
@@ -116,21 +116,6 @@ def interpolation(generator: Generator, kind: Kind, seed: int, batch: int) -> Te
         way = one.lerp if generator.truncates else partial(great_circle, one)
         frames += [way(other, step / STEPS) for step in range(STEPS)]
     return _synthesize(generator, kind, torch.stack(frames, 1), labels, batch, SMALL_SIDE).transpose(0, 1)
-
-
-def great_circle(one: Tensor, other: Tensor, share: float) -> Tensor:
-    """Latents [N, ...] on the way from normally distributed ones to others: their directions on great circles, their lengths
-    evenly (White 2016, "Sampling generative networks", section 2.1).
-
-    Latents of n numbers have lengths near the root of n. On a straight line they would be shorter by up to that of 2, and a
-    generator has hardly seen such ones.
-    """
-    a, b = one.flatten(1).double(), other.flatten(1).double()
-    from_, to = (x.norm(dim=1, keepdim=True) for x in (a, b))
-    angle = (a / from_ * b / to).sum(1, keepdim=True).clamp(-1, 1).acos()
-    direction = (a / from_ * ((1 - share) * angle).sin() + b / to * (share * angle).sin()) / angle.sin()
-    found = torch.where(angle.sin() > 1e-6, direction * from_.lerp(to, share), a.lerp(b, share))
-    return found.to(one.dtype).view_as(one)
 
 
 def strip(frames: Tensor) -> Sheet:

@@ -18,12 +18,12 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.kinds.base import to_uint8
 from stylegan_dist.latents.saved import SavedLatents, latents_content
 from stylegan_dist.latents.trained import Trained
+from stylegan_dist.networks.generator import great_circle
 from stylegan_dist.ranges import MOST_SEED
 from stylegan_dist.view.settings import MOST_MOVES, Settings
 
 LOSSLESS = 128      # pixels of a side up to which a frame is PNG
 _QUALITY = 92       # of JPEG
-_PARALLEL = 1e-4    # radians between latents below which their arc is a line
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class Scene:
         if not generator.num_ws:
             latents = first
             if settings.blend:
-                latents = great_circle(first, self._latents(settings.second, label, settings.psi), settings.blend)
+                second = self._latents(settings.second, label, settings.psi)
+                latents = great_circle(first[None], second[None], settings.blend)[0]
             return self._saved(latents, settings, label, "z")
         ws = first.expand(generator.num_ws, -1)
         mixed = range(settings.mix_from, settings.mix_to)
@@ -151,15 +152,6 @@ def open_scene(trained: Trained, directions: str | None) -> Scene:
         with contextlib.suppress(InputError):  # no layer has a style that is affine in w
             found = sefa(trained, range(trained.generator.num_ws), MOST_MOVES)
     return Scene(trained, found, trained.class_names())
-
-
-def great_circle(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """Between latents [z_dim] at a constant angular speed (Shoemake 1985); so the length stays that of normal numbers."""
-    a, b = first.double(), second.double()
-    angle = torch.arccos((a @ b / (a.norm() * b.norm()).clamp_min(1e-12)).clamp(-1, 1))
-    if angle < _PARALLEL or angle > torch.pi - _PARALLEL:
-        return torch.lerp(first, second, share)
-    return ((torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)).to(first)
 
 
 def _png(pixels: Any) -> bytes:

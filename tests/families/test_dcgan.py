@@ -17,8 +17,8 @@ from stylegan_dist.config import load_config
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.dcgan.networks import STANDING_GROUPS, Discriminator, Generator, GroupBatchNorm
-from stylegan_dist.families.dcgan.objective import DcGanObjective
 from stylegan_dist.networks.generator import SampleShape, Sampling, draw_samples
+from stylegan_dist.objective.game import Objective
 from stylegan_dist.objective.phases import MicroBatch
 from stylegan_dist.ranks import World
 from stylegan_dist.training.build import build_discriminator, build_generator
@@ -37,7 +37,7 @@ def resolved(*overrides: str, resolution: int = 16, classes: int = 0, world: int
     return resolve(load_config(None, ["data.shards=somewhere", *overrides]), index, World(size=world)).config
 
 
-def objective_of(*overrides: str, classes: int = 0) -> DcGanObjective:
+def objective_of(*overrides: str, classes: int = 0) -> Objective:
     """Of networks with random weights, in float64."""
     config, shape = resolved(*SMALL, *overrides, classes=classes), SampleShape(16, 3, classes)
     g, d = build_generator(config, shape, CPU), build_discriminator(config, shape, CPU)
@@ -45,7 +45,7 @@ def objective_of(*overrides: str, classes: int = 0) -> DcGanObjective:
         reference.randomize(network, seed)
         for p in network.parameters():
             p.data /= p[0].numel() ** 0.5
-    return DcGanObjective(config, g.double(), d.double(), torch.tensor([8] * classes) if classes else None)
+    return Objective(config, g.double(), d.double(), torch.tensor([8] * classes) if classes else None)
 
 
 def batch_of(classes: int = 0) -> MicroBatch:
@@ -183,7 +183,7 @@ def test_recomputed_activations_change_no_bit(phase):
         config = resolved(*SMALL, f"run.recompute={recompute}", "precision.dtype=bf16", "precision.top_resolutions=1")
         g, d = build_generator(config, SampleShape(16, 3), CPU), build_discriminator(config, SampleShape(16, 3), CPU)
         real = batch_of()
-        loss = getattr(DcGanObjective(config, g, d, None), phase)
+        loss = getattr(Objective(config, g, d, None), phase)
         share = loss(MicroBatch(real.images.float(), None, real.index)).share
         assert share.dtype == torch.float32
         gradients.append(torch.autograd.grad(share, list((g if phase == "g_main" else d).parameters())))

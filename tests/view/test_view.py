@@ -25,7 +25,8 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.kinds.base import to_uint8
 from stylegan_dist.latents.saved import load_latents
 from stylegan_dist.latents.trained import open_trained
-from stylegan_dist.view.scene import great_circle, open_scene
+from stylegan_dist.networks.generator import great_circle
+from stylegan_dist.view.scene import open_scene
 from stylegan_dist.view.server import ViewServer
 from stylegan_dist.view.settings import Settings
 
@@ -173,9 +174,9 @@ def test_a_great_circle_keeps_the_length():
     a, b = torch.tensor([3.0, 0.0, 0.0]), torch.tensor([0.0, 3.0, 0.0])
     for share, angle in ((0.0, 0.0), (1 / 3, 30.0), (0.5, 45.0), (1.0, 90.0)):
         expected = 3 * torch.tensor([np.cos(np.radians(angle)), np.sin(np.radians(angle)), 0.0])
-        assert torch.allclose(great_circle(a, b, share), expected.float(), atol=1e-6)
-    assert torch.allclose(great_circle(a, a, 0.3), a)
-    assert great_circle(a, -a, 0.3).isfinite().all()
+        assert torch.allclose(great_circle(a[None], b[None], share)[0], expected.float(), atol=1e-6)
+    assert torch.allclose(great_circle(a[None], a[None], 0.3)[0], a)
+    assert great_circle(a[None], -a[None], 0.3).isfinite().all()
 
 
 @pytest.mark.parametrize("host", ["example.com", "127.0.0.1.example.com", "localhost.example.com:80", "0.0.0.0", "",

@@ -7,10 +7,10 @@ import math
 from stylegan_dist.config import Config
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.dcgan.networks import Discriminator, Generator
-from stylegan_dist.families.dcgan.objective import DcGanObjective
 from stylegan_dist.families.family import Auto, Family
 from stylegan_dist.networks.generator import SampleShape
 from stylegan_dist.networks.layers import Precision
+from stylegan_dist.objective.game import Objective
 
 MOST_GROUP = 16  # images, where the group is a rule: a part of the batch that every usual number of ranks has
 
@@ -18,7 +18,7 @@ MOST_GROUP = 16  # images, where the group is a rule: a part of the batch that e
 class DcGan(Family):
     """Radford et al. 2015."""
 
-    objective = DcGanObjective
+    objective = Objective  # real and generated images are normalised apart, as groups of their own
 
     def generator(self, config: Config, shape: SampleShape, precision: Precision) -> Generator:
         return Generator(shape, config.generator, precision, config.run.recompute)

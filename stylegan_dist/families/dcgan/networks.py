@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from stylegan_dist.families.dcgan.config import DiscriminatorConfig, GeneratorConfig
 from stylegan_dist.networks.generator import SampleShape, UniformLatents
-from stylegan_dist.networks.layers import MIN_RESOLUTION, Draw, Precision, channels_at, columns_of, resolutions, run_block
+from stylegan_dist.networks.layers import (
+    MIN_RESOLUTION,
+    Draw,
+    LabelLinear,
+    Linear,
+    Precision,
+    channels_at,
+    resolutions,
+    run_block,
+)
 from stylegan_dist.ops import native
 from stylegan_dist.ops.bias_act import LRELU_SLOPE
 from stylegan_dist.ops.convolution import conv2d, conv_transpose2d
@@ -52,27 +61,6 @@ class Convolution(nn.Module):
         # A kernel of 5 is centred on every second pixel, from the first one; padding 1 leaves a row and column before that.
         x = conv_transpose2d(x, weight, stride=2, padding=1)
         return x[:, :, 1:, 1:] if odd else x
-
-
-class Linear(nn.Module):
-    """[N, in] -> [N, out], without bias."""
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-
-    def init_parameters(self, draw: Draw) -> None:
-        self.weight.copy_(draw("weight", self.weight.shape) * INIT_STD)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight.t()
-
-
-class LabelLinear(Linear):
-    """A `Linear` of the one-hot vectors of labels: int64 [N] -> [N, out]."""
-
-    def forward(self, labels: Tensor | None) -> Tensor:
-        return columns_of(self.weight, labels)
 
 
 class GroupBatchNorm(nn.Module):
@@ -167,10 +155,11 @@ class Generator(UniformLatents):
         self.resolutions = resolutions(shape.resolution)
         self.precision = precision
         self.recompute = recompute
-        self.embed = LabelLinear(shape.num_classes, settings.class_dim) if shape.num_classes else None
+        self.embed = LabelLinear(shape.num_classes, settings.class_dim, INIT_STD) if shape.num_classes else None
         widths = [channels_at(r, settings) for r in self.resolutions[:-1]]
         norms = [GroupBatchNorm(width, i, settings.norm_group) for i, width in enumerate(widths)]
-        self.dense = Linear(settings.z_dim + (settings.class_dim if shape.num_classes else 0), widths[0] * MIN_RESOLUTION**2)
+        inputs = settings.z_dim + (settings.class_dim if shape.num_classes else 0)
+        self.dense = Linear(inputs, widths[0] * MIN_RESOLUTION**2, INIT_STD)
         self.norm = norms[0]
         for r, before, width, norm in zip(self.resolutions[1:], widths, [*widths[1:], shape.channels], [*norms[1:], None],
                                           strict=True):
@@ -247,8 +236,8 @@ class Discriminator(nn.Module):
             norm = GroupBatchNorm(width, i, settings.norm_group) if i else None
             setattr(self, f"b{r}", DiscriminatorStage(before, width, settings.kernel, norm))
             before = width
-        self.dense = Linear(before * MIN_RESOLUTION**2, 1)
-        self.embed = LabelLinear(shape.num_classes, before) if shape.num_classes else None
+        self.dense = Linear(before * MIN_RESOLUTION**2, 1, INIT_STD)
+        self.embed = LabelLinear(shape.num_classes, before, INIT_STD) if shape.num_classes else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """images: [N, C, R, R] in [-1, 1], labels: int64 [N] or None -> logits [N], full precision."""

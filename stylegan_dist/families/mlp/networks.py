@@ -7,7 +7,6 @@ maxout units (Goodfellow et al. 2013) with dropout. Sizes and initial values are
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -74,9 +73,6 @@ class Generator(UniformLatents):
         for layer in self.hidden:
             x = F.relu(layer(x))
         return torch.tanh(self.out(x) / 2).unflatten(1, self.image)  # 2 s(x) - 1: the paper's sigmoid in our range
-
-    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str | Sequence[Tensor] = "const") -> Tensor:
-        return self(latents, labels)
 
 
 class Discriminator(nn.Module):

@@ -8,22 +8,33 @@ block, without normalisation, styles, noise or an equalised learning rate. What 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from stylegan_dist import ops
-from stylegan_dist.errors import InputError
 from stylegan_dist.families.r3gan.config import DiscriminatorConfig, GeneratorConfig
-from stylegan_dist.networks.generator import Generator as SampleGenerator
-from stylegan_dist.networks.generator import SampleShape
-from stylegan_dist.networks.layers import MIN_RESOLUTION, Draw, Precision, channels_at, columns_of, resolutions, run_block
+from stylegan_dist.networks.generator import PlainLatents, SampleShape
+from stylegan_dist.networks.layers import (
+    MIN_RESOLUTION,
+    Draw,
+    LabelLinear,
+    Linear,
+    Precision,
+    channels_at,
+    resolutions,
+    run_block,
+)
 from stylegan_dist.ops import native
 from stylegan_dist.ops.bias_act import LRELU_SLOPE
 
 EXPANSION = 2  # of the feature maps inside a block
 RECTIFIER_GAIN = math.sqrt(2 / (1 + LRELU_SLOPE**2))  # He et al. 2015: keeps the variance through a leaky ReLU
+
+
+def fan_in(inputs: int, gain: float = 1.0) -> float:
+    """The standard deviation of weights whose sums of so many inputs of variance 1 have the variance gain^2."""
+    return gain / inputs**0.5
 
 
 class Convolution(nn.Module):
@@ -42,32 +53,10 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel, kernel))
 
     def init_parameters(self, draw: Draw) -> None:
-        self.weight.copy_(draw("weight", self.weight.shape) * (self.gain / self.weight[0].numel() ** 0.5))
+        self.weight.copy_(draw("weight", self.weight.shape) * fan_in(self.weight[0].numel(), self.gain))
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.conv2d(x, self.weight.to(x.dtype), padding=self.weight.shape[-1] // 2, groups=self.groups)
-
-
-class Linear(nn.Module):
-    """[N, in] -> [N, out], without bias; initialised as `Convolution`."""
-
-    def __init__(self, in_features: int, out_features: int, gain: float = 1.0):
-        super().__init__()
-        self.gain = gain
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-
-    def init_parameters(self, draw: Draw) -> None:
-        self.weight.copy_(draw("weight", self.weight.shape) * (self.gain / self.weight.shape[1] ** 0.5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight.t()
-
-
-class LabelLinear(Linear):
-    """A `Linear` of the one-hot vectors of labels: int64 [N] -> [N, out]."""
-
-    def forward(self, labels: Tensor | None) -> Tensor:
-        return columns_of(self.weight, labels)
 
 
 class Rectifier(nn.Module):
@@ -153,7 +142,7 @@ class DiscriminatorStage(nn.Module):
         return self.width(ops.downsample2d(x)) if self.down else x
 
 
-class Generator(SampleGenerator):
+class Generator(PlainLatents):
     """Latents z and class labels to images.
 
     The space of its latents is that of z, without a mapping network.
@@ -165,7 +154,7 @@ class Generator(SampleGenerator):
             them, which changes no bit of the result; 0 for none.
     """
 
-    truncates = False
+    named = "R3GAN"
 
     def __init__(self, shape: SampleShape, settings: GeneratorConfig, precision: Precision = Precision(),  # noqa: B008 - frozen
                  recompute: int = 0):
@@ -177,8 +166,9 @@ class Generator(SampleGenerator):
         self.precision = precision
         self.recompute = recompute
         first = channels_at(MIN_RESOLUTION, settings)
-        self.embed = LabelLinear(shape.num_classes, settings.class_dim) if shape.num_classes else None
-        self.dense = Linear(settings.z_dim + (settings.class_dim if shape.num_classes else 0), first)
+        classes, inputs = shape.num_classes, settings.z_dim + (settings.class_dim if shape.num_classes else 0)
+        self.embed = LabelLinear(classes, settings.class_dim, fan_in(classes)) if classes else None
+        self.dense = Linear(inputs, first, fan_in(inputs))
         self.basis = nn.Parameter(torch.empty(first, MIN_RESOLUTION, MIN_RESOLUTION))
         for r in self.resolutions:
             before = channels_at(max(r // 2, MIN_RESOLUTION), settings)
@@ -202,20 +192,6 @@ class Generator(SampleGenerator):
             x = self.precision.place(x, self.precision.of_block(r, self.resolutions[-1], full))
             x = run_block(getattr(self, f"b{r}"), 0 < self.recompute <= r, x)
         return self.torgb(x).to(full)
-
-    def map(self, z: Tensor, labels: Tensor | None, truncation: float | Tensor = 1.0) -> Tensor:
-        """z [N, z_dim].
-
-        Raises:
-            InputError: truncation is asked for.
-        """
-        if truncation != 1:
-            raise InputError(f"truncation {truncation:g} is not possible: R3GAN has no mapping network, and so no mean latent "
-                             "to pull to; leave truncation at 1")
-        return z
-
-    def synthesize(self, latents: Tensor, labels: Tensor | None, noise: str | Sequence[Tensor] = "const") -> Tensor:
-        return self(latents, labels)
 
 
 def layers_from_image(resolution: int, settings: DiscriminatorConfig) -> list[str]:
@@ -250,8 +226,8 @@ class Discriminator(nn.Module):
             setattr(self, f"b{r}", DiscriminatorStage(r, after, settings, len(self.resolutions), precision.clamp))
         last = channels_at(MIN_RESOLUTION, settings)
         self.basis = nn.Parameter(torch.empty(last, MIN_RESOLUTION, MIN_RESOLUTION))
-        self.dense = Linear(last, last if shape.num_classes else 1)
-        self.embed = LabelLinear(shape.num_classes, last, gain=last**-0.5) if shape.num_classes else None
+        self.dense = Linear(last, last if shape.num_classes else 1, fan_in(last))
+        self.embed = LabelLinear(shape.num_classes, last, fan_in(shape.num_classes, last**-0.5)) if shape.num_classes else None
 
     def init_parameters(self, draw: Draw) -> None:
         self.basis.copy_(draw("basis", self.basis.shape) / MIN_RESOLUTION)  # fan in: 4 x 4

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from stylegan_dist.families.r3gan.networks import Generator
 from stylegan_dist.objective.game import Objective, ever
 from stylegan_dist.objective.penalties import gradient_penalty
 from stylegan_dist.objective.phases import MicroBatch, Phase, phases_of
@@ -14,12 +12,6 @@ from stylegan_dist.objective.result import LossResult
 
 class R3GanObjective(Objective):
     """Huang et al. 2024, section 3: a relativistic game with R1 and R2."""
-
-    generator: Generator
-
-    def generate(self, phase: str, index: Tensor, labels: Tensor | None) -> tuple[Tensor, None]:
-        z = self.generator.draw(self.seed, phase, index)
-        return self.forwards["g"](z, labels), None
 
     def phases(self) -> list[Phase]:
         c = self.config
