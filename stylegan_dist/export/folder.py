@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +65,9 @@ def export_run(run_dir: str | os.PathLike, out: Path, which: Which, formats: Seq
         graphs.check_libraries()
     snapshot = load_generator(run_dir, torch.device("cpu"), which)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        draft = out.with_name(f".{out.name}.tmp")
+        shutil.rmtree(draft, ignore_errors=True)  # of an export that was killed
+        draft.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"cannot write to {out.parent}: {error.strerror or error}; choose another OUT") from None
     try:
@@ -78,7 +78,6 @@ def export_run(run_dir: str | os.PathLike, out: Path, which: Which, formats: Seq
         written = _write(snapshot.generator, description, draft, formats)
         (draft / CARD).write_text(model_card(run, description, snapshot.generator, [file.name for file in written], card),
                                   encoding="utf-8")
-        draft.chmod(0o777 & ~_umask())
         draft.rename(out)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -116,9 +115,3 @@ def _draw(generator: Generator, description: Description, path: Path) -> None:
     sampling = Sampling(0.7 if generator.truncates else 1.0)
     values = draw_samples(generator, 0, "export.samples", index, labels, sampling)
     save_grid(path, to_uint8(declared(description.data.array).as_pictures(values)), columns=8)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
