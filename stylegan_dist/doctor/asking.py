@@ -106,7 +106,7 @@ class _Child:
     """A process in a session of its own, which carries out checks."""
 
     def __init__(self, checks: Sequence[Check], failed: set[str], options: Options):
-        told = {"options": dataclasses.asdict(options), "failed": sorted(failed),
+        told = {"parent": os.getpid(), "options": dataclasses.asdict(options), "failed": sorted(failed),
                 "checks": [(check.function.__module__, check.function.__name__, check.name, check.needs) for check in checks]}
         self._incoming, self._said, self._ended = b"", b"", False
         self._selector = selectors.DefaultSelector()
@@ -114,7 +114,7 @@ class _Child:
         try:
             self._process = subprocess.Popen(
                 python_command("stylegan_dist.doctor.child", "carry_out", str(theirs), json.dumps(told)),
-                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[theirs],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[theirs],
                 env=own_environment(os.environ), start_new_session=True)
         except OSError:
             os.close(self._results)
@@ -133,9 +133,8 @@ class _Child:
         self.end(ask=kind is not None)
         self._selector.close()
         os.close(self._results)
-        for stream in (self._process.stdin, self._process.stderr):
-            if stream is not None:
-                stream.close()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
 
     def receive(self, until: float) -> Any:
         """The next line of the child.

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
@@ -24,6 +25,7 @@ _START = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from {mod
 _FORGOTTEN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK",
               "CROSS_SIZE", "LOCAL_SIZE", "STYLEGAN_DIST_OUTCOME")
 _FORGOTTEN_KINDS = ("ACCELERATE_", "TORCHELASTIC_", "OMPI_", "PMI_", "MV2_", "SLURM_STEP_")
+_LOOK = 0.5       # seconds between two looks at whether the parent is still there
 MOST_WORDS = 800  # characters of what another program says
 
 
@@ -47,16 +49,16 @@ def carry_out(words: Sequence[str]) -> None:
     Where a check is done, the line is `null`. What is printed goes to stderr.
 
     Args:
-        words: the descriptor of the pipe, and JSON with "options"; "checks", a list of (module, function, name, what it
-            needs); and "failed", names of checks that have failed before.
+        words: the descriptor of the pipe, and JSON with "parent", the number of the process that asks; "options"; "checks", a
+            list of (module, function, name, what it needs); and "failed", names of checks that have failed before.
     """
     def end(*_: object) -> None:
         raise _Ended
 
     signal.signal(signal.SIGTERM, end)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.dup2(2, 1)
     results, order = int(words[0]), json.loads(words[1])
+    threading.Thread(target=_end_with_parent, args=[order["parent"]], daemon=True).start()
     os.set_inheritable(results, False)
     options, failed = Options(**order["options"]), set(order["failed"])
     with contextlib.suppress(_Ended, BrokenPipeError), open(results, "w", buffering=1) as pipe:
@@ -93,8 +95,8 @@ def last_line(text: str) -> str:
     return redact(lines[-1][:MOST_WORDS]) if lines else ""
 
 
-def _end_with_parent() -> None:
-    """End this process and what it has started when the parent, which holds the other end of stdin, is gone."""
-    with contextlib.suppress(OSError):
-        os.read(0, 1)
+def _end_with_parent(parent: int) -> None:
+    """End this process and what it has started when the parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
     os.killpg(os.getpgrp(), signal.SIGKILL)
