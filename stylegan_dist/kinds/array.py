@@ -30,10 +30,11 @@ from stylegan_dist.kinds.base import (
 )
 from stylegan_dist.kinds.npy import ENCODINGS, PACKED_KEY, array_names, encode_array, read_array, usual_header
 from stylegan_dist.kinds.values import Values
+from stylegan_dist.ranges import Range
 
 DTYPES = ("uint8", "int16", "float16", "float32")
 NORMALISATIONS = ("range", "std", "none")
-MAX_ARRAY_BYTES = max(RESOLUTIONS) ** 2 * MAX_CHANNELS * 8  # of the largest array that can be packed, in float64
+MAX_ARRAY_BYTES = 1 << 25  # of the largest array that can be packed: 4 x 1024 x 1024 in float64, or 128 x 256 x 256 in float32
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class ArrayOptions(Normalisation, Packing):
     """Arrays as they are; nothing is resized. What is None is decided by the first file."""
 
     resolution: int = option(text="H and W", choices=RESOLUTIONS, number=int, metavar="PIXELS")
-    channels: int | None = option(None, "default those of the first", choices=range(1, MAX_CHANNELS + 1), number=int)
+    channels: int | None = option(None, "default those of the first", span=Range(1, MAX_CHANNELS), number=int)
     dtype: str | None = option(None, "to store; another one than that of the files converts where nothing but digits is lost "
                                "(default: that of the first)", choices=DTYPES)
     key: str | None = option(None, "which array of npz files (default: the only one)", metavar="NAME")

@@ -17,7 +17,7 @@ from stylegan_dist.kinds.values import Values
 from stylegan_dist.ranges import Range
 
 RESOLUTIONS = tuple(2**i for i in range(3, 11))  # of the sides of samples
-MAX_CHANNELS = 4                                 # what the first layer of the discriminator reads
+MAX_CHANNELS = 128                               # of an array: latents of an autoencoder, frames of a clip
 Decode = Callable[[bytes, Any], None]
 Files = Iterable[tuple[str, Callable[[], bytes]]]  # name, and what reads the file or raises ValueError with the reason
 _T = TypeVar("_T")
