@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,13 +23,14 @@ from stylegan_dist.evaluation.reals import BLOCK, LANES, real_features
 from stylegan_dist.evaluation.record import Evaluation, add_evaluation, best_first, find_known, read_evaluations
 from stylegan_dist.evaluation.samples import (
     BATCH,
+    check_takes,
     draw,
     draw_motion_errors,
     draw_path_lengths,
     gather_rows,
     in_memory,
     labels_by_frequency,
-    pictures_for,
+    takes_samples,
 )
 from stylegan_dist.evaluation.scores import (
     EQUIVARIANCE,
@@ -46,6 +47,7 @@ from stylegan_dist.families import family_of
 from stylegan_dist.features.network import FeatureNetwork, exactly
 from stylegan_dist.features.registry import open_features
 from stylegan_dist.files import file_digest
+from stylegan_dist.kinds.latent import Latents
 from stylegan_dist.metrics import few_samples
 from stylegan_dist.ops import native
 from stylegan_dist.ranks import Ranks
@@ -101,7 +103,10 @@ class Evaluator:
         self.ops = "auto" if config.ops.path == "fused" and not native.native().devices else config.ops.path
         self.index: DatasetIndex = ranks.together(lambda: self._load_index(options.shards or config.data.shards))
         self.network: FeatureNetwork = ranks.together(lambda: open_features(options.network or wanted.network, ranks.device))
-        ranks.together(lambda: self.network.check(self.index.resolution, len(self._example()[0])))
+        ranks.together(lambda: check_takes(self.network, self.index))
+        if isinstance(self.index.kind, Latents) and not takes_samples(self.network, self.index.kind):
+            say("real samples are decoded latents, so the scores leave out what the autoencoder loses; --shards with the "
+                "pictures themselves gives scores that compare with those of runs on pictures")
         if "classes" in self.metrics and not (self.index.num_classes and config.data.conditional):
             raise InputError("the metric classes needs a run that was trained with labels: leave it out")
         if "is" in self.metrics and not self.network.classes:
@@ -126,12 +131,8 @@ class Evaluator:
     def _load_index(self, shards: str) -> DatasetIndex:
         if not shards:
             raise InputError(f"{self.run_dir} was imported without data: give --shards, a folder made by stylegan-dist pack")
-        return load_index(shards)
-
-    def _example(self) -> Tensor:
-        """What the network would see, of one sample of zeros."""
-        index = self.index
-        return pictures_for(self.network, index.kind, torch.zeros(1, index.channels, index.resolution, index.resolution))
+        index = load_index(shards)
+        return replace(index, kind=index.kind.at(self.run_dir))
 
     @property
     def _settings(self) -> tuple[str, int, int, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from stylegan_dist.kinds.base import (
     first_readable,
     option,
 )
+from stylegan_dist.kinds.encoder import Encoder
 from stylegan_dist.kinds.npy import ENCODINGS, PACKED_KEY, array_names, encode_array, read_array, usual_header
 from stylegan_dist.kinds.values import Values
 from stylegan_dist.ranges import Range
@@ -46,13 +47,18 @@ class Array(Kind):
     scale: tuple[float, ...]          # as many; none is zero
     key: str | None = None            # name of the array in an npz file; None: npy files
     log_mel: LogMel | None = None     # how they were made, where they are the spectrograms of sounds (`Sound`)
+    encoder: Encoder | None = None    # what they were made with, where they are latents of pictures (`Latents`)
+    mirrored: bool = False            # each latent is stored with that of the mirrored picture behind it
     noun = "arrays"
 
     def layout(self, channels: int) -> str:
         return f"{super().layout(channels)} of {self.dtype}"
 
     def facts(self) -> dict[str, Any]:
-        return {"array": asdict(self)}
+        latents = ("encoder", "mirrored")  # which other sets do not name
+        names = [one.name for one in fields(Array) if self.encoder or one.name not in latents]
+        values = asdict(self)
+        return {"array": {name: values[name] for name in names}}
 
     def check(self, resolution: int, channels: int) -> None:
         if self.dtype not in DTYPES:

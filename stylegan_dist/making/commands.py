@@ -42,6 +42,9 @@ examples:
   # latents, each a .npy file [4, 32, 32] of float32: mean 0, standard deviation 1/2 in training, stored as float16
   stylegan-dist pack latents shards/latents --resolution 32 --normalise std --dtype float16
 
+  # the latents of an autoencoder, for training on latents whose pictures are decoded
+  stylegan-dist pack photos shards/latents --resolution 256 --encode encoders/photos --flips stored
+
   # spoken digits, 8 kHz: spectrograms of 64 bands and 64 frames; 7_jackson_0.wav is of class 7
   stylegan-dist pack recordings.tar shards/digits --resolution 64 --log-mel --labels names
 
@@ -179,10 +182,10 @@ def _part(text: str) -> tuple[int, int]:
 
 def _packing(args: argparse.Namespace, listing: Listing) -> Packing:
     """The options of the kind of samples that was asked for, or that the source holds."""
-    kind = args.kind or kind_of(listing)
+    kind = args.kind or ("latents" if hasattr(args, "encode") else kind_of(listing))
     if kind == "sounds" and args.kind is None:
         raise InputError(f"{args.source} holds sound files: --log-mel makes spectrograms of them")
-    wanted = {field.name for field in fields(PACKINGS[kind])}
+    wanted = {field.name for field in fields(PACKINGS[kind]) if field.metadata}
     given = {field.name: getattr(args, field.name) for packing in PACKINGS.values() for field in fields(packing)
              if hasattr(args, field.name)}
     if foreign := sorted(given.keys() - wanted):

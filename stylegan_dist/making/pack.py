@@ -57,7 +57,7 @@ _LISTED = 1000                      # and in the index
 class PackOptions:
     """What to make of the source. The options below the line do not change the result."""
 
-    packing: Packing                        # ImageOptions, ArrayOptions or SoundOptions
+    packing: Packing                        # of `PACKINGS`
     labels: str = "auto"                    # see open_source
     shuffle: bool = True                    # mix the samples; False: in the order of the names
     seed: int = 0                           # of the mixing
@@ -144,7 +144,7 @@ def _plan(source: Source, path: Path, options: PackOptions) -> tuple[list[Task],
         for number, first in enumerate(range(0, count, size))
     ]
     decisive = {
-        **asdict(packing), "labels": options.labels, "shuffle": options.shuffle, "seed": options.seed,
+        **packing.decisive(), "labels": options.labels, "shuffle": options.shuffle, "seed": options.seed,
         "samples_per_shard": size,
     }
     identity = json.dumps([decisive, source.sha256], sort_keys=True)
@@ -347,8 +347,9 @@ def _finish(job: Job, results: list[Written], record: dict, state: str) -> Datas
     if source.classes is not None:
         labels = np.concatenate([load_offsets(shard)[:, 2] for shard in shards])
         counts = np.bincount(labels, minlength=len(source.classes)).tolist()
+    resolution, channels = packing.shape
     index = DatasetIndex(
-        resolution=packing.resolution, channels=packing.channels or 1, encoding=packing.encoding, classes=source.classes,
+        resolution=resolution, channels=channels, encoding=packing.encoding, classes=source.classes,
         class_counts=counts, shards=shards, skipped=[asdict(entry) for entry in skipped[:_LISTED]], kind=packing.kind(values),
         packed_with={**record, "source_content": combined([result.content for result in results]), "account": account.record()},
     )
