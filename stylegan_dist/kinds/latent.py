@@ -21,6 +21,8 @@ from stylegan_dist.kinds.image import Image, ImageOptions
 from stylegan_dist.kinds.npy import encode_array
 from stylegan_dist.kinds.values import Values
 from stylegan_dist.machine import usable_device
+from stylegan_dist.paths import is_plain
+from stylegan_dist.records import shorten
 
 FLIPS = ("none", "stored")
 _DTYPE = "float16"
@@ -46,6 +48,11 @@ class Latents(Array):
             raise ValueError(f"the autoencoder makes latents of {form.latent_channels} channels, not of {channels}")
         if self.dtype != _DTYPE or self.key:
             raise ValueError(f"latents are stored as {_DTYPE} in npy files")
+        if resolution * form.downscale > RESOLUTIONS[-1]:
+            raise ValueError(f"latents of {resolution} pixels at 1/{form.downscale} are of pictures of more than "
+                             f"{RESOLUTIONS[-1]}")
+        if not is_plain(self._encoder.path):
+            raise ValueError(f"the path of the autoencoder, {shorten(self._encoder.path)}, is no plain text")
 
     def identity(self) -> dict[str, Any]:
         return {"array": {**self.facts()["array"], "encoder": self._encoder.identity()}}
