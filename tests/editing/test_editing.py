@@ -102,7 +102,7 @@ def test_noise_maps_keep_their_strength_on_the_way(run: Path):
     assert all(torch.equal(a, b) for a, b in zip(between(generator, own, [], 0.0), own, strict=True))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(between(generator, own, [], 1.0), fixed, strict=True))
     for half, a, b in zip(between(generator, own, [], 0.5), own, fixed, strict=True):
-        sizes = [values.square().mean().sqrt() for values in (half, a, b)]
+        sizes = [float(values.square().mean().sqrt()) for values in (half, a, b)]
         assert sizes[0] == pytest.approx((sizes[1] + sizes[2]) / 2, rel=1e-5)
 
 
