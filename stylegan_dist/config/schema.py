@@ -115,7 +115,8 @@ class OpsConfig:
 @dataclass
 class AugmentConfig:
     pipe: str = knob("none", TOLD,
-        "what happens to all images that the discriminator sees; none, bg, bgc, bgcf, bgcfn, bgcfnc, diffaugment, or some of "
+        "what happens to all images that the discriminator sees; none, bg, bgc, bgcf, bgcfn, bgcfnc, diffaugment, "
+        "diffaugment-places (translation and cutout alone, which arrays can have), or some of "
         "blit, geom, color, filter, noise, cutout with multipliers of p, such as bg,color:0.5,cutout")
     p: Scheduled | Literal["ada"] = knob("ada", TOLD,
         "probability of each transform; ada: follows how well the discriminator knows real images; diffaugment has "
@@ -144,6 +145,8 @@ class OptimizerConfig:
     alpha: float | Auto = knob("auto", TOLD, "RMSprop: decay of the squared gradient; auto: 0.99", least=0, most=1)
     rho: float | Auto = knob("auto", TOLD, "Adadelta: decay of the squared gradient; auto: 0.9", least=0, most=1)
     weight_decay: float = knob(0.0, TOLD, "as defined by the optimizer", least=0, most=1000)
+    clip: float = knob(0.0, TOLD,
+        "a longer gradient of the whole network is scaled to this norm, before l1 is added; 0: none", least=0, most=1e9)
     l1: float = knob(0.0, TOLD, "L1 penalty: adds l1 * sign(parameter) to the gradient of every main step", least=0, most=1000)
 
 
