@@ -46,6 +46,10 @@ TINY_DCGAN = (
     *RUN, "generator.family=dcgan", "generator.z_dim=8", "generator.class_dim=4", "generator.channel_base=64",
     "generator.channel_max=16", "generator.norm_group=4",
 )
+TINY_GAT = (
+    *RUN, "generator.family=gat", "generator.z_dim=8", "generator.class_dim=4", "generator.patch=2", "generator.depth=4",
+    "generator.width=16", "generator.heads=2", "generator.hidden=24", "discriminator.depth=2", "discriminator.class_dim=12",
+)
 TINY_STYLEGAN3 = (  # and generator.family=stylegan3-t or -r
     *RUN, "generator.z_dim=8", "generator.w_dim=8", "generator.layers=4", "generator.channel_base=64",
     "generator.channel_max=8", "generator.magnitude_half_life_kimg=0.05", "discriminator.channel_base=128",
