@@ -78,6 +78,7 @@ def test_networks_and_their_gradients_are_those_of_the_plain_form(classes):
     assert made.shape == (3, 4, 3, 8, 8)
     assert reference.difference(made, expected) < 1e-11
     assert torch.equal(g(z, labels), made[:, -1])
+    assert torch.equal(g.synthesize(g.mapping(z, labels)[:, None].expand(-1, g.num_ws, -1), labels), made[:, -1])
     weights = reference.normals(6, *made.shape)
     (made * weights).sum().backward(), (expected * weights).sum().backward()
     worst = reference.gradient_differences(g, state)

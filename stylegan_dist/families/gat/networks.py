@@ -82,24 +82,28 @@ class Synthesis(nn.Module):
         self.heads = nn.ModuleList(Head(settings.width, shape.channels * settings.patch**2) for _ in range(LEVELS))
 
     def forward(self, w: Tensor) -> Tensor:
-        """[N, width] -> [N, levels, C, R, R], coarse to fine, in the dtype of w; each level adds to the one before."""
+        """w -> images [N, levels, C, R, R], coarse to fine, in the dtype of w; each level adds to the one before.
+
+        Args:
+            w: [N, width], or one for each block [N, blocks, width]; an output has that of the block before it.
+        """
         settings, side = self.settings, self.resolution // self.patch
-        style = F.silu(w)
-        x = positions(settings.width, side, w.dtype, w.device).expand(len(w), -1, -1)
+        styles = F.silu(w).unbind(1) if w.dim() == 3 else [F.silu(w)] * settings.depth
+        x = positions(settings.width, side, w.dtype, w.device).expand(w.shape[0], -1, -1)
         rotation = rotations(settings.width // settings.heads, side, 0, w.dtype, w.device)
         dtype = self.precision.of_block(self.resolution, self.resolution, w.dtype)
         levels: list[Tensor] = []
         for i, block in enumerate(self.blocks):
-            x = run_block(block, self.recompute, x, style, rotation, dtype)
+            x = run_block(block, self.recompute, x, styles[i], rotation, dtype)
             done, rest = divmod(i + 1, settings.depth // LEVELS)
             if not rest:
-                image = self.heads[done - 1](x, style)
+                image = self.heads[done - 1](x, styles[i])
                 levels.append(levels[-1] + image if levels else image)
         return torch.stack([unpatched(level, self.patch) for level in levels], dim=1)
 
 
 class Generator(SampleGenerator):
-    """Mapping and synthesis. Its latents are w; its samples are the last level.
+    """Mapping and synthesis. Its latents are w, its places in W+ the blocks; its samples are the last level.
 
     Args:
         shape, settings, recompute: as of `Synthesis`.
@@ -113,6 +117,7 @@ class Generator(SampleGenerator):
         self.z_dim, self.num_classes = settings.z_dim, shape.num_classes
         self.mapping = Mapping(settings.z_dim, shape.num_classes, settings.class_dim, settings.width)
         self.synthesis = Synthesis(shape, settings, precision, recompute)
+        self.num_ws = settings.depth
         self.register_buffer("w_avg", torch.zeros(max(shape.num_classes, 1), settings.width))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -195,9 +200,11 @@ class Discriminator(nn.Module):
         full, side, settings = self.cls.dtype, self.resolution // self.patch, self.settings
         if images.dim() == 4:
             images = _at_all_levels(images)
-        x = self.embed(patches(images.flatten(1, 2).to(full), self.patch))
+        tokens = patches(images.flatten(1, 2).to(full), self.patch)
+        # As one list, so that the gradients of the layer are sums over contiguous values.
+        x = self.embed(tokens.flatten(0, 1)).view(*tokens.shape[:2], settings.width)
         x = x + positions(settings.width, side, full, x.device)
-        x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)
+        x = torch.cat([self.cls.expand(x.shape[0], 1, -1), x], dim=1)
         rotation = rotations(settings.width // settings.heads, side, 1, full, x.device)
         dtype = self.precision.of_block(self.resolution, self.resolution, full)
         for block in self.blocks:
