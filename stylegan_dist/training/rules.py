@@ -82,6 +82,10 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
                          "or set data.conditional=false")
 
     auto(run, "run", "batch", min(8 * min(4096 // resolution, 32), 64), "from the resolution")
+    for prefix in ("generator", "discriminator"):
+        for name, value in index.kind.settings().items():
+            if hasattr(section := getattr(config, prefix), name):
+                auto(section, prefix, name, value, "from the data")
     family.resolve(config, resolution, auto)
     auto(config.ema, "ema", "half_life_kimg", run.batch * 10 / 32, "10 kimg at batch 32, in proportion")
     why = "the average goes on from that of run.init_from" if run.init_from else "the average begins at random weights"
