@@ -18,7 +18,7 @@ from stylegan_dist import augment
 from stylegan_dist.config.knobs import MOST_IMAGES
 from stylegan_dist.config.loading import check_ranges
 from stylegan_dist.config.schedules import value_at
-from stylegan_dist.config.schema import Config, OptimizerConfig
+from stylegan_dist.config.schema import DEFAULT_METRICS, Config, OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
 from stylegan_dist.families import family_of
@@ -109,6 +109,8 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
             if getattr(optimizer, key) == "auto":
                 setattr(optimizer, key, _own_default(optimizer, f"optim.{name}", key))
 
+    own = ",".join(index.kind.metrics())
+    auto(config.evaluate, "evaluate", "metrics", own or DEFAULT_METRICS, "those of the data" if own else "of pictures")
     precision = config.precision
     auto(precision, "precision", "dtype", "bf16" if bf16 else "fp32",
          "this GPU has bfloat16" if bf16 else "this device has no fast bfloat16")
