@@ -38,6 +38,21 @@ MAX_ARRAY_BYTES = 1 << 25  # of the largest array that can be packed: 4 x 1024 x
 
 
 @dataclass(frozen=True)
+class TextForm:
+    """What the lines of a set of text have in common.
+
+    Attributes:
+        symbols: the alphabet in the order of the rows; the first one is the blank, with which lines are filled up.
+        length: positions of a line.
+        held_out: lines of the same text that the set does not have, for scores.
+    """
+
+    symbols: str
+    length: int
+    held_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Array(Kind):
     """What all arrays of a set have in common. Training sees (x - offset) / scale, in float32."""
 
@@ -46,13 +61,17 @@ class Array(Kind):
     scale: tuple[float, ...]          # as many; none is zero
     key: str | None = None            # name of the array in an npz file; None: npy files
     log_mel: LogMel | None = None     # how they were made, where they are the spectrograms of sounds (`Sound`)
+    text: TextForm | None = None      # where they are lines of text (`Text`)
     noun = "arrays"
 
     def layout(self, channels: int) -> str:
         return f"{super().layout(channels)} of {self.dtype}"
 
     def facts(self) -> dict[str, Any]:
-        return {"array": asdict(self)}
+        facts = asdict(self)
+        if self.text is None:  # what earlier versions wrote: a run knows its data by it
+            del facts["text"]
+        return {"array": facts}
 
     def check(self, resolution: int, channels: int) -> None:
         if self.dtype not in DTYPES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.scores import SampleMetric
 from stylegan_dist.kinds.values import Values
 from stylegan_dist.ranges import Range
 
@@ -62,6 +63,19 @@ class Kind(ABC):
     def as_pictures(self, values: Tensor) -> Tensor:
         """Values [N, C, H, W] in the network's range as pictures for people, [N, 1, 3 or 4, H, W] in the same range."""
         return values
+
+    def lines(self, values: Tensor) -> list[str] | None:
+        """Values [N, C, H, W] in the network's range as lines of text; None where they are no text."""
+        return None
+
+    def settings(self) -> Mapping[str, int]:
+        """Knobs of generators and discriminators made for such samples, by name: what they are where they are "auto"."""
+        return {}
+
+    def metrics(self) -> Mapping[str, SampleMetric]:
+        """Scores of this kind of samples by the names of their metrics. Where there are any, they are the ones that
+        `evaluate.metrics=auto` asks for, in their order."""
+        return {}
 
     def save(self, path: Path, values: Tensor) -> None:
         """Write what a network has made, [C, H, W], as files for people. `path` has no ending. Raises OSError."""

@@ -15,6 +15,7 @@ from stylegan_dist import augment
 from stylegan_dist.config import schedules_of
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import Diverged, InputError
+from stylegan_dist.files import write_whole
 from stylegan_dist.machine import peak_memory
 from stylegan_dist.monitor.history import picture_name
 from stylegan_dist.monitor.images import save_clip, save_grid
@@ -243,6 +244,7 @@ class Samples(Event):
         labels = index % m.grid_columns % run.resolved.num_classes if run.resolved.conditional else None
         images = draw_samples(network, run.config.run.seed, "samples", index, labels, Sampling(batch=run.config.run.batch_gpu))
         _save_picture(run, "samples", self.path, run.index.kind.as_pictures(images))
+        _save_lines(run, self.path.with_suffix(".txt"), images)
         if run.batch is not None:
             reals = run.index.kind.to_network(run.batch["sample"])
             for title, text in run.signs.of_samples(images, reals):
@@ -327,15 +329,23 @@ def save_reals(run: Run) -> None:
     plan = replace(stream_plan(run.config), batch=m.grid_columns * m.grid_rows, mirror=False)
     stream = BatchStream(run.index, plan, cache=run.cache)
     try:
-        images = kind.as_pictures(kind.to_network(next(stream)["sample"]))
+        values = kind.to_network(next(stream)["sample"])
     finally:
         stream.close()
-    _save_picture(run, "reals", run.dir / SAMPLES_NAME / "reals.png", images)
+    path = run.dir / SAMPLES_NAME / "reals.png"
+    _save_picture(run, "reals", path, kind.as_pictures(values))
+    _save_lines(run, path.with_suffix(".txt"), values)
 
 
 def _save_picture(run: Run, name: str, path: Path, images: torch.Tensor) -> None:
     if _saved(run, path, lambda: save_grid(path, images, run.config.monitor.grid_columns)):
         run.monitor.image(name, path, run.state.nimg)
+
+
+def _save_lines(run: Run, path: Path, values: torch.Tensor) -> None:
+    """Samples that are text, one a line."""
+    if (lines := run.index.kind.lines(values)) is not None:
+        _saved(run, path, lambda: write_whole(path, "".join(f"{line}\n" for line in lines)))
 
 
 def _saved(run: Run, path: Path, write: Callable[[], None]) -> bool:
