@@ -36,7 +36,7 @@ def main() -> None:
     source = open_source(args.source, "none", SoundOptions)
     options = SoundOptions(resolution=args.resolution, hop=args.hop, window=args.window).completed(
         (item.name, partial(source.read, item.name)) for item in source.items)
-    form = options.log_mel
+    form = options.spectrogram
     print(form, f"{form.samples / form.sample_rate:.3f} s")
     contents = [source.read(item.name) for item in source.items[::max(1, len(source.items) // args.files)]]
 

@@ -19,4 +19,4 @@ def declared(array: Array | None) -> Kind:
     """The kind of a set that declares `array` in its `index.json`, as sets of arrays and sounds do."""
     if array is None:
         return Image()
-    return Sound(**vars(array)) if array.log_mel else array
+    return Sound(**vars(array)) if array.log_mel or array.spectrum else array

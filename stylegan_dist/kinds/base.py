@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
@@ -21,6 +22,13 @@ MAX_CHANNELS = 128                               # of an array: latents of an au
 Decode = Callable[[bytes, Any], None]
 Files = Iterable[tuple[str, Callable[[], bytes]]]  # name, and what reads the file or raises ValueError with the reason
 _T = TypeVar("_T")
+
+
+class Clip(NamedTuple):
+    """A sound."""
+
+    rate: int             # samples a second
+    samples: np.ndarray   # [N] in [-1, 1]
 
 
 class Kind(ABC):
@@ -63,6 +71,10 @@ class Kind(ABC):
         """Values [N, C, H, W] in the network's range as pictures for people, [N, 1, 3 or 4, H, W] in the same range."""
         return values
 
+    def as_clip(self, values: Tensor) -> Clip | None:
+        """What a network has made, [C, H, W], as sound; None where the samples are none."""
+        return None
+
     def save(self, path: Path, values: Tensor) -> None:
         """Write what a network has made, [C, H, W], as files for people. `path` has no ending. Raises OSError."""
         pixels = to_uint8(self.as_pictures(values[None])[0]).permute(1, 2, 0).cpu().numpy()
@@ -102,6 +114,10 @@ class Packing(Options, ABC):
     resolution: int
     channels: int | None
     encoding: str                       # ending of the members of the shards
+
+    def decisive(self) -> dict[str, Any]:
+        """The options as JSON. Sets are the same only if these are."""
+        return dataclasses.asdict(self)
 
     @property
     @abstractmethod

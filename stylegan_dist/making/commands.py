@@ -45,6 +45,9 @@ examples:
   # spoken digits, 8 kHz: spectrograms of 64 bands and 64 frames; 7_jackson_0.wav is of class 7
   stylegan-dist pack recordings.tar shards/digits --resolution 64 --log-mel --labels names
 
+  # the same with linear spectrograms of 128 bands, or with phases too
+  stylegan-dist pack recordings.tar shards/digits --resolution 128 --form linear --labels names
+
   # on three machines that share the folders: one command on each, then the same without --part, which makes the index
   stylegan-dist pack photos shards/photos --resolution 256 --part 1/3
   stylegan-dist pack photos shards/photos --resolution 256
@@ -96,7 +99,7 @@ def add_pack(subparsers) -> None:
     kinds.add_argument("--log-mel", action="store_const", dest="kind", const="sounds",
                        help="take the .wav files, PCM of one sample rate, and make a log-mel spectrogram of each, with as many "
                             "bands and frames as --resolution says: what is longer than frames x hop is cut off, what is "
-                            "shorter is followed by silence")
+                            "shorter is followed by silence; --form makes other ones")
     _add_options(parser, PACKINGS, common)
 
     content = parser.add_argument_group("labels and order")
@@ -179,9 +182,10 @@ def _part(text: str) -> tuple[int, int]:
 
 def _packing(args: argparse.Namespace, listing: Listing) -> Packing:
     """The options of the kind of samples that was asked for, or that the source holds."""
-    kind = args.kind or kind_of(listing)
-    if kind == "sounds" and args.kind is None:
-        raise InputError(f"{args.source} holds sound files: --log-mel makes spectrograms of them")
+    kind = args.kind or ("sounds" if hasattr(args, "form") else kind_of(listing))
+    if kind == "sounds" and args.kind is None and not hasattr(args, "form"):
+        raise InputError(f"{args.source} holds sound files: --log-mel makes spectrograms of them, and --form linear or phase "
+                         "others")
     wanted = {field.name for field in fields(PACKINGS[kind])}
     given = {field.name: getattr(args, field.name) for packing in PACKINGS.values() for field in fields(packing)
              if hasattr(args, field.name)}

@@ -51,6 +51,7 @@ _SHARD_MULTIPLE = 8                 # shards divide evenly among up to 8 readers
 _LOCK_SECONDS = 2.0
 _SHOWN = 5                          # unreadable files named in a message
 _LISTED = 1000                      # and in the index
+_NUMBERS = 4                        # of offsets and scales, shown
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _plan(source: Source, path: Path, options: PackOptions) -> tuple[list[Task],
         for number, first in enumerate(range(0, count, size))
     ]
     decisive = {
-        **asdict(packing), "labels": options.labels, "shuffle": options.shuffle, "seed": options.seed,
+        **packing.decisive(), "labels": options.labels, "shuffle": options.shuffle, "seed": options.seed,
         "samples_per_shard": size,
     }
     identity = json.dumps([decisive, source.sha256], sort_keys=True)
@@ -377,7 +378,9 @@ def _summary(index: DatasetIndex) -> str:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.6g}" for value in values)
+    """The first ones."""
+    more = f", ... ({len(values)} numbers)" if len(values) > _NUMBERS else ""
+    return ", ".join(f"{value:.6g}" for value in values[:_NUMBERS]) + more
 
 
 def _name_some(skipped: list[Skipped]) -> str:
