@@ -83,8 +83,8 @@ def _uses(generator: Generator, files: Sequence[str], pictures: bool) -> list[st
                 'generator = from_pretrained(".")\n'
                 f'sample = draw_samples(generator, 7, "generate", torch.tensor([0]){one})\n```')
     uses.append("Pictures: `((samples + 1) * 127.5).round().clip(0, 255)` as uint8, channels first." if pictures else
-                "Samples are arrays: `samples * scale + offset` for each channel, both in `data.array` of config.json, has the "
-                "range of the data.")
+                "Samples are arrays: `samples * scale + offset` for each channel or band, both in `data.array` of config.json, "
+                "has the range of the data.")
     return uses
 
 

@@ -24,7 +24,7 @@ Files = Iterable[tuple[str, Callable[[], bytes]]]  # name, and what reads the fi
 _T = TypeVar("_T")
 
 
-class Clip(NamedTuple):
+class Waveform(NamedTuple):
     """A sound."""
 
     rate: int             # samples a second
@@ -71,7 +71,7 @@ class Kind(ABC):
         """Values [N, C, H, W] in the network's range as pictures for people, [N, 1, 3 or 4, H, W] in the same range."""
         return values
 
-    def as_clip(self, values: Tensor) -> Clip | None:
+    def as_sound(self, values: Tensor) -> Waveform | None:
         """What a network has made, [C, H, W], as sound; None where the samples are none."""
         return None
 

@@ -18,7 +18,7 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.kinds import audio
 from stylegan_dist.kinds.array import NORMALISATIONS, Array, Normalisation, checked
 from stylegan_dist.kinds.audio import MAX_WINDOW, LogMel
-from stylegan_dist.kinds.base import RESOLUTIONS, Clip, Files, Kind, Packing, Sample, first_readable, option
+from stylegan_dist.kinds.base import RESOLUTIONS, Files, Kind, Packing, Sample, Waveform, first_readable, option
 from stylegan_dist.kinds.npy import ENCODINGS, PACKED_KEY, encode_array
 from stylegan_dist.kinds.spectrum import Spectrum, analyse, synthesise
 from stylegan_dist.kinds.values import Values
@@ -61,14 +61,14 @@ class Sound(Array):
 
     def save(self, path: Path, values: Tensor) -> None:
         super().save(path, values)
-        clip = self.as_clip(values)
+        clip = self.as_sound(values)
         audio.write_wav(path.with_suffix(".wav"), clip.samples, clip.rate)
 
-    def as_clip(self, values: Tensor) -> Clip:
+    def as_sound(self, values: Tensor) -> Waveform:
         made = self.from_network(values[None])[0].cpu().numpy()
         form = self.form
         samples = audio.listen(made[0], form) if isinstance(form, LogMel) else synthesise(made, form)
-        return Clip(form.sample_rate, samples)
+        return Waveform(form.sample_rate, samples)
 
     @property
     def form(self) -> LogMel | Spectrum:

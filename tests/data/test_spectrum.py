@@ -37,7 +37,7 @@ def glide(count: int) -> np.ndarray:
 @pytest.mark.parametrize("form", [PHASE, SMALL])
 @pytest.mark.parametrize("hertz", [437.5, 1000.0, 2345.6])
 def test_a_tone_has_the_frequency_that_it_has(form, hertz):
-    """By definition: the phase of a tone of f Hz advances by 2 pi f hop / rate, of which a band's middle has 2 pi k hop / window.
+    """By definition: the phase of a tone of f Hz advances by 2 pi f hop / rate, that of a band's middle by 2 pi k hop / window.
 
     A Hann window's transform is zero beyond two bins but for leakage, so the bands of the main lobe are compared.
     """
@@ -97,8 +97,8 @@ def test_the_linear_form_is_heard():
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"window": 200}, "an even window of 256 samples or more"), ({"window": 257}, "even window"), ({"hop": 200}, "twice the hop"),
-    ({"floor_db": 0.0}, "below 0"), ({"frames": 64}, "64 frames are not"),
+    ({"window": 200}, "an even window of 256 samples or more"), ({"window": 257}, "even window"),
+    ({"hop": 200}, "twice the hop"), ({"floor_db": 0.0}, "below 0"), ({"frames": 64}, "64 frames are not"),
 ])
 def test_impossible_forms(change, message):
     def kind(form: Spectrum) -> Sound:
@@ -169,8 +169,8 @@ def test_from_the_command_line(tmp_path, capsys):
     assert index.kind.spectrum == replace(SMALL, hop=64)
     assert (index.num_samples, index.channels, len(index.kind.offset)) == (7, 2, 128)
     assert "... (128 numbers)" in capsys.readouterr().out
-    for wrong, message in ((["--window", "100"], "an even window of 128 samples or more"), (["--high-hz", "2000"], "lowest bins"),
-                           (["--hop", "100"], "at least twice the hop")):
+    for wrong, message in ((["--window", "100"], "an even window of 128 samples or more"),
+                           (["--high-hz", "2000"], "lowest bins"), (["--hop", "100"], "at least twice the hop")):
         assert main(["pack", source, str(tmp_path / "b"), "--resolution", "64", "--form", "linear", *wrong]) == 2
         assert message in capsys.readouterr().err
     assert main(["pack", source, str(tmp_path / "b"), "--resolution", "64", "--log-mel", "--form", "linear"]) == 0
@@ -180,7 +180,8 @@ def test_from_the_command_line(tmp_path, capsys):
 def test_silent_files_are_left_out(tmp_path):
     write_sounds(tmp_path / "in")
     (tmp_path / "in" / "0_silent.wav").write_bytes(wav(np.zeros(900)))
-    index = pack(tmp_path / "in", tmp_path / "set", PackOptions(SoundOptions(resolution=32, form="linear", trim=-60), workers=1))
+    options = PackOptions(SoundOptions(resolution=32, form="linear", trim=-60), workers=1)
+    index = pack(tmp_path / "in", tmp_path / "set", options)
     assert [one["name"] for one in index.skipped] == ["0_silent.wav"]
     with pytest.raises(InputError, match="lowest bins"):
         pack(tmp_path / "in", tmp_path / "other", PackOptions(SoundOptions(resolution=32, form="linear", low_hz=100)))
@@ -202,6 +203,6 @@ def test_log_mel_sets_are_what_they_were(tmp_path):
         {"dtype": "float16", "offset": list(index.kind.offset), "scale": list(index.kind.scale), "key": None,
          "log_mel": asdict(index.kind.log_mel)}, sort_keys=True)
     assert index.fingerprint == hashlib.sha256(text.encode()).hexdigest()
-    clip = index.kind.as_clip(torch.zeros(1, 16, 16))
+    clip = index.kind.as_sound(torch.zeros(1, 16, 16))
     decibels = index.kind.from_network(torch.zeros(1, 1, 16, 16))[0, 0].numpy()
     assert np.array_equal(clip.samples, audio.listen(decibels, index.kind.log_mel))
