@@ -87,6 +87,7 @@ class Sample(NamedTuple):
     data: bytes                     # of the member of the tar file
     enlarged: bool = False          # an image that had fewer pixels
     values: Values | None = None    # of an array
+    cut: bool = False               # a sound that was longer
 
 
 class Options:

@@ -168,7 +168,7 @@ class SoundOptions(Normalisation, Packing):
     def sample(self, data: bytes) -> Sample:
         """The spectrogram of a sound file. Raises ValueError with the reason when it cannot be had."""
         form = self.spectrogram
-        rate, samples = audio.read_wav(data, form.samples if self.trim is None else len(data))
+        rate, samples = audio.read_wav(data, form.samples + 1 if self.trim is None else len(data))
         if rate != form.sample_rate:
             raise ValueError(f"a sample rate of {rate} Hz instead of {form.sample_rate}: resample it")
         if self.trim is not None:
@@ -176,7 +176,7 @@ class SoundOptions(Normalisation, Packing):
         spectrogram = audio.log_mel(samples, form)[None] if isinstance(form, LogMel) else analyse(samples, form)
         values = spectrogram.astype(self.dtype)
         rows = values.reshape(-1, 1, self.resolution) if self.normalise == "bands" else values
-        return Sample(encode_array(values, self.encoding), values=Values.of(rows))
+        return Sample(encode_array(values, self.encoding), values=Values.of(rows), cut=len(samples) > form.samples)
 
     def of(self, values: Values) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if self.normalise != "bands" or self.offset is not None:

@@ -163,12 +163,16 @@ def test_bands_are_normalised_each(tmp_path, form, channels):
 def test_from_the_command_line(tmp_path, capsys):
     write_sounds(tmp_path / "in")
     (tmp_path / "in" / "0_stereo.wav").write_bytes(wav(np.stack([tone(440, 900), np.zeros(900)], 1)))
+    (tmp_path / "in" / "1_long.wav").write_bytes(wav(tone(440, 4200)))  # of 4096 samples
+    (tmp_path / "in" / "1_full.wav").write_bytes(wav(tone(440, 4096)))
     source = str(tmp_path / "in")
     assert main(["pack", source, str(tmp_path / "a"), "--resolution", "64", "--form", "phase", "--trim", "-40"]) == 0
     index = load_index(tmp_path / "a")
     assert index.kind.spectrum == replace(SMALL, hop=64)
-    assert (index.num_samples, index.channels, len(index.kind.offset)) == (7, 2, 128)
-    assert "... (128 numbers)" in capsys.readouterr().out
+    assert (index.num_samples, index.channels, len(index.kind.offset)) == (9, 2, 128)
+    said = capsys.readouterr().out
+    assert "... (128 numbers)" in said
+    assert "\nsounds that were longer than a clip and have been cut off: 1\n" in said
     for wrong, message in ((["--window", "100"], "an even window of 128 samples or more"),
                            (["--high-hz", "2000"], "lowest bins"), (["--hop", "100"], "at least twice the hop")):
         assert main(["pack", source, str(tmp_path / "b"), "--resolution", "64", "--form", "linear", *wrong]) == 2
