@@ -46,7 +46,7 @@ from stylegan_dist.families import family_of
 from stylegan_dist.features.network import FeatureNetwork, NoFeatures, exactly
 from stylegan_dist.features.registry import open_features
 from stylegan_dist.files import file_digest
-from stylegan_dist.kinds import Kind
+from stylegan_dist.kinds import Kind, Sound
 from stylegan_dist.metrics import few_samples
 from stylegan_dist.networks.generator import Generator
 from stylegan_dist.ops import native
@@ -110,11 +110,14 @@ class Evaluator:
         if set(self.metrics) - self.own.keys():
             self.network = ranks.together(lambda: open_features(options.network or wanted.network, ranks.device))
         ranks.together(lambda: self.network.check(self.index.resolution, len(self._example()[0])))
+        self._check_form()
         if "classes" in self.metrics and not (self.index.num_classes and config.data.conditional):
             raise InputError("the metric classes needs a run that was trained with labels: leave it out")
         if "is" in self.metrics and not self.network.classes:
             raise InputError(f"the metric is needs a network that classifies, and {self.network.name} does not: choose another "
                              "network, or leave it out")
+        if "accuracy" in self.metrics:
+            self._check_classifier(config.data.conditional)
         self.moving = [metric for metric in self.metrics if metric in EQUIVARIANCE]
         if self.moving and not family_of(config).moves:
             raise InputError(f"the metric {self.moving[0]} needs a generator that can move its content, and those of "
@@ -130,6 +133,27 @@ class Evaluator:
         self._neighbours = Neighbours(run_dir, self.index, self.cache, self.seed, self._counts(), say)
         self._real: Rows | None = None
         self._floors: dict[str, float] = {}  # on rank 0
+
+    def _check_form(self) -> None:
+        """Raise InputError where a network has learnt other spectrograms, which may have the same shape."""
+        taught, mine = self.network.taught, self.index.kind
+        theirs = taught.kind if taught else mine
+        if isinstance(mine, Sound) and (not isinstance(theirs, Sound) or theirs.form != mine.form):
+            raise InputError(f"the feature network {self.network.name} has learnt spectrograms of another form: train one "
+                             "on this data with `stylegan-dist train-features SHARDS OUT`, and give OUT")
+
+    def _check_classifier(self, conditional: bool) -> None:
+        """Raise InputError unless the network tells the classes of the data apart, and the generator is asked for them."""
+        network, classes = self.network, self.index.num_classes
+        if not (classes and conditional):
+            raise InputError("the metric accuracy needs a run that was trained with labels: leave it out")
+        if network.taught is None:
+            raise InputError(f"the metric accuracy needs a network that has learnt the classes of the data, and {network.name} "
+                             "has learnt others: train one with `stylegan-dist train-features SHARDS OUT`, and give OUT as "
+                             "--network (evaluate.network)")
+        if network.classes != classes:
+            raise InputError(f"the metric accuracy: the network {network.name} has learnt {network.classes} classes, and the "
+                             f"real samples have {classes}: train one on them with `stylegan-dist train-features`")
 
     def _load_index(self, shards: str) -> DatasetIndex:
         if not shards:
@@ -238,7 +262,7 @@ class Evaluator:
         device, metrics = self.ranks.device, self.metrics
         real, generated = real.to(device), generated.to(device)
         if not self._floors:
-            self._floors = real_scores(real.features, self.network, metrics)
+            self._floors = real_scores(real, self.network, metrics, self.index.fingerprint)
         by_class = class_distances(real, generated, self.index.num_classes) if "classes" in metrics else ()
         scores = compute_scores(real, generated, self.network, metrics, self._floors, by_class, self.own)
         found = Evaluation(1, nimg, digest, self.network.name, self.network.sha256, self.count, self.seed,

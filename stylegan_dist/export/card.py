@@ -93,8 +93,8 @@ def _reading(array: Array | None) -> str:
     if array.text:
         return ("Samples are lines of text: `samples[:, 0].argmax(1)` has for each position the number of a symbol in "
                 "`data.array.text.symbols` of config.json, and blanks behind the end of the line.")
-    return ("Samples are arrays: `samples * scale + offset` for each channel, both in `data.array` of config.json, has the "
-            "range of the data.")
+    return ("Samples are arrays: `samples * scale + offset` for each channel or band, both in `data.array` of config.json, has "
+            "the range of the data.")
 
 
 def _scores(run_dir: Path, description: Description) -> str:

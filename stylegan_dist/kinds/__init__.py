@@ -23,4 +23,4 @@ def declared(array: Array | None) -> Kind:
         return Image()
     if array.text:
         return Text(**vars(array))
-    return Sound(**vars(array)) if array.log_mel else array
+    return Sound(**vars(array)) if array.log_mel or array.spectrum else array

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
@@ -22,6 +23,13 @@ MAX_CHANNELS = 128                               # of an array: latents of an au
 Decode = Callable[[bytes, Any], None]
 Files = Iterable[tuple[str, Callable[[], bytes]]]  # name, and what reads the file or raises ValueError with the reason
 _T = TypeVar("_T")
+
+
+class Waveform(NamedTuple):
+    """A sound."""
+
+    rate: int             # samples a second
+    samples: np.ndarray   # [N] in [-1, 1]
 
 
 class Kind(ABC):
@@ -64,6 +72,10 @@ class Kind(ABC):
         """Values [N, C, H, W] in the network's range as pictures for people, [N, 1, 3 or 4, H, W] in the same range."""
         return values
 
+    def as_sound(self, values: Tensor) -> Waveform | None:
+        """What a network has made, [C, H, W], as sound; None where the samples are none."""
+        return None
+
     def lines(self, values: Tensor) -> list[str] | None:
         """Values [N, C, H, W] in the network's range as lines of text; None where they are no text."""
         return None
@@ -89,6 +101,7 @@ class Sample(NamedTuple):
     data: bytes                     # of the member of the tar file
     enlarged: bool = False          # an image that had fewer pixels
     values: Values | None = None    # of an array
+    cut: bool = False               # a sound that was longer
 
 
 class Options:
@@ -116,6 +129,10 @@ class Packing(Options, ABC):
     resolution: int
     channels: int | None
     encoding: str                       # ending of the members of the shards
+
+    def decisive(self) -> dict[str, Any]:
+        """The options as JSON. Sets are the same only if these are."""
+        return dataclasses.asdict(self)
 
     @property
     @abstractmethod

@@ -51,6 +51,7 @@ _SHARD_MULTIPLE = 8                 # shards divide evenly among up to 8 readers
 _LOCK_SECONDS = 2.0
 _SHOWN = 5                          # unreadable files named in a message
 _LISTED = 1000                      # and in the index
+_NUMBERS = 4                        # of offsets and scales, shown
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _plan(source: Source, path: Path, options: PackOptions) -> tuple[list[Task],
         for number, first in enumerate(range(0, count, size))
     ]
     decisive = {
-        **asdict(packing), "labels": options.labels, "shuffle": options.shuffle, "seed": options.seed,
+        **packing.decisive(), "labels": options.labels, "shuffle": options.shuffle, "seed": options.seed,
         "samples_per_shard": size,
     }
     identity = json.dumps([decisive, source.sha256], sort_keys=True)
@@ -360,6 +361,8 @@ def _finish(job: Job, results: list[Written], record: dict, state: str) -> Datas
     print("\n".join(account.lines()))
     if enlarged := sum(result.enlarged for result in results):
         print(f"{enlarged} images were smaller than {packing.resolution} pixels and have been enlarged")
+    if cut := sum(result.cut for result in results):
+        print(f"sounds that were longer than a clip and have been cut off: {cut}")
     if values and isinstance(index.kind, Array):
         print(f"values from {min(values.least):g} to {max(values.greatest):g}; training sees (x - offset) / scale with "
               f"offset {_numbers(index.kind.offset)}, scale {_numbers(index.kind.scale)}")
@@ -377,7 +380,9 @@ def _summary(index: DatasetIndex) -> str:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.6g}" for value in values)
+    """The first ones."""
+    more = f", ... ({len(values)} numbers)" if len(values) > _NUMBERS else ""
+    return ", ".join(f"{value:.6g}" for value in values[:_NUMBERS]) + more
 
 
 def _name_some(skipped: list[Skipped]) -> str:
