@@ -9,6 +9,7 @@ from torch import nn
 
 from stylegan_dist.config import Config
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import Kind
 from stylegan_dist.networks.generator import Generator, SampleShape
 from stylegan_dist.networks.layers import Precision
 from stylegan_dist.objective.game import Objective
@@ -50,6 +51,13 @@ class Family(abc.ABC):
             name: of a parameter or a buffer of one of the two.
         """
         return before == now
+
+    def follow(self, config: Config, kind: Kind, channels: int, auto: Auto) -> None:  # noqa: B027 - most follow nothing
+        """Replace every "auto" that follows from what the samples are, before all others.
+
+        Raises:
+            InputError: the family has no networks for such samples.
+        """
 
     @abc.abstractmethod
     def resolve(self, config: Config, resolution: int, auto: Auto) -> None:

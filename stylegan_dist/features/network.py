@@ -30,6 +30,7 @@ class FeatureNetwork:
     Attributes:
         resize: how samples are brought to the network's size, for keys of caches. Name, `sha256` and this decide the features.
         dtype: of samples. uint8 but for networks that were trained on other arrays.
+        kind: of samples, where it was trained on the user's data; None where it takes pictures.
         dimensions: of the features.
         classes: of the classifier; 0: there is none.
     """
@@ -37,7 +38,7 @@ class FeatureNetwork:
     def __init__(self, name: str, sha256: str, trunk: Trunk, samples: Input, device: torch.device | str):
         self.name, self.sha256, self.device = name, sha256, torch.device(device)
         self._trunk, self._input = trunk.to(self.device), samples
-        self.resize, self.dtype = samples.resize, samples.dtype
+        self.resize, self.dtype, self.kind = samples.resize, samples.dtype, samples.kind
         self.dimensions, self.classes = trunk.dimensions, trunk.classes
         self._part = 1 if self.device.type == "cpu" else 64  # samples at a time; a CPU gains nothing by more
 

@@ -118,15 +118,17 @@ class OwnRecord:
     accuracy: Annotated[float, Field(ge=0, le=1)]  # on those
     sha256: Digest          # of the weights
     array: Array | None = None
+    learned: Literal["labels", "motion"] = "labels"
     format: Literal["stylegan-dist-features"] = "stylegan-dist-features"
     version: Literal[1] = 1
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
-def own_features(network: OwnNetwork, samples: OwnSamples, sha256: str, device: torch.device | str) -> FeatureNetwork:
-    """The network as metrics use it, named after its weights."""
-    return FeatureNetwork(f"own_{sha256[:8]}", sha256, network, samples, device)
+def own_features(network: OwnNetwork, samples: OwnSamples, sha256: str, device: torch.device | str,
+                 learned: str = "labels") -> FeatureNetwork:
+    """The network as metrics use it, named after its weights, and after the motion of clips if it has learned that."""
+    return FeatureNetwork(f"{'motion' if learned == 'motion' else 'own'}_{sha256[:8]}", sha256, network, samples, device)
 
 
 def save_weights(network: OwnNetwork, folder: Path) -> str:
@@ -171,4 +173,4 @@ def open_own(folder: Path, device: torch.device | str) -> FeatureNetwork:
         except (SafetensorError, ValueError) as error:
             raise InputError(f"{weights} is damaged ({' '.join(str(error).split())}): {again}") from None
     assert isinstance(network, OwnNetwork), "that was asked for"
-    return own_features(network, OwnSamples(kind, record.resolution, record.channels), digest, device)
+    return own_features(network, OwnSamples(kind, record.resolution, record.channels), digest, device, record.learned)

@@ -28,6 +28,7 @@ from stylegan_dist.kinds.base import (
     first_readable,
     option,
 )
+from stylegan_dist.kinds.film import FilmForm
 from stylegan_dist.kinds.npy import ENCODINGS, PACKED_KEY, array_names, encode_array, read_array, usual_header
 from stylegan_dist.kinds.values import Values
 from stylegan_dist.ranges import Range
@@ -46,13 +47,17 @@ class Array(Kind):
     scale: tuple[float, ...]          # as many; none is zero
     key: str | None = None            # name of the array in an npz file; None: npy files
     log_mel: LogMel | None = None     # how they were made, where they are the spectrograms of sounds (`Sound`)
+    film: FilmForm | None = None      # where they are clips (`Clip`)
     noun = "arrays"
 
     def layout(self, channels: int) -> str:
         return f"{super().layout(channels)} of {self.dtype}"
 
     def facts(self) -> dict[str, Any]:
-        return {"array": asdict(self)}
+        facts = asdict(self)
+        if self.film is None:  # sets of before there were clips keep their identity
+            del facts["film"]
+        return {"array": facts}
 
     def check(self, resolution: int, channels: int) -> None:
         if self.dtype not in DTYPES:

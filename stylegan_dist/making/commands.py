@@ -45,6 +45,9 @@ examples:
   # spoken digits, 8 kHz: spectrograms of 64 bands and 64 frames; 7_jackson_0.wav is of class 7
   stylegan-dist pack recordings.tar shards/digits --resolution 64 --log-mel --labels names
 
+  # clips of 16 frames from films and folders of frames, 12 frames a second
+  stylegan-dist pack films shards/clips --video --resolution 64 --frames 16 --fps 12
+
   # on three machines that share the folders: one command on each, then the same without --part, which makes the index
   stylegan-dist pack photos shards/photos --resolution 256 --part 1/3
   stylegan-dist pack photos shards/photos --resolution 256
@@ -97,6 +100,9 @@ def add_pack(subparsers) -> None:
                        help="take the .wav files, PCM of one sample rate, and make a log-mel spectrogram of each, with as many "
                             "bands and frames as --resolution says: what is longer than frames x hop is cut off, what is "
                             "shorter is followed by silence")
+    kinds.add_argument("--video", action="store_const", dest="kind", const="videos",
+                       help="cut clips of --frames frames from videos (mp4, webm, mov, ...; GIF, animated WebP) and from "
+                            "folders whose pictures are frames")
     _add_options(parser, PACKINGS, common)
 
     content = parser.add_argument_group("labels and order")
@@ -182,6 +188,8 @@ def _packing(args: argparse.Namespace, listing: Listing) -> Packing:
     kind = args.kind or kind_of(listing)
     if kind == "sounds" and args.kind is None:
         raise InputError(f"{args.source} holds sound files: --log-mel makes spectrograms of them")
+    if kind == "videos" and args.kind is None:
+        raise InputError(f"{args.source} holds videos: --video cuts clips from them")
     wanted = {field.name for field in fields(PACKINGS[kind])}
     given = {field.name: getattr(args, field.name) for packing in PACKINGS.values() for field in fields(packing)
              if hasattr(args, field.name)}

@@ -242,7 +242,7 @@ class Samples(Event):
         index = torch.arange(m.grid_columns * m.grid_rows, device=run.engine.device)
         labels = index % m.grid_columns % run.resolved.num_classes if run.resolved.conditional else None
         images = draw_samples(network, run.config.run.seed, "samples", index, labels, Sampling(batch=run.config.run.batch_gpu))
-        _save_picture(run, "samples", self.path, run.index.kind.as_pictures(images))
+        _save_samples(run, "samples", self.path, images)
         if run.batch is not None:
             reals = run.index.kind.to_network(run.batch["sample"])
             for title, text in run.signs.of_samples(images, reals):
@@ -327,15 +327,21 @@ def save_reals(run: Run) -> None:
     plan = replace(stream_plan(run.config), batch=m.grid_columns * m.grid_rows, mirror=False)
     stream = BatchStream(run.index, plan, cache=run.cache)
     try:
-        images = kind.as_pictures(kind.to_network(next(stream)["sample"]))
+        samples = kind.to_network(next(stream)["sample"])
     finally:
         stream.close()
-    _save_picture(run, "reals", run.dir / SAMPLES_NAME / "reals.png", images)
+    _save_samples(run, "reals", run.dir / SAMPLES_NAME / "reals.png", samples)
 
 
-def _save_picture(run: Run, name: str, path: Path, images: torch.Tensor) -> None:
-    if _saved(run, path, lambda: save_grid(path, images, run.config.monitor.grid_columns)):
+def _save_samples(run: Run, name: str, path: Path, samples: torch.Tensor) -> None:
+    """A grid of pictures; of what can be played, also one that moves, beside it."""
+    kind, columns = run.index.kind, run.config.monitor.grid_columns
+    if _saved(run, path, lambda: save_grid(path, kind.as_pictures(samples), columns)):
         run.monitor.image(name, path, run.state.nimg)
+    if film := kind.as_film(samples):
+        moving = path.with_suffix(".gif")
+        if _saved(run, moving, lambda: save_clip(moving, film.frames.transpose(0, 1), columns, round(1000 / film.fps))):
+            run.monitor.image(f"{name}_clip", moving, run.state.nimg)
 
 
 def _saved(run: Run, path: Path, write: Callable[[], None]) -> bool:

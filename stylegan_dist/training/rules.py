@@ -82,6 +82,7 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
                          "or set data.conditional=false")
 
     auto(run, "run", "batch", min(8 * min(4096 // resolution, 32), 64), "from the resolution")
+    family.follow(config, index.kind, index.channels, auto)
     family.resolve(config, resolution, auto)
     auto(config.ema, "ema", "half_life_kimg", run.batch * 10 / 32, "10 kimg at batch 32, in proportion")
     why = "the average goes on from that of run.init_from" if run.init_from else "the average begins at random weights"
