@@ -81,12 +81,6 @@ def draw_values(generator: Generator, seed: int, index: Tensor, counts: Sequence
     return generator.sample(seed, "evaluate", index, labels_for(generator, seed, index, counts), Sampling(batch=BATCH))
 
 
-def draw(generator: Generator, kind: Kind, network: FeatureNetwork, seed: int, index: Tensor,
-         counts: Sequence[int] | None) -> Tensor:
-    """`draw_values` for a feature network."""
-    return pictures_for(network, kind, draw_values(generator, seed, index, counts))
-
-
 def draw_path_lengths(generator: Generator, kind: Kind, network: FeatureNetwork, seed: int, index: Tensor,
                       counts: Sequence[int] | None) -> Tensor:
     """Lengths [n], float32, of the beginnings of paths between pairs of latents, by the numbers of the pairs (int64 [n]).

@@ -12,6 +12,7 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.features.inputs import Input
 from stylegan_dist.features.layers import Maps, Trunk
 
+NO_NETWORK = "no network"  # the name of `NoFeatures`
 _EPSILON = 1e-10   # keeps the gradient of the length of a zero vector finite
 
 
@@ -140,6 +141,20 @@ class FeatureNetwork:
                 part = [_filled(one[begin:begin + self._part].to(self.device), self._part) for one in values]
                 results.append(function(*part)[:count - begin])
         return torch.cat(results)
+
+
+class NoFeatures(FeatureNetwork):
+    """In place of a feature network, where no score needs one: it takes any samples, and there are no features of them."""
+
+    def __init__(self, device: torch.device | str):
+        self.name, self.sha256, self.device = NO_NETWORK, "0" * 64, torch.device(device)
+        self.resize, self.dtype, self.kind, self.dimensions, self.classes = "none", torch.uint8, None, 0, 0
+
+    def check(self, resolution: int, channels: int) -> None:
+        pass
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        return torch.empty(len(samples), 0, device=self.device)
 
 
 def between(first: Maps, second: Maps) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.scores import SampleMetric
 from stylegan_dist.kinds.values import Values
 from stylegan_dist.ranges import Range
 
@@ -66,6 +67,11 @@ class Kind(ABC):
     def as_film(self, values: Tensor) -> Film | None:
         """Values [N, C, H, W] in the network's range as what can be played; None of kinds that cannot be played."""
         return None
+
+    def metrics(self) -> Mapping[str, SampleMetric]:
+        """Scores of this kind of samples by the names of their metrics. Where there are any, they are the ones that
+        `evaluate.metrics=auto` asks for, in their order."""
+        return {}
 
     def save(self, path: Path, values: Tensor) -> None:
         """Write what a network has made, [C, H, W], as files for people. `path` has no ending. Raises OSError."""
