@@ -23,7 +23,6 @@ class Input(ABC):
 
     dtype: torch.dtype   # of samples
     resize: str          # description for the keys of caches and for people
-    kind: Kind | None = None  # of samples of the user's data
 
     @abstractmethod
     def check(self, resolution: tuple[int, int], channels: int) -> None:

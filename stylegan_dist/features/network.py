@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylegan_dist.errors import InputError
-from stylegan_dist.features.inputs import Input
+from stylegan_dist.features.inputs import Input, OwnSamples
 from stylegan_dist.features.layers import Maps, Trunk
 
 NO_NETWORK = "no network"  # the name of `NoFeatures`
@@ -39,7 +39,8 @@ class FeatureNetwork:
     def __init__(self, name: str, sha256: str, trunk: Trunk, samples: Input, device: torch.device | str):
         self.name, self.sha256, self.device = name, sha256, torch.device(device)
         self._trunk, self._input = trunk.to(self.device), samples
-        self.resize, self.dtype, self.kind = samples.resize, samples.dtype, samples.kind
+        self.resize, self.dtype = samples.resize, samples.dtype
+        self.kind = samples.kind if isinstance(samples, OwnSamples) else None
         self.dimensions, self.classes = trunk.dimensions, trunk.classes
         self._part = 1 if self.device.type == "cpu" else 64  # samples at a time; a CPU gains nothing by more
 

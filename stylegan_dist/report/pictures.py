@@ -1,6 +1,6 @@
 """Pictures inside the page: PNG files of a run as WebP in data URIs, within a number of bytes.
 
-Where a GIF of the same name lies beside a picture, it is what the picture shows in motion, and is shown in its place.
+Where a GIF of the same name lies beside a grid of samples, these are clips, and it is shown in place of the grid.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from stylegan_dist.files import open_regular
 from stylegan_dist.monitor.images import ABOUT
 from stylegan_dist.report.foreign import shown
 from stylegan_dist.report.thinning import evenly
+from stylegan_dist.training.run_folder import SAMPLES_NAME
 
 # Longest side in pixels, and quality. The first is taken at which all pictures fit, or enough of them for a slider.
 RUNGS = ((2048, 82), (1600, 78), (1280, 72), (1024, 64), (768, 56), (512, 50), (256, 40))
@@ -55,13 +56,13 @@ class Grids:
 
 
 def encode(path: Path, side: int, quality: int) -> Picture:
-    """A PNG file as WebP, made smaller if a side has more than `side` pixels; or the GIF of its name, moving, if there is one.
+    """A PNG file as WebP, made smaller if a side has more than `side` pixels; of samples that are clips the GIF, moving.
 
     Raises:
         Unreadable: it is no PNG, or no GIF, damaged, or too large.
     """
     moving = path.with_suffix(".gif")
-    if path.suffix == ".png" and moving.is_file():
+    if path.parent.name == SAMPLES_NAME and moving.is_file():
         path = moving
     try:
         with open_regular(path) as file, warnings.catch_warnings():

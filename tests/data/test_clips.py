@@ -1,4 +1,4 @@
-"""Clips: cut from files of video, from animations and from folders of frames; what is refused; the values that training sees."""
+"""Clips: cut from films, from animations and from folders of frames; what is refused; the values that training sees."""
 
 from __future__ import annotations
 

@@ -97,7 +97,8 @@ class Motion(nn.Module):
 class LoopingMotion(nn.Module):
     """A Fourier series whose amplitudes and phases are made of noise: it loops after `loop_frames`, without a jump of any kind.
 
-    Pair k of the code is (1 + tanh(A u)) times sin and cos of 2 pi h t / loop_frames + Q u, with h from 1 to 4 in turn.
+    Pair k of the code is (1 + tanh(A u)) / h^2 times sin and cos of 2 pi h t / loop_frames + Q u, with h from 1 to 4 in turn.
+    The divisor makes the motions that networks begin with slow: accelerations of all h are alike.
 
     Attributes: as of `Motion`.
     """
@@ -120,7 +121,7 @@ class LoopingMotion(nn.Module):
         for layer in (self.layer0, self.layer1):
             x = ops.bias_act(layer(x), None, "lrelu")
         angle = _harmonics(self.frequencies, x.device) * (times.to(x.dtype) / self.loop % 1)[:, None] + self.phases(x)
-        amplitude = self.amplitudes(x).tanh() + 1
+        amplitude = (self.amplitudes(x).tanh() + 1) / (_harmonics(self.frequencies, x.device) / (2 * math.pi)).square()
         return (_waves(angle) * torch.cat([amplitude, amplitude], 1)).transpose(1, 2)
 
 
