@@ -294,6 +294,12 @@ def test_scores(run, clip_shards, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.full
+def test_exports_for_any_batch(run, tmp_path, capsys):
+    assert main(["export", str(run / "whole"), str(tmp_path / "out"), "--formats", "torch"]) == 0
+    assert "generator.pt2" in capsys.readouterr().out
+
+
 def test_other_families_make_no_films(small_shards, tmp_path, capsys):
     assert main(["train", *TINY, f"data.shards={small_shards}", f"run.dir={tmp_path / 'run'}", "run.kimg=0.008"]) == 0
     assert main(["generate", str(tmp_path / "run"), "--frames", "9", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -79,13 +79,13 @@ class Generator(stylegan2.Generator):
             latents: [N, w_dim] or [N, num_ws, w_dim].
             codes: [N, S, width].
         """
-        ws = latents if latents.dim() == 3 else latents[:, None].expand(-1, self.num_ws, -1)
-        return self.joined(self.synthesis(ws.repeat_interleave(codes.shape[1], 0), None, codes.flatten(0, 1)), codes.shape[1])
+        return self.frames_by(self.synthesis, latents, codes)
 
-    @staticmethod
-    def joined(frames: Tensor, count: int) -> Tensor:
-        """[N * count, C, R, R] -> [N, count * C, R, R]."""
-        return frames.contiguous().unflatten(0, (-1, count)).flatten(1, 2)
+    def frames_by(self, synthesis: Callable[..., Tensor], latents: Tensor, codes: Tensor) -> Tensor:
+        """As `frames_of`, by a synthesis network that may be a compiled one."""
+        ws, count = latents if latents.dim() == 3 else latents[:, None].expand(-1, self.num_ws, -1), codes.shape[1]
+        frames = synthesis(ws[:, None].expand(-1, count, -1, -1).flatten(0, 1), None, codes.flatten(0, 1))
+        return frames.reshape(-1, count * frames.shape[1], *frames.shape[2:])
 
     def forward(self, z: Tensor, label: Tensor | None = None, noise: object = None,
                 truncation: float | Tensor = 1.0) -> Tensor:
@@ -96,7 +96,7 @@ class Generator(stylegan2.Generator):
         """Clips with the same motion, whatever their content: that of number 0. `noise` changes nothing."""
         zero, times = torch.zeros(1, dtype=torch.int64, device=latents.device), self.times(latents.device)
         codes = self.draw_motion(0, STILL, zero, times[None], self.frames - 1.0)
-        return self.frames_of(latents, codes.to(latents.dtype).expand(len(latents), -1, -1))
+        return self.frames_of(latents, codes.to(latents.dtype).expand(latents.shape[0], -1, -1))
 
     def sample(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, sampling: Sampling) -> Tensor:
         return self.film(seed, purpose, index, labels, sampling, self.times(index.device))
@@ -188,7 +188,7 @@ class Discriminator(nn.Module):
 
 def _joined(x: Tensor) -> Tensor:
     """The maps of the frames of each clip side by side: [N * 3, C, H, W] -> [N, 3 * C, H, W]."""
-    return x.contiguous().unflatten(0, (-1, SEEN)).flatten(1, 2)
+    return x.reshape(-1, SEEN * x.shape[1], *x.shape[2:])
 
 
 @constant

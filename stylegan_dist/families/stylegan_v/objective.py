@@ -28,8 +28,7 @@ class StyleGanVObjective(Objective):
         g = self.generator
         w = g.mapping(g.draw(self.seed, phase, index), labels)
         codes = g.draw_motion(self.seed, phase, index, self.times(phase, index), g.frames - 1.0).to(w.dtype)
-        ws = w[:, None].expand(-1, g.num_ws, -1).repeat_interleave(SEEN, 0)
-        return g.joined(self.forwards["g"](ws, None, codes.flatten(0, 1)), SEEN), w
+        return g.frames_by(self.forwards["g"], w, codes), w
 
     def observe(self, made: Tensor) -> dict[str, Tensor]:
         return {"w": made.sum(0) / self.batch}
