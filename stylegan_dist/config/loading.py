@@ -18,6 +18,7 @@ from stylegan_dist.config.schedules import FORMS, UNTIL, Schedule, extremes, is_
 from stylegan_dist.config.schema import Config, config_of
 from stylegan_dist.config.text import MAX_BYTES, read_yaml
 from stylegan_dist.errors import InputError
+from stylegan_dist.families import families
 from stylegan_dist.paths import check_no_url, check_text, expand_home
 from stylegan_dist.ranges import Range
 from stylegan_dist.records import shorten
@@ -163,6 +164,10 @@ def _set(config: Config, setting: Setting) -> None:
     if dotted not in known:
         if inside := [key for key in known if key.startswith(f"{dotted}.")]:
             raise InputError(f"{dotted} {origin} is a section; set one of its keys, for example {inside[0]}")
+        family = config.generator.family
+        if having := [name for name in families() if name != family and dotted in _keys_of(name)]:
+            raise InputError(f"{dotted} {origin} is a knob of {', '.join(having)}, not of {FAMILY_KEY}={family}: "
+                             "take it out of the file or the command, or choose another family")
         raise InputError(f"unknown configuration key {shorten(dotted)} {origin}; the nearest is {_nearest(dotted, known)!r} "
                          "(stylegan-dist train --help-config lists all)")
     owner, knob = known[dotted]
@@ -202,6 +207,10 @@ def _show(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_show, value[:4]))}{', ...' if len(value) > 4 else ''}]"
     return str(value) if isinstance(value, Schedule) else shorten(value)
+
+
+def _keys_of(family: str) -> set[str]:
+    return {key for key, _, _ in _knobs(config_of(family), "")}
 
 
 def _nearest(dotted: str, known: Sequence[str] | dict) -> str:

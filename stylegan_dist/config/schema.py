@@ -186,6 +186,9 @@ class GuardConfig:
     lr_factor: float = knob(1.0, TOLD, "multiplies both learning rates each time the run goes back", above=0, most=1)
 
 
+DEFAULT_METRICS = "fid,kid,pr"  # of samples whose kind has no scores of its own
+
+
 @dataclass
 class EvaluateConfig:
     every_kimg: float = knob(0.0, SILENT,

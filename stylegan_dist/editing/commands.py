@@ -183,6 +183,8 @@ def _points(trained: Any, args: argparse.Namespace) -> list:
     from stylegan_dist.editing.points import points_of_files, points_of_seeds
 
     if args.latents:
+        if args.label is not None or args.trunc != 1:
+            raise InputError("--class and --trunc are of --seeds: a file of latents has its own class, and is drawn as it is")
         return points_of_files(trained, args.latents)
     return points_of_seeds(trained, _seeds(args.seeds, "--seeds"), args.label, args.trunc)
 
@@ -256,10 +258,12 @@ def _mix(args: argparse.Namespace) -> int:
 
 
 def _walk(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     import torch
 
     from stylegan_dist.editing.points import draw
-    from stylegan_dist.editing.walks import check_film, closed_spline, save_film
+    from stylegan_dist.editing.walks import between, check_film, closed_spline, save_film
 
     out, trained, count = Path(args.out), _opened(args), _count(args, 2) * args.frames
     check_film(out, count, trained.shape.resolution)
@@ -267,7 +271,10 @@ def _walk(args: argparse.Namespace) -> int:
     with _bar(count, "frame") as bar, _writing(out):
         def frames() -> Any:
             for number, ws in enumerate(closed_spline(torch.stack([point.ws for point in points]), args.frames)):
-                yield draw(trained, points[number // args.frames].at(ws))
+                first, part = divmod(number, args.frames)
+                one, two = points[first], points[(first + 1) % len(points)]
+                maps = between(trained.generator, one.maps, two.maps, part / args.frames)
+                yield draw(trained, replace(one, ws=ws, maps=maps))
                 bar.update()
 
         save_film(out, frames(), args.fps)

@@ -18,6 +18,7 @@ from torch import Tensor
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import replacing
 from stylegan_dist.monitor.images import MOST_PIXELS, grid_pixels, image_grid, save_clip
+from stylegan_dist.networks.generator import Generator
 
 ENDINGS = (".mp4", ".gif")
 _QUALITY = "18"  # crf of H.264: pictures show no blocks
@@ -40,6 +41,24 @@ def closed_spline(keys: Tensor, frames: int) -> Iterator[Tensor]:
         for t in (frame / frames for frame in range(frames)):
             point = one * (1 + 2 * t) * (1 - t)**2 + two * (3 - 2 * t) * t**2 + v1 * t * (1 - t)**2 - v2 * (1 - t) * t**2
             yield point.to(keys.dtype)
+
+
+def between(generator: Generator, one: list[Tensor], two: list[Tensor], part: float) -> list[Tensor]:
+    """Noise maps on the way from one sample to another, [1, 1, H, W] each. Their strength has no jump.
+
+    Args:
+        one, two: of the samples; none: the fixed maps of the generator.
+        part: of the way, from 0 to 1.
+    Returns: none where both have none.
+    """
+    if not one and not two:
+        return []
+    maps = []
+    for first, second in zip(one or generator.noise_maps(), two or generator.noise_maps(), strict=True):
+        mixed = first.lerp(second, part)
+        size = first.square().mean().sqrt().lerp(second.square().mean().sqrt(), part)  # that of the mixture falls between
+        maps.append(mixed * (size / mixed.square().mean().sqrt().clamp(min=1e-8)))
+    return maps
 
 
 def check_film(path: Path, count: int, side: int) -> None:

@@ -226,8 +226,8 @@ class Evaluator:
                   counts: Sequence[int] | None) -> Tensor:
         """Features of samples, followed by their rows of the metrics of the kind."""
         values = draw_values(generator, seed, index, counts)
-        features = network(pictures_for(network, kind, values))
-        return torch.cat([features, *(one.rows(values) for one in self.own.values())], 1)
+        features = [network(pictures_for(network, kind, values))] if network.dimensions else []
+        return torch.cat([*features, *(one.rows(values) for one in self.own.values())], 1)
 
     def _split(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Rows of `_describe` as features, and by metrics of the kind."""

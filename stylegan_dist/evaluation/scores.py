@@ -11,6 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from stylegan_dist.config.schema import DEFAULT_METRICS
 from stylegan_dist.errors import InputError
 from stylegan_dist.features.network import FeatureNetwork
 from stylegan_dist.kinds.scores import SampleMetric
@@ -44,8 +45,7 @@ METRICS = {
     "eq_t_frac": "likewise, by any amount",
     "eq_r": "likewise, to rotations",
 }
-DEFAULT = "fid,kid,pr"
-AUTO = "auto"  # the metrics of the kind of samples, or DEFAULT
+AUTO = "auto"  # the metrics of the kind of samples, or those of pictures
 EQUIVARIANCE = ("eq_t", "eq_t_frac", "eq_r")  # scores without a feature network
 _WORDS = {"infinity": "fd_infinity", "classes": "fd_classes"}  # in the names of scores
 SHOWN_CLASSES = 5
@@ -86,7 +86,7 @@ def parse_metrics(text: str, where: str = "--metrics ", own: Collection[str] = (
     """
     known = (*own, *METRICS)
     if text.strip() == AUTO:
-        text = ",".join(own) or DEFAULT
+        text = ",".join(own) or DEFAULT_METRICS
     names = ["fd" if name == "fid" else name for name in (part.strip() for part in text.split(",")) if name]
     for name in names:
         if name not in known:

@@ -65,7 +65,7 @@ def _uses(generator: Generator, files: Sequence[str], pictures: bool) -> list[st
     labels = ", torch.tensor([0, 0, 0, 0])" if generator.num_classes else ""
     psi = ", torch.tensor(0.7)" if generator.truncates else ""
     feed = ("" if not generator.num_classes else ', "labels": np.zeros(4, np.int64)') + \
-        ("" if not generator.truncates else ', "psi": np.float32(0.7)')
+        ("" if not generator.truncates else ', "psi": np.array(0.7, np.float32)')
     uses = []
     if "generator.pt2" in files:
         uses.append("With PyTorch alone:\n\n```python\nimport torch\n"

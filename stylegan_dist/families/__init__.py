@@ -32,6 +32,12 @@ def sections_of(name: str = DEFAULT) -> Mapping[str, type]:
     return _module(folder, "config").SECTIONS
 
 
+def families() -> list[str]:
+    """The names of all families, in alphabetical order."""
+    folders = [module.name for module in pkgutil.iter_modules(__path__) if module.ispkg]
+    return sorted("-".join(filter(None, (folder, variant))) for folder in folders for variant in _variants(folder))
+
+
 def family_of(config: Config) -> Family:
     """Networks, objective and rules of the family that a configuration names."""
     return family_named(config.generator.family)
@@ -50,11 +56,10 @@ def family_named(name: str) -> Family:
 
 def _find(name: str) -> tuple[str, str]:
     """The folder of a family, and its variant there, empty if it has none."""
-    folders = [module.name for module in pkgutil.iter_modules(__path__) if module.ispkg]
-    folder, _, variant = name.partition("-")
-    if folder not in folders or variant not in _variants(folder):
-        known = sorted("-".join(filter(None, (folder, variant))) for folder in folders for variant in _variants(folder))
+    known = families()
+    if name not in known:
         raise InputError(f"generator.family={name[:40]!r} is unknown; choose one of {', '.join(known)}")
+    folder, _, variant = name.partition("-")
     return folder, variant
 
 

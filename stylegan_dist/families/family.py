@@ -52,12 +52,8 @@ class Family(abc.ABC):
         """
         return before == now
 
-    def follow(self, config: Config, kind: Kind, channels: int, auto: Auto) -> None:  # noqa: B027 - most follow nothing
-        """Replace every "auto" that follows from what the samples are, before all others.
-
-        Raises:
-            InputError: the family has no networks for such samples.
-        """
+    def check_kind(self, config: Config, kind: Kind) -> None:  # noqa: B027 - most take any
+        """Raise InputError where the family has no networks for such samples; knobs of `Kind.settings` are resolved."""
 
     @abc.abstractmethod
     def resolve(self, config: Config, resolution: int, auto: Auto) -> None:

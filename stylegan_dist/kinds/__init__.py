@@ -1,4 +1,4 @@
-"""Kinds of samples: images, arrays, sounds, clips. Each kind is one module behind the interface in `base`.
+"""Kinds of samples: images, arrays, sounds, clips, text. Each kind is one module behind the interface in `base`.
 
 A kind has two sides. A `Kind` says what the samples of a set are: it decodes them, brings them to the network's range and
 back, and shows and saves them. A `Packing` has the options with which `pack` makes samples of that kind from files.
@@ -11,10 +11,11 @@ from stylegan_dist.kinds.base import Kind, Packing
 from stylegan_dist.kinds.clip import Clip, ClipOptions
 from stylegan_dist.kinds.image import Image, ImageOptions
 from stylegan_dist.kinds.sound import Sound, SoundOptions
+from stylegan_dist.kinds.text import Text, TextOptions
 
 # By the noun of the command line. `pack` takes the first kind that a source holds files of.
 PACKINGS: dict[str, type[Packing]] = {"images": ImageOptions, "arrays": ArrayOptions, "sounds": SoundOptions,
-                                      "videos": ClipOptions}
+                                      "videos": ClipOptions, "text": TextOptions}
 
 
 def declared(array: Array | None) -> Kind:
@@ -23,4 +24,6 @@ def declared(array: Array | None) -> Kind:
         return Image()
     if array.film:
         return Clip(**vars(array))
+    if array.text:
+        return Text(**vars(array))
     return Sound(**vars(array)) if array.log_mel else array

@@ -39,6 +39,21 @@ MAX_ARRAY_BYTES = 1 << 25  # of the largest array that can be packed: 4 x 1024 x
 
 
 @dataclass(frozen=True)
+class TextForm:
+    """What the lines of a set of text have in common.
+
+    Attributes:
+        symbols: the alphabet in the order of the rows; the first one is the blank, with which lines are filled up.
+        length: positions of a line.
+        held_out: lines of the same text that the set does not have, for scores.
+    """
+
+    symbols: str
+    length: int
+    held_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Array(Kind):
     """What all arrays of a set have in common. Training sees (x - offset) / scale, in float32."""
 
@@ -48,6 +63,7 @@ class Array(Kind):
     key: str | None = None            # name of the array in an npz file; None: npy files
     log_mel: LogMel | None = None     # how they were made, where they are the spectrograms of sounds (`Sound`)
     film: FilmForm | None = None      # where they are clips (`Clip`)
+    text: TextForm | None = None      # where they are lines of text (`Text`)
     noun = "arrays"
 
     def layout(self, channels: int) -> str:
@@ -55,8 +71,9 @@ class Array(Kind):
 
     def facts(self) -> dict[str, Any]:
         facts = asdict(self)
-        if self.film is None:  # sets of before there were clips keep their identity
-            del facts["film"]
+        for name in ("film", "text"):  # earlier versions did not write them: a run knows its data by what they wrote
+            if facts[name] is None:
+                del facts[name]
         return {"array": facts}
 
     def check(self, resolution: int, channels: int) -> None:

@@ -68,6 +68,14 @@ class Kind(ABC):
         """Values [N, C, H, W] in the network's range as what can be played; None of kinds that cannot be played."""
         return None
 
+    def lines(self, values: Tensor) -> list[str] | None:
+        """Values [N, C, H, W] in the network's range as lines of text; None where they are no text."""
+        return None
+
+    def settings(self) -> Mapping[str, int]:
+        """Knobs of generators and discriminators made for such samples, by name: what they are where they are "auto"."""
+        return {}
+
     def metrics(self) -> Mapping[str, SampleMetric]:
         """Scores of this kind of samples by the names of their metrics. Where there are any, they are the ones that
         `evaluate.metrics=auto` asks for, in their order."""

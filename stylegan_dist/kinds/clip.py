@@ -58,6 +58,9 @@ class Clip(Array):
         frames = self.as_film(values).frames
         return frames[:, frames.shape[1] // 2]
 
+    def settings(self) -> Mapping[str, int]:
+        return {"frames": self.form.frames, "loop_frames": self.form.frames if self.form.loops else 0}
+
     def metrics(self) -> Mapping[str, SampleMetric]:
         return {"motion": (LoopingMotion if self.form.loops else Motion)(self.form.frames, self.form.channels)}
 

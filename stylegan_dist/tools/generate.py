@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from stylegan_dist import randomness
 from stylegan_dist.errors import InputError
+from stylegan_dist.files import write_whole
 from stylegan_dist.kinds.base import to_uint8
 from stylegan_dist.kinds.film import frame_ms
 from stylegan_dist.latents.trained import open_trained
@@ -28,6 +29,7 @@ from stylegan_dist.records import shorten
 from stylegan_dist.training.snapshot import Which
 
 GRID_NAME, MOVING_NAME = "grid.png", "grid.gif"
+LINES_NAME = "lines.txt"
 SEEDS_LIMIT = 1_000_000
 GRID_LIMIT = 256  # pictures in the grid; a larger one is hard to look at
 MOST_MOVING = 1 << 25  # pixels of all frames of the grid that moves; more would be a large file
@@ -57,7 +59,7 @@ def generate(run_dir: str | os.PathLike, out: str | os.PathLike, options: Genera
 
     A run of clips gives animated WebP files in place of PNG, and a grid that moves (grid.gif) beside that of middle frames.
     A run of arrays also gives each array as .npy, [C, H, W] in the dtype and range of the data. If these are log-mel
-    spectrograms, it also gives a sound as .wav.
+    spectrograms, it also gives a sound as .wav. A run of text gives one file, lines.txt, with a line a seed, and the grid.
 
     Raises:
         InputError: no such run, no checkpoint, a class or device that does not exist, an unwritable folder, native
@@ -78,17 +80,23 @@ def _generate(run_dir: str | os.PathLike, out: Path, options: GenerateOptions) -
     labels = [None if not classes else seed % classes if options.label is None else options.label for seed in options.seeds]
     grid: list[torch.Tensor] = []
     moving: list[torch.Tensor] = []
+    lines: list[str] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
         for seed, label in tqdm(list(zip(options.seeds, labels, strict=True)), unit="img", desc="generate"):
             drawn = _draw(generator, seed, label, options, trained.device)
             name = f"seed{seed:04d}" + ("" if label is None else f"-class{label}")
-            kind.save(out / name, drawn)
+            if (read := kind.lines(drawn[None])) is None:
+                kind.save(out / name, drawn)
+            else:
+                lines += read
             if len(grid) < GRID_LIMIT:
                 grid.append(to_uint8(kind.as_pictures(drawn[None])[0]))
                 if film := kind.as_film(drawn[None]):
                     fps, frames = film.fps, to_uint8(film.frames[0])
                     moving += [frames] * (grid_pixels(frames.shape[0] * (len(moving) + 1), frames.shape[-1]) <= MOST_MOVING)
+        if lines:
+            write_whole(out / LINES_NAME, "".join(f"{line}\n" for line in lines))
         save_grid(out / GRID_NAME, torch.stack(grid), options.columns)
         if moving:
             save_clip(out / MOVING_NAME, torch.stack(moving, 1), options.columns, frame_ms(fps))

@@ -15,6 +15,7 @@ from stylegan_dist import augment
 from stylegan_dist.config import schedules_of
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import Diverged, InputError
+from stylegan_dist.files import write_whole
 from stylegan_dist.machine import peak_memory
 from stylegan_dist.monitor.history import picture_name
 from stylegan_dist.monitor.images import save_clip, save_grid
@@ -334,7 +335,7 @@ def save_reals(run: Run) -> None:
 
 
 def _save_samples(run: Run, name: str, path: Path, samples: torch.Tensor) -> None:
-    """A grid of pictures; of what can be played, also one that moves, beside it."""
+    """A grid of pictures. Beside it, of what can be played, one that moves; of text, its lines."""
     kind, columns = run.index.kind, run.config.monitor.grid_columns
     if _saved(run, path, lambda: save_grid(path, kind.as_pictures(samples), columns)):
         run.monitor.image(name, path, run.state.nimg)
@@ -342,6 +343,9 @@ def _save_samples(run: Run, name: str, path: Path, samples: torch.Tensor) -> Non
         moving = path.with_suffix(".gif")
         if _saved(run, moving, lambda: save_clip(moving, film.frames.transpose(0, 1), columns, round(1000 / film.fps))):
             run.monitor.image(f"{name}_clip", moving, run.state.nimg)
+    if (lines := kind.lines(samples)) is not None:
+        text = path.with_suffix(".txt")
+        _saved(run, text, lambda: write_whole(text, "".join(f"{line}\n" for line in lines)))
 
 
 def _saved(run: Run, path: Path, write: Callable[[], None]) -> bool:

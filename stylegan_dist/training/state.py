@@ -15,6 +15,7 @@ from stylegan_dist.engine import Engine, Learner
 from stylegan_dist.engine.data_parallel import FlatLearner
 from stylegan_dist.errors import InputError
 from stylegan_dist.families import family_of
+from stylegan_dist.kinds import declared
 from stylegan_dist.networks.generator import SampleShape
 from stylegan_dist.objective.phases import main_share
 from stylegan_dist.ranks import ALONE, Ranks
@@ -117,7 +118,8 @@ class TrainState:
         """
         try:
             facts, saved = load_state(folder), {name: SavedTensors(folder, name) for name in NAMES}
-            if {name: value for name, value in asdict(facts.data).items() if value is not None} != self.data:
+            found = {name: value for name, value in vars(facts.data).items() if name != "array"}
+            if found | declared(facts.data.array).facts() != self.data:
                 raise InputError(f"{folder / STATE} is damaged (what it says of the data does not fit its fingerprint)")
             own = self.tensors()
             for name, learner in self.learners.items():

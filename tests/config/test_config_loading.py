@@ -118,6 +118,12 @@ def test_unknown_keys_in_a_file(write):
     assert f"run.batch in {path} must be a whole number" in refusal(preset=write("run: {batch: x}"))
 
 
+def test_knobs_of_other_families_are_named(write):
+    path = write("generator: {family: r3gan, mapping_layers: 2}")
+    message = refusal(preset=path)
+    assert all(word in message for word in ("mapping_layers", str(path), "a knob of stylegan2,", "generator.family=r3gan"))
+
+
 def test_sections_are_no_values(write):
     message = refusal("optim.g=1")
     assert all(part in message for part in ("optim.g on the command line", "section", "optim.g.name"))

@@ -16,7 +16,7 @@ from stylegan_dist.cli import main
 from stylegan_dist.editing.blending import blend
 from stylegan_dist.editing.directions import ganspace, load_directions, parse_layers, sefa
 from stylegan_dist.editing.points import draw, points_of_files, points_of_seeds
-from stylegan_dist.editing.walks import closed_spline
+from stylegan_dist.editing.walks import between, closed_spline
 from stylegan_dist.errors import InputError
 from stylegan_dist.kinds import declared
 from stylegan_dist.kinds.base import to_uint8
@@ -93,6 +93,17 @@ def test_a_walk_between_opposite_points_is_known():
     """Two keys: the spline is a cubic with velocity 0 at both, 3 t² - 2 t³."""
     points = torch.cat(list(closed_spline(torch.tensor([[0.0], [1.0]], dtype=torch.float64), 4)))
     assert points.tolist() == pytest.approx([0, 0.15625, 0.5, 0.84375, 1, 0.84375, 0.5, 0.15625])
+
+
+def test_noise_maps_keep_their_strength_on_the_way(run: Path):
+    generator = open_trained(run, "cpu").generator
+    fixed, own = generator.noise_maps(), [3 * torch.randn_like(values) for values in generator.noise_maps()]
+    assert between(generator, [], [], 0.3) == []
+    assert all(torch.equal(a, b) for a, b in zip(between(generator, own, [], 0.0), own, strict=True))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(between(generator, own, [], 1.0), fixed, strict=True))
+    for half, a, b in zip(between(generator, own, [], 0.5), own, fixed, strict=True):
+        sizes = [float(values.square().mean().sqrt()) for values in (half, a, b)]
+        assert sizes[0] == pytest.approx((sizes[1] + sizes[2]) / 2, rel=1e-5)
 
 
 def test_layers_are_read():
@@ -255,6 +266,7 @@ def test_blended_magnitudes_are_those_of_their_layers(tmp_path: Path):
     ["find", "nowhere", "x.safetensors"], ["walk", "RUN", "--latents", "nowhere.safetensors"], ["find", "RUN", "x.png"],
     ["layers", "RUN", "--out", "x.jpg"], ["layers", "RUN", "--out", "."], ["layers", "RUN", "--seeds", "0-9999"],
     ["mix", "RUN", "--rows", "0-9999", "--columns", "0-9999"], ["walk", "RUN", "--frames", "100000", "--out", "x.gif"],
+    ["layers", "RUN", "--latents", "a.safetensors", "b.safetensors", "--trunc", "0.5"],
 ])
 def test_bad_input_is_one_line(run: Path, capsys, words):
     assert main(["edit", *(str(run) if word == "RUN" else word for word in words)]) == 2

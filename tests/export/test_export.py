@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
 import resource
 import subprocess
 import sys
@@ -83,6 +85,12 @@ def test_graphs_agree_where_this_package_is_not(run: Path, tmp_path: Path, capsy
     done = subprocess.run([sys.executable, "-c", STRANGER, str(out), str(tmp_path / "cases.pt")], cwd=tmp_path, timeout=600,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    blocks = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        done = subprocess.run([sys.executable, "-c", block], cwd=out, timeout=600, capture_output=True, text=True,
+                              env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+        assert done.returncode == 0, block + done.stderr
 
 
 @pytest.mark.full

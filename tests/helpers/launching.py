@@ -46,6 +46,10 @@ TINY_DCGAN = (
     *RUN, "generator.family=dcgan", "generator.z_dim=8", "generator.class_dim=4", "generator.channel_base=64",
     "generator.channel_max=16", "generator.norm_group=4",
 )
+TINY_TEXT = (
+    *RUN, "data.mirror=false", "generator.family=text", "generator.z_dim=12", "generator.choices=2", "generator.choice_of=4",
+    "generator.class_dim=4", "generator.width=8", "loss.r1_gamma=1", "loss.r2_gamma=0.5",
+)
 TINY_STYLEGAN3 = (  # and generator.family=stylegan3-t or -r
     *RUN, "generator.z_dim=8", "generator.w_dim=8", "generator.layers=4", "generator.channel_base=64",
     "generator.channel_max=8", "generator.magnitude_half_life_kimg=0.05", "discriminator.channel_base=128",

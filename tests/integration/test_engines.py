@@ -18,9 +18,11 @@ from launching import (
     TINY_R3GAN,
     TINY_STYLEGAN3,
     TINY_STYLEGAN_V,
+    TINY_TEXT,
     finished,
 )
 from safetensors.torch import load_file
+from small_text import pack_lines
 
 from stylegan_dist.engine.graphs import WARM_UP
 
@@ -57,8 +59,10 @@ STYLEGAN3 = ("generator.family=stylegan3-r", "loss.blur_sigma={linear: [2, 0], u
 STYLEGAN_V = ("generator.loop_frames=0", "augment.pipe=bg", "augment.p=0.5")
 R3GAN_CONTINUED = ("zero2", "flat", "zero3")  # what is saved under the first, by all
 # Dropout by the address of an image; statistics of groups of 4 images, of which each rank has two.
-FIRST = {"mlp": (TINY_MLP, ("loss.r1_gamma=1", "loss.penalty_interval=2")), "dcgan": (TINY_DCGAN, ())}
-FIRST_ENGINES = {"mlp": ("flat", "zero2", "recorded"), "dcgan": ("flat", "ddp", "zero3", "recorded")}
+FIRST = {"mlp": (TINY_MLP, ("loss.r1_gamma=1", "loss.penalty_interval=2")), "dcgan": (TINY_DCGAN, ()),
+         "text": (TINY_TEXT, ())}
+FIRST_ENGINES = {"mlp": ("flat", "zero2", "recorded"), "dcgan": ("flat", "ddp", "zero3", "recorded"),
+                 "text": ("flat", "ddp", "zero2", "zero3", "recorded")}
 AUGMENTED = ("augment.pipe=bgc", "augment.p=ada", "augment.target=0", "augment.kimg=0.2")  # p moves by 0.32 a time
 AUGMENTED_STEPS = 6
 FROZEN = "discriminator.freeze_layers=3"  # fromrgb and the convolutions of the only block, of a transfer; its skip learns
@@ -78,7 +82,8 @@ CONTINUED = [*SOME, *sorted({
 HEART = {"flat-1-1", "flat-2-1", "zero2-2-1", "zero3-2-1", "flat-2-to-flat-2", "zero2-2-to-zero3-2",
          "flat-1-r3gan", "zero2-2-r3gan", "flat-1-augmented", "flat-2-augmented", "flat-1-frozen", "ddp-2-frozen",
          "zero2-2-frozen", "flat-1-mlp", "flat-2-mlp", "flat-1-dcgan", "flat-2-dcgan", "flat-1-stylegan3",
-         "flat-2-stylegan3", "flat-1-stylegan_v", "flat-2-stylegan_v"}
+         "flat-2-stylegan3", "flat-1-stylegan_v", "flat-2-stylegan_v",
+         "flat-1-text", "flat-2-text"}
 DIVIDED = [*((engine, 2, 2) for engine in ENGINES[2]), ("flat", 2, 4), ("zero2", 2, 4), ("flat", 1, 2), ("flat", 1, 4)]
 NETWORKS = ("g", "d", "g_ema")
 OPTIMIZERS = ("optimizer_g", "optimizer_d")
@@ -119,6 +124,7 @@ def runs(small_shards: Path, labelled_shards: Path, clip_shards: Path, tmp_path_
          request: pytest.FixtureRequest) -> Runs:
     """All steps under every engine, world and micro-batch; and what was saved on the way, continued under others."""
     runs = Runs(tmp_path_factory.mktemp("engines"), small_shards, request.param)
+    shards = dict.fromkeys(FIRST, labelled_shards) | {"text": pack_lines(runs.folder)}
     saved_at = runs.steps - LEFT
     launches = []
     for world, engines in ENGINES.items():
@@ -134,7 +140,7 @@ def runs(small_shards: Path, labelled_shards: Path, clip_shards: Path, tmp_path_
             cases.append(runs.case("flat-1-approximate", "flat", *APPROXIMATE, steps=SHORT))
             cases.append(runs.case("flat-1-r3gan", "flat", *R3GAN, steps=RECORDED, tiny=TINY_R3GAN))
             cases.append(runs.case("flat-1-r3gan-parts", "flat", "run.batch_gpu=4", *R3GAN, steps=RECORDED, tiny=TINY_R3GAN))
-            cases += [runs.case(f"flat-1-{name}{parts}", "flat", f"run.batch_gpu={size}", *first(name, labelled_shards),
+            cases += [runs.case(f"flat-1-{name}{parts}", "flat", f"run.batch_gpu={size}", *first(name, shards[name]),
                                 steps=RECORDED, tiny=FIRST[name][0])
                       for name in FIRST for parts, size in (("", BATCH), ("-parts", 4))]
             cases += [runs.case(f"flat-1-stylegan3{name}", "flat", *more, *STYLEGAN3, steps=RECORDED, tiny=TINY_STYLEGAN3)
@@ -151,7 +157,7 @@ def runs(small_shards: Path, labelled_shards: Path, clip_shards: Path, tmp_path_
             cases += [runs.case(f"{engine}-2-r3gan", engine, *R3GAN, steps=RECORDED, tiny=TINY_R3GAN,
                                 on_the_way={str(runs.folder / f"{engine}-2-r3gan-half"): SHORT})
                       for engine in (*engines, "recorded")]
-            cases += [runs.case(f"{engine}-2-{name}", engine, *first(name, labelled_shards), steps=RECORDED,
+            cases += [runs.case(f"{engine}-2-{name}", engine, *first(name, shards[name]), steps=RECORDED,
                                 tiny=FIRST[name][0])
                       for name in FIRST for engine in FIRST_ENGINES[name]]
             cases += [runs.case(f"{engine}-2-stylegan3", engine, *STYLEGAN3, steps=RECORDED, tiny=TINY_STYLEGAN3)

@@ -38,13 +38,8 @@ class StyleGanV(Family):
             return False
         return STYLEGAN2.carries_over(network, name, before, now)
 
-    def follow(self, config: Config, kind: Kind, channels: int, auto: Auto) -> None:
-        g = config.generator
-        if isinstance(kind, Clip):
-            auto(g, "generator", "frames", kind.form.frames, "of the data")
-            auto(g, "generator", "loop_frames", kind.form.frames if kind.form.loops else 0,
-                 "the clips of the data loop" if kind.form.loops else "the clips of the data do not loop")
-        if not isinstance(kind, Clip) or g.frames != kind.form.frames:
+    def check_kind(self, config: Config, kind: Kind) -> None:
+        if not isinstance(kind, Clip) or config.generator.frames != kind.form.frames:
             has = f"clips of {kind.form.frames} frames" if isinstance(kind, Clip) else kind.noun
             raise InputError(f"generator.family=stylegan_v makes clips of {SEEN} frames or more, and the data has {has}: pack "
                              "videos with stylegan-dist pack --video, and leave generator.frames at auto; or choose another "
