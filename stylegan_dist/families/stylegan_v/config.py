@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stylegan_dist.config.knobs import FIXED, MOST_IMAGES, MOST_LAYERS, MOST_MAPS, MOST_WIDTH, Auto, FamilyConfig, knob
-from stylegan_dist.kinds.base import MAX_CHANNELS
 from stylegan_dist.objective.config import GameConfig
 
+MOST_FRAMES = 128            # of a clip, as an array has channels
 MOST_FRAMES_APART = 4096
 
 
@@ -20,7 +20,7 @@ class GeneratorConfig(FamilyConfig):
         "feature maps at resolution r are channel_base / r; auto: 32768 from 512 px", least=1, most=1 << 20)
     channel_max: int = knob(512, FIXED, "upper limit of the feature maps", least=1, most=MOST_MAPS)
     w_avg_decay: float = knob(0.995, FIXED, "decay per step of the running mean of w that truncation pulls to", least=0, most=1)
-    frames: int | Auto = knob("auto", FIXED, "frames of a clip; auto: those of the data", least=3, most=MAX_CHANNELS)
+    frames: int | Auto = knob("auto", FIXED, "frames of a clip; auto: those of the data", least=3, most=MOST_FRAMES)
     loop_frames: int | Auto = knob("auto", FIXED,
         "frames after which every clip begins again; 0: never; auto: those of a clip, where those of the data loop",
         least=0, most=MOST_FRAMES_APART)
