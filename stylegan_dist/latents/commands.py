@@ -41,8 +41,9 @@ def add_project(verbs) -> None:
     search.add_argument("--class", dest="label", type=word("--class"), default="all", metavar="K",
                         help="of all images; all: try every class and keep the best; none: start from the mean of all "
                         "(default: %(default)s)")
-    search.add_argument("--starts", type=whole("--starts", Range(0, 10_000)), default=0, metavar="N",
-                        help="try N drawn starts as well (default: %(default)s)")
+    search.add_argument("--starts", type=whole("--starts", Range(1, 100_000)), metavar="N",
+                        help="try N drawn starts as well (default: none); with a mask: N drawn samples are compared with what "
+                        "is known, the mean latent of those that agree is the start (default: 2000)")
     search.add_argument("--features", type=word("--features"), default="discriminator", metavar="NAME",
                         help="of the loss, beside pixels: discriminator (of the run), none, efficientnet-lite0, inception, "
                         "dinov2-s, dinov2-l, clip, or the folder of one made with train-features (default: %(default)s)")

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +18,14 @@ from tqdm import tqdm
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.features.network import FeatureNetwork
+from stylegan_dist.latents.agreeing import DRAWN, agreeing
 from stylegan_dist.latents.derived import check_place, save_derived
 from stylegan_dist.latents.inputs import Target, box_mask, read_images, read_mask
 from stylegan_dist.latents.loss import OWN, Loss, open_loss_features
 from stylegan_dist.latents.pictures import STRIP, save_picture, save_strip
 from stylegan_dist.latents.saved import SavedLatents, save_latents
 from stylegan_dist.latents.search import Report, Rows, draw, search
-from stylegan_dist.latents.starts import PURPOSE, TRIAL_SHARE, TRIALS, begin, choose, find_starts
+from stylegan_dist.latents.starts import PURPOSE, TRIAL_SHARE, TRIALS, Starts, begin, choose, find_starts
 from stylegan_dist.latents.trained import Trained, open_trained
 from stylegan_dist.latents.tuning import FOLDER, tune
 from stylegan_dist.latents.tuning import STEPS as TUNE_STEPS
@@ -44,7 +46,7 @@ class ProjectOptions:
     steps: int = 1000
     label: int | None = None         # class of all images
     every_class: bool = True         # without a class: try all; else start from the mean of all
-    starts: int = 0                  # further ones that are drawn
+    starts: int | None = None        # further ones that are drawn; with a mask and W: samples that are compared
     features: str = OWN              # of the loss, see open_loss_features
     weight: float = FEATURE_WEIGHT   # of the features in the loss
     noise: str = "const"             # "const": the fixed noise maps; "fit": they are optimised, too, and saved
@@ -134,8 +136,9 @@ class _Work:
         self.trained, self.targets, self.features, self.options = trained, targets, features, options
         self.missing = None if missing is None else missing.to(trained.device)
         self.numbers = torch.tensor([target.number for target in targets], device=trained.device)
-        every = options.every_class and options.label is None
-        self.starts = find_starts(trained, options.label, every, options.starts, options.seed)
+        self.agreeing = missing is not None and bool(trained.generator.num_ws)
+        every = options.every_class and options.label is None and not self.agreeing
+        self.starts = find_starts(trained, options.label, every, 0 if self.agreeing else options.starts or 0, options.seed)
         self.no_class = not trained.shape.num_classes or (options.label is None and not options.every_class)
 
     def values(self, part: slice) -> Tensor:
@@ -152,7 +155,9 @@ class _Work:
     def run(self, out: Path) -> list[Found]:
         """Search and write. What is finished stays there whatever comes later."""
         options, found, rows = self.options, [], []
-        tried, wide = len(self.starts.latents), options.steps // 2 if options.space == "w+" else 0
+        if self.agreeing:
+            self.starts = self.compare()
+        tried, wide = 1 if self.agreeing else len(self.starts.latents), options.steps // 2 if options.space == "w+" else 0
         first = options.steps - wide
         steps = options.steps + (0 if tried == 1 else min(tried, TRIALS) * max(1, round(first * TRIAL_SHARE)))
         with _Bar("project", steps * len(self.targets)) as bar:
@@ -168,11 +173,22 @@ class _Work:
                    torch.stack([one.picture for one in found]), None if self.missing is None else self.missing.cpu())
         return found
 
+    def compare(self) -> Starts:
+        """A start for each image, from drawn samples that agree with what is known of it."""
+        options, parts = self.options, [partial(self.values, part) for part in self.parts()]
+        drawn = options.starts or DRAWN
+        assert self.missing is not None
+        with tqdm(total=drawn, unit="img", desc="compare") as bar:
+            return agreeing(self.trained, parts, self.missing, options.label, drawn, options.seed, options.batch, bar.update)
+
     def search(self, part: slice, first: int, wide: int, report: Report) -> Rows:
         """The rows of a part after `first` steps in W and `wide` steps in W+."""
         options, trained, maps = self.options, self.trained, self.options.noise == "fit"
         loss, numbers, pull = self.loss(part), self.numbers[part], options.pull or 0.0
-        choice = choose(trained, loss, self.starts, numbers, first, options.seed, options.batch, maps, report)
+        if self.agreeing:
+            choice = torch.arange(len(self.targets), device=trained.device)[part]
+        else:
+            choice = choose(trained, loss, self.starts, numbers, first, options.seed, options.batch, maps, report)
         rows = begin(trained, self.starts, numbers, choice, maps)
         rows = search(trained, loss, rows, first, options.seed, PURPOSE, pull, report)
         if wide:

@@ -17,6 +17,7 @@ from untrained_run import R3GAN, TINY, make_run
 
 from stylegan_dist.cli import main
 from stylegan_dist.errors import InputError
+from stylegan_dist.latents.agreeing import shares
 from stylegan_dist.latents.inputs import read_images
 from stylegan_dist.latents.loss import Loss, open_loss_features
 from stylegan_dist.latents.project import Found, ProjectOptions, pasted, project, psnr
@@ -141,6 +142,17 @@ def test_a_hole_is_completed_from_what_is_known(run, trained, images, tmp_path):
     changed = (box.picture != box.target.pixels).any(0).any(0)
     assert changed[6:].all(), "over 2 pixels they are mixed"
     assert not changed[:6].any()
+
+
+def test_weights_of_samples_that_agree():
+    """As many count as were asked for, the nearest most; the scale of distances does not matter."""
+    apart = torch.rand(3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for effective in (10.0, 20.0, 40.0):
+        weights = shares(apart * torch.tensor([[1.0], [1e-9], [1e9]], dtype=torch.float64), effective)
+        assert (1 / weights.square().sum(1)).tolist() == pytest.approx([effective] * 3)
+        assert torch.equal(weights.argsort(1, descending=True), apart.argsort(1))
+        slope = weights.log().diff(dim=1) / apart.diff(dim=1)
+        torch.testing.assert_close(slope, slope[:, :1].expand_as(slope), rtol=1e-4, atol=0)
 
 
 def test_a_generator_without_w(tmp_path):
