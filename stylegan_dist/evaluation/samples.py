@@ -14,7 +14,7 @@ from torch.nn import functional
 from stylegan_dist import randomness
 from stylegan_dist.errors import InputError
 from stylegan_dist.features.network import FeatureNetwork
-from stylegan_dist.kinds import Kind
+from stylegan_dist.kinds import Clip, Kind
 from stylegan_dist.kinds.base import to_uint8
 from stylegan_dist.metrics import MOST_SHIFT, gather_features, path_lengths, rotation_errors, translation_errors
 from stylegan_dist.networks.generator import Generator, Sampling, motion
@@ -59,6 +59,8 @@ def labels_for(generator: Generator, seed: int, index: Tensor, counts: Sequence[
 
 def takes_samples(network: FeatureNetwork, kind: Kind) -> bool:
     """Whether a feature network takes samples of the data as they are, and not pictures of them."""
+    if isinstance(kind, Clip) and not isinstance(network.kind, Clip):
+        return False  # it sees single frames
     return str(network.dtype) == f"torch.{kind.dtype}"
 
 

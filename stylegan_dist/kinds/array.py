@@ -28,6 +28,7 @@ from stylegan_dist.kinds.base import (
     first_readable,
     option,
 )
+from stylegan_dist.kinds.film import FilmForm
 from stylegan_dist.kinds.npy import ENCODINGS, PACKED_KEY, array_names, encode_array, read_array, usual_header
 from stylegan_dist.kinds.spectrum import Spectrum
 from stylegan_dist.kinds.values import Values
@@ -63,6 +64,7 @@ class Array(Kind):
     key: str | None = None            # name of the array in an npz file; None: npy files
     log_mel: LogMel | None = None     # how they were made, where they are the spectrograms of sounds (`Sound`)
     spectrum: Spectrum | None = None  # the same of linear spectrograms
+    film: FilmForm | None = None      # where they are clips (`Clip`)
     text: TextForm | None = None      # where they are lines of text (`Text`)
     noun = "arrays"
 
@@ -71,7 +73,7 @@ class Array(Kind):
 
     def facts(self) -> dict[str, Any]:
         found = asdict(self)
-        for name in ("spectrum", "text"):  # earlier versions did not write them, and a run knows its data by what they wrote
+        for name in ("film", "spectrum", "text"):  # earlier versions did not write them: a run knows its data by them
             if found[name] is None:
                 del found[name]
         return {"array": found}

@@ -76,6 +76,10 @@ class Kind(ABC):
         """What a network has made, [C, H, W], as sound; None where the samples are none."""
         return None
 
+    def as_film(self, values: Tensor) -> Film | None:
+        """Values [N, C, H, W] in the network's range as what can be played; None of kinds that cannot be played."""
+        return None
+
     def lines(self, values: Tensor) -> list[str] | None:
         """Values [N, C, H, W] in the network's range as lines of text; None where they are no text."""
         return None
@@ -93,6 +97,13 @@ class Kind(ABC):
         """Write what a network has made, [C, H, W], as files for people. `path` has no ending. Raises OSError."""
         pixels = to_uint8(self.as_pictures(values[None])[0]).permute(1, 2, 0).cpu().numpy()
         PIL.Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(path.with_suffix(".png"))
+
+
+class Film(NamedTuple):
+    """Samples that can be played."""
+
+    frames: Tensor    # [N, T, 1, 3 or 4, H, W] in the network's range
+    fps: float
 
 
 class Sample(NamedTuple):
@@ -138,6 +149,11 @@ class Packing(Options, ABC):
     @abstractmethod
     def raw_bytes(self) -> int:
         """Of a decoded sample."""
+
+    @property
+    def sample_channels(self) -> int:
+        """Of a sample; `channels` may be those of a part of it."""
+        return self.channels or 1
 
     def completed(self, files: Files) -> Packing:
         """The same with what the first readable file decides.

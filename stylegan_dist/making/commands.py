@@ -49,6 +49,9 @@ examples:
   # the same with linear spectrograms of 128 bands, or with phases too
   stylegan-dist pack recordings.tar shards/digits --resolution 128 --form linear --labels names
 
+  # clips of 16 frames from films and folders of frames, 12 frames a second
+  stylegan-dist pack films shards/clips --video --resolution 64 --frames 16 --fps 12
+
   # lines of up to 16 letters, whole words, from Python's own documentation
   stylegan-dist pack --text python-docs shards/lines --length 16 --unit words --clean letters
 
@@ -104,6 +107,9 @@ def add_pack(subparsers) -> None:
                        help="take the .wav files, PCM of one sample rate, and make a log-mel spectrogram of each, with as many "
                             "bands and frames as --resolution says: what is longer than frames x hop is cut off, what is "
                             "shorter is followed by silence; --form makes other ones")
+    kinds.add_argument("--video", action="store_const", dest="kind", const="videos",
+                       help="cut clips of --frames frames from videos (mp4, webm, mov, ...; GIF, animated WebP) and from "
+                            "folders whose pictures are frames")
     kinds.add_argument("--text", action="store_const", dest="kind", const="text",
                        help="SOURCE is a file of text in UTF-8, whose lines of at most --length symbols become samples; or "
                             f"{PYTHON_DOCS}, which is what Python's own help has to say")
@@ -197,6 +203,8 @@ def _packing(args: argparse.Namespace, listing: Listing | None) -> Packing:
     if kind == "sounds" and args.kind is None and not hasattr(args, "form"):
         raise InputError(f"{args.source} holds sound files: --log-mel makes spectrograms of them, and --form linear or phase "
                          "others")
+    if kind == "videos" and args.kind is None:
+        raise InputError(f"{args.source} holds videos: --video cuts clips from them")
     wanted = {field.name for field in fields(PACKINGS[kind]) if field.metadata}
     given = {field.name: getattr(args, field.name) for packing in PACKINGS.values() for field in fields(packing)
              if hasattr(args, field.name)}

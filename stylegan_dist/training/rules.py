@@ -86,6 +86,7 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
         for name, value in index.kind.settings().items():
             if hasattr(section := getattr(config, prefix), name):
                 auto(section, prefix, name, value, "from the data")
+    family.check_kind(config, index.kind)
     family.resolve(config, resolution, auto)
     auto(config.ema, "ema", "half_life_kimg", run.batch * 10 / 32, "10 kimg at batch 32, in proportion")
     why = "the average goes on from that of run.init_from" if run.init_from else "the average begins at random weights"

@@ -61,6 +61,14 @@ TINY_STYLEGAN3 = (  # and generator.family=stylegan3-t or -r
     "loss.penalty_interval=2",
 )
 
+TINY_STYLEGAN_V = (
+    *RUN, "generator.family=stylegan_v", "generator.z_dim=8", "generator.w_dim=8", "generator.channel_base=128",
+    "generator.channel_max=16", "generator.motion_z_dim=6", "generator.motion_dim=8", "generator.motion_frequencies=4",
+    "generator.motion_distance=4", "generator.motion_kernel=2", "discriminator.channel_base=128",
+    "discriminator.channel_max=16", "discriminator.mapping_layers=1", "discriminator.mbstd_group=2", "loss.r1_gamma=1",
+    "loss.r2_gamma=0.5", "loss.penalty_interval=2",
+)
+
 
 def train_command(shards: Path, run_dir: Path, *overrides: str, processes: int = 1, config: str = "cpu.yaml",
                   launch_flags: Sequence[str] = (), entry: Path = TRAIN) -> list[str]:
