@@ -23,6 +23,7 @@ from stylegan_dist.evaluation.reals import BLOCK, LANES, real_features, real_row
 from stylegan_dist.evaluation.record import Evaluation, add_evaluation, best_first, find_known, read_evaluations
 from stylegan_dist.evaluation.samples import (
     BATCH,
+    check_takes,
     draw_motion_errors,
     draw_path_lengths,
     draw_values,
@@ -30,6 +31,7 @@ from stylegan_dist.evaluation.samples import (
     in_memory,
     labels_by_frequency,
     pictures_for,
+    takes_samples,
 )
 from stylegan_dist.evaluation.scores import (
     EQUIVARIANCE,
@@ -46,7 +48,7 @@ from stylegan_dist.families import family_of
 from stylegan_dist.features.network import FeatureNetwork, NoFeatures, exactly
 from stylegan_dist.features.registry import open_features
 from stylegan_dist.files import file_digest
-from stylegan_dist.kinds import Kind, Sound
+from stylegan_dist.kinds import Kind, Latents, Sound
 from stylegan_dist.metrics import few_samples
 from stylegan_dist.networks.generator import Generator
 from stylegan_dist.ops import native
@@ -109,8 +111,12 @@ class Evaluator:
         self.network: FeatureNetwork = NoFeatures(ranks.device)
         if set(self.metrics) - self.own.keys():
             self.network = ranks.together(lambda: open_features(options.network or wanted.network, ranks.device))
-        ranks.together(lambda: self.network.check(self.index.resolution, len(self._example()[0])))
+        ranks.together(lambda: check_takes(self.network, self.index))
         self._check_form()
+        decoded = isinstance(self.index.kind, Latents) and not takes_samples(self.network, self.index.kind)
+        if self.network.dimensions and decoded:
+            say("real samples are decoded latents, so the scores leave out what the autoencoder loses; --shards with the "
+                "pictures themselves gives scores that compare with those of runs on pictures")
         if "classes" in self.metrics and not (self.index.num_classes and config.data.conditional):
             raise InputError("the metric classes needs a run that was trained with labels: leave it out")
         if "is" in self.metrics and not self.network.classes:
@@ -158,12 +164,8 @@ class Evaluator:
     def _load_index(self, shards: str) -> DatasetIndex:
         if not shards:
             raise InputError(f"{self.run_dir} was imported without data: give --shards, a folder made by stylegan-dist pack")
-        return load_index(shards)
-
-    def _example(self) -> Tensor:
-        """What the network would see, of one sample of zeros."""
-        index = self.index
-        return pictures_for(self.network, index.kind, torch.zeros(1, index.channels, index.resolution, index.resolution))
+        index = load_index(shards)
+        return replace(index, kind=index.kind.at(self.run_dir))
 
     @property
     def _settings(self) -> tuple[str, int, int, str]:

@@ -28,6 +28,7 @@ from stylegan_dist.kinds.base import (
     first_readable,
     option,
 )
+from stylegan_dist.kinds.encoder import Encoder
 from stylegan_dist.kinds.film import FilmForm
 from stylegan_dist.kinds.npy import ENCODINGS, PACKED_KEY, array_names, encode_array, read_array, usual_header
 from stylegan_dist.kinds.spectrum import Spectrum
@@ -66,13 +67,16 @@ class Array(Kind):
     spectrum: Spectrum | None = None  # the same of linear spectrograms
     film: FilmForm | None = None      # where they are clips (`Clip`)
     text: TextForm | None = None      # where they are lines of text (`Text`)
+    encoder: Encoder | None = None    # what they were made with, where they are latents of pictures (`Latents`)
+    mirrored: bool = False            # each latent is stored with that of the mirrored picture behind it
     noun = "arrays"
 
     def layout(self, channels: int) -> str:
         return f"{super().layout(channels)} of {self.dtype}"
 
     def facts(self) -> dict[str, Any]:
-        found = asdict(self)
+        latents = ("encoder", "mirrored")  # which other sets do not name
+        found = {name: value for name, value in asdict(self).items() if self.encoder or name not in latents}
         for name in ("film", "spectrum", "text"):  # earlier versions did not write them: a run knows its data by them
             if found[name] is None:
                 del found[name]

@@ -68,6 +68,30 @@ class Kind(ABC):
     def from_network(self, values: Tensor) -> Tensor:
         """The inverse, for what a network has made: integers are rounded, and clamped to the range of `dtype`."""
 
+    def identity(self) -> dict[str, Any]:
+        """Of the facts, those that decide what the samples are."""
+        return self.facts()
+
+    def mirrored_decoder(self, strict: bool) -> Decode | None:
+        """As `decoder`, for the sample of what was mirrored left to right; None: that is the sample, mirrored."""
+        return None
+
+    @property
+    def why_not_mirrored(self) -> str:
+        """Why samples cannot be had mirrored, and what to do; empty where they can."""
+        return ""
+
+    def at(self, folder: Path) -> Kind:
+        """The same with the folder of a run, which may hold what its samples are shown with."""
+        return self
+
+    def prepared(self, folder: Path) -> tuple[Kind, str]:
+        """As `at`, before a training in a folder: what samples are shown with is kept there. And what the user should read.
+
+        A training goes on without it, and shows what it can.
+        """
+        return self.at(folder), ""
+
     def as_pictures(self, values: Tensor) -> Tensor:
         """Values [N, C, H, W] in the network's range as pictures for people, [N, 1, 3 or 4, H, W] in the same range."""
         return values
@@ -151,9 +175,9 @@ class Packing(Options, ABC):
         """Of a decoded sample."""
 
     @property
-    def sample_channels(self) -> int:
-        """Of a sample; `channels` may be those of a part of it."""
-        return self.channels or 1
+    def shape(self) -> tuple[int, int]:
+        """Resolution and channels of the samples."""
+        return self.resolution, self.channels or 1
 
     def completed(self, files: Files) -> Packing:
         """The same with what the first readable file decides.

@@ -43,6 +43,9 @@ examples:
   # latents, each a .npy file [4, 32, 32] of float32: mean 0, standard deviation 1/2 in training, stored as float16
   stylegan-dist pack latents shards/latents --resolution 32 --normalise std --dtype float16
 
+  # the latents of an autoencoder, for training on latents whose pictures are decoded
+  stylegan-dist pack photos shards/latents --resolution 256 --encode encoders/photos --flips stored
+
   # spoken digits, 8 kHz: spectrograms of 64 bands and 64 frames; 7_jackson_0.wav is of class 7
   stylegan-dist pack recordings.tar shards/digits --resolution 64 --log-mel --labels names
 
@@ -199,7 +202,8 @@ def _part(text: str) -> tuple[int, int]:
 
 def _packing(args: argparse.Namespace, listing: Listing | None) -> Packing:
     """The options of the kind of samples that was asked for, or that the source holds."""
-    kind = args.kind or ("sounds" if hasattr(args, "form") else kind_of(listing) if listing else "images")
+    kind = args.kind or ("latents" if hasattr(args, "encode") else "sounds" if hasattr(args, "form") else
+                         kind_of(listing) if listing else "images")
     if kind == "sounds" and args.kind is None and not hasattr(args, "form"):
         raise InputError(f"{args.source} holds sound files: --log-mel makes spectrograms of them, and --form linear or phase "
                          "others")

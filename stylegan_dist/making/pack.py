@@ -59,7 +59,7 @@ _NUMBERS = 4                        # of offsets and scales, shown
 class PackOptions:
     """What to make of the source. The options below the line do not change the result."""
 
-    packing: Packing                        # ImageOptions, ArrayOptions, SoundOptions or ClipOptions
+    packing: Packing                        # of `PACKINGS`
     labels: str = "auto"                    # see open_source
     shuffle: bool = True                    # mix the samples; False: in the order of the names
     seed: int = 0                           # of the mixing
@@ -352,8 +352,9 @@ def _finish(job: Job, results: list[Written], record: dict, state: str) -> Datas
     if source.classes is not None:
         labels = np.concatenate([load_offsets(shard)[:, 2] for shard in shards])
         counts = np.bincount(labels, minlength=len(source.classes)).tolist()
+    resolution, channels = packing.shape
     index = DatasetIndex(
-        resolution=packing.resolution, channels=packing.sample_channels, encoding=packing.encoding, classes=source.classes,
+        resolution=resolution, channels=channels, encoding=packing.encoding, classes=source.classes,
         class_counts=counts, shards=shards, skipped=[asdict(entry) for entry in skipped[:_LISTED]], kind=packing.kind(values),
         packed_with={**record, "source_content": combined([result.content for result in results]), "account": account.record()},
     )
