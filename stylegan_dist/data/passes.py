@@ -76,8 +76,9 @@ def batches(index: DatasetIndex, held: list[int], images: int, size: int, seed: 
         stream.close()
 
 
-def held_samples(index: DatasetIndex, held: list[int]) -> Iterator[tuple[Tensor, int]]:
-    """The samples [1, C, H, W] that were held out, with their labels, -1 for none. What is unreadable is left out."""
+def held_samples(index: DatasetIndex, held: list[int]) -> Iterator[tuple[int, Tensor, int]]:
+    """The numbers of samples that were held out, the samples [1, C, H, W], their labels, -1 for none. What is unreadable is
+    left out."""
     reader = ShardReader(index, cache_of(index))
     decode, first = index.kind.decoder(strict=index.packed), _first_numbers(index)
     try:
@@ -89,7 +90,7 @@ def held_samples(index: DatasetIndex, held: list[int]) -> Iterator[tuple[Tensor,
                 decode(data, values)
             except ValueError:
                 continue
-            yield torch.from_numpy(values).permute(2, 0, 1)[None], label
+            yield number, torch.from_numpy(values).permute(2, 0, 1)[None], label
     finally:
         reader.close()
 

@@ -179,7 +179,7 @@ def _judge(network: Autoencoder, index: DatasetIndex, held: list[int], device: t
 def _reconstructions(network: Autoencoder, index: DatasetIndex, held: list[int],
                      device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Held-out pictures, uint8 [1, C, H, W], and what is decoded from their latents as `pack` stores these."""
-    for pixels, _ in held_samples(index, held):
+    for _, pixels, _ in held_samples(index, held):
         latents = network.encode(index.kind.to_network(pixels.to(device))).half().float()
         yield pixels, to_uint8(network.decode(latents)).cpu()
 

@@ -52,7 +52,7 @@ def model_card(run_dir: Path, description: Description, generator: Generator, fi
         f"| checkpoint | `{description.checkpoint}` |\n| data | `{data.fingerprint}` |\n"
         f"| written by | stylegan_dist {description.version} |",
         *([_decoding(data.array)] if data.array and data.array.encoder else []),
-        "## Use\n\n" + "\n\n".join(_uses(generator, files, data.array is None)),
+        "## Use\n\n" + "\n\n".join(_uses(generator, files, data.array)),
         "## Scores\n\n" + _scores(run_dir, description),
         "## Limits\n\nSamples resemble the training data, with its gaps and its biases. They are not evidence of anything. "
         "Some may be close to single training samples; `stylegan-dist evaluate` shows nearest neighbours. Layer noise is "
@@ -63,7 +63,7 @@ def model_card(run_dir: Path, description: Description, generator: Generator, fi
     return "\n\n".join(parts) + "\n"
 
 
-def _uses(generator: Generator, files: Sequence[str], pictures: bool) -> list[str]:
+def _uses(generator: Generator, files: Sequence[str], array: Array | None) -> list[str]:
     labels = ", torch.tensor([0, 0, 0, 0])" if generator.num_classes else ""
     psi = ", torch.tensor(0.7)" if generator.truncates else ""
     feed = ("" if not generator.num_classes else ', "labels": np.zeros(4, np.int64)') + \
@@ -84,10 +84,18 @@ def _uses(generator: Generator, files: Sequence[str], pictures: bool) -> list[st
                 "from stylegan_dist.networks.generator import draw_samples\n"
                 'generator = from_pretrained(".")\n'
                 f'sample = draw_samples(generator, 7, "generate", torch.tensor([0]){one})\n```')
-    uses.append("Pictures: `((samples + 1) * 127.5).round().clip(0, 255)` as uint8, channels first." if pictures else
-                "Samples are arrays: `samples * scale + offset` for each channel, both in `data.array` of config.json, has the "
-                "range of the data.")
-    return uses
+    return [*uses, _reading(array)]
+
+
+def _reading(array: Array | None) -> str:
+    """How samples become what the data is."""
+    if array is None:
+        return "Pictures: `((samples + 1) * 127.5).round().clip(0, 255)` as uint8, channels first."
+    if array.text:
+        return ("Samples are lines of text: `samples[:, 0].argmax(1)` has for each position the number of a symbol in "
+                "`data.array.text.symbols` of config.json, and blanks behind the end of the line.")
+    return ("Samples are arrays: `samples * scale + offset` for each channel or band, both in `data.array` of config.json, has "
+            "the range of the data.")
 
 
 def _scores(run_dir: Path, description: Description) -> str:

@@ -87,7 +87,7 @@ class Latents(Array):
         if self.false_colours:
             return super().as_pictures(values)
         network = encoders.open_autoencoder(self._encoder, self.home, values.device)
-        offset, scale = self._constants(values.device)
+        offset, scale = self._constants(values)
         return torch.cat([network.decode(one.float() * scale + offset).clamp(-1, 1) for one in values.split(1)])
 
     @property

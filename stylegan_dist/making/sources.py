@@ -131,7 +131,7 @@ def kind_of(listing: Listing) -> str:
 
 def _kinds(names: Iterable[str]) -> list[str]:
     found = {_ending(name) for name in names}
-    return [kind for kind, packing in PACKINGS.items() if found.intersection(packing.endings)]
+    return [kind for kind, packing in PACKINGS.items() if kind != "text" and found.intersection(packing.endings)]
 
 
 def _ending(name: str) -> str:

@@ -99,6 +99,8 @@ def test_other_weights_are_other_data(place, tmp_path):
     other = replace(index, kind=replace(index.kind, encoder=replace(index.kind.encoder, sha256="0" * 64)))
     assert other.fingerprint != index.fingerprint
     assert other.kind != index.kind
+    at_home = replace(index, kind=index.kind.at(tmp_path))
+    assert (at_home.fingerprint, at_home.kind.facts()) == (index.fingerprint, index.kind.facts())
 
 
 def test_flips_are_of_pictures(place):
