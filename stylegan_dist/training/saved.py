@@ -60,7 +60,7 @@ class SavedData:
     resolution: Annotated[int, Field(ge=min(RESOLUTIONS), le=max(RESOLUTIONS))]
     channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
     num_classes: Annotated[int, Field(ge=0, le=2**31 - 1)]
-    array: Array | None = None  # what sets of arrays and sounds declare
+    array: Array | None = None  # what all sets but those of images declare
 
     def __post_init__(self) -> None:
         if self.resolution not in RESOLUTIONS:
