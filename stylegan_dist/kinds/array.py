@@ -28,6 +28,8 @@ from stylegan_dist.kinds.base import (
     first_readable,
     option,
 )
+from stylegan_dist.kinds.encoder import Encoder
+from stylegan_dist.kinds.film import FilmForm
 from stylegan_dist.kinds.npy import ENCODINGS, PACKED_KEY, array_names, encode_array, read_array, usual_header
 from stylegan_dist.kinds.spectrum import Spectrum
 from stylegan_dist.kinds.values import Values
@@ -36,6 +38,21 @@ from stylegan_dist.ranges import Range
 DTYPES = ("uint8", "int16", "float16", "float32")
 NORMALISATIONS = ("range", "std", "none")
 MAX_ARRAY_BYTES = 1 << 25  # of the largest array that can be packed: 4 x 1024 x 1024 in float64, or 128 x 256 x 256 in float32
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """What the lines of a set of text have in common.
+
+    Attributes:
+        symbols: the alphabet in the order of the rows; the first one is the blank, with which lines are filled up.
+        length: positions of a line.
+        held_out: lines of the same text that the set does not have, for scores.
+    """
+
+    symbols: str
+    length: int
+    held_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,15 +65,21 @@ class Array(Kind):
     key: str | None = None            # name of the array in an npz file; None: npy files
     log_mel: LogMel | None = None     # how they were made, where they are the spectrograms of sounds (`Sound`)
     spectrum: Spectrum | None = None  # the same of linear spectrograms
+    film: FilmForm | None = None      # where they are clips (`Clip`)
+    text: TextForm | None = None      # where they are lines of text (`Text`)
+    encoder: Encoder | None = None    # what they were made with, where they are latents of pictures (`Latents`)
+    mirrored: bool = False            # each latent is stored with that of the mirrored picture behind it
     noun = "arrays"
 
     def layout(self, channels: int) -> str:
         return f"{super().layout(channels)} of {self.dtype}"
 
     def facts(self) -> dict[str, Any]:
-        found = asdict(self)
-        if self.spectrum is None:  # older sets know nothing of it, and their facts are part of their identity
-            del found["spectrum"]
+        latents = ("encoder", "mirrored")  # which other sets do not name
+        found = {name: value for name, value in asdict(self).items() if self.encoder or name not in latents}
+        for name in ("film", "spectrum", "text"):  # earlier versions did not write them: a run knows its data by them
+            if found[name] is None:
+                del found[name]
         return {"array": found}
 
     def check(self, resolution: int, channels: int) -> None:
