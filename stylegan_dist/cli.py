@@ -61,6 +61,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     from stylegan_dist.cluster.commands import add_runs, add_stop, add_submit
     from stylegan_dist.clusters.commands import add_label
     from stylegan_dist.editing.commands import add_edit
+    from stylegan_dist.encoders.commands import add_train_encoder
     from stylegan_dist.evaluation.commands import add_evaluate
     from stylegan_dist.export.commands import add_export
     from stylegan_dist.features.commands import add_train_features
@@ -92,6 +93,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     add_import(verbs)
     add_augment_dataset(verbs)
     add_train_features(verbs)
+    add_train_encoder(verbs)
     add_doctor(verbs)
 
 
@@ -196,11 +198,16 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
         description="Draw pictures with the averaged generator of a checkpoint. Each is computed alone, so\n"
         "that the pixels of a seed depend on the seed, the class, the truncation and the noise, on one machine with one\n"
         "PyTorch and the same --ops and --device, and on nothing else.\n"
-        "After training on arrays these are written too (.npy), and sounds (.wav) if they are log-mel spectrograms.",
-        epilog="example:\n  stylegan-dist generate runs/demo --seeds 0-63 --trunc 0.7 --class 3 --out pictures",
+        "After training on arrays these are written too (.npy), and sounds (.wav) if they are log-mel spectrograms.\n"
+        "After training on text there is one file of lines, lines.txt, in place of pictures of each.\n"
+        "After training on clips, clips are written, as animated WebP.",
+        epilog="examples:\n  stylegan-dist generate runs/demo --seeds 0-63 --trunc 0.7 --class 3 --out pictures\n"
+        "  stylegan-dist generate runs/video --seeds 0-7 --frames 200 --speed 0.5 --out films",
     )
     parser.add_argument("run_dir", metavar="RUN", type=path("RUN"), help="folder of the run")
-    parser.add_argument("--seeds", default="0-63", help="for example 0-63 or 1,5,10-12 (default: %(default)s)")
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seeds", default="0-63", help="for example 0-63 or 1,5,10-12 (default: %(default)s)")
+    seeds.add_argument("--count", type=whole("--count", Range(1, 1_000_000)), metavar="N", help="as --seeds 0-(N - 1)")
     parser.add_argument("--trunc", type=real("--trunc", Range(-1000, 1000)), default=1.0, metavar="PSI",
                         help="truncation: below 1 gives better and less varied pictures (default: %(default)s)")
     parser.add_argument("--translate", type=pair("--translate", Range(-1000, 1000)), default=(0.0, 0.0), metavar="X,Y",
@@ -209,6 +216,10 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
                         help="stylegan3: rotate the content counter-clockwise about the middle")
     parser.add_argument("--class", dest="label", type=whole("--class", Range(0, MANY.most)), metavar="C",
                         help="class number (default: all in turn)")
+    parser.add_argument("--frames", type=whole("--frames", Range(2, 10_000)), metavar="N",
+                        help="stylegan_v: of each clip (default: as many as those of the data)")
+    parser.add_argument("--speed", type=real("--speed", Range(above=0, most=100)), default=1.0, metavar="X",
+                        help="stylegan_v: 0.5 takes twice as many frames for the same motion (default: %(default)s)")
     add_which(parser)
     parser.add_argument("--noise", choices=["const", "none"], default="const", help="layer noise (default: %(default)s)")
     parser.add_argument("--columns", type=whole("--columns", CELLS), default=8,
@@ -226,8 +237,9 @@ def _generate(args: argparse.Namespace) -> int:
     from stylegan_dist.tools.generate import GenerateOptions, generate, parse_seeds
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options = GenerateOptions(parse_seeds(args.seeds), args.trunc, args.label, args.noise, device, args.columns,
-                              args.which or "newest", args.translate, args.rotate, args.ops)
+    seeds = parse_seeds(args.seeds) if args.count is None else list(range(args.count))
+    options = GenerateOptions(seeds, args.trunc, args.label, args.noise, device, args.columns,
+                              args.which or "newest", args.translate, args.rotate, args.ops, args.frames, args.speed)
     print(generate(args.run_dir, args.out, options))
     return EXIT_OK
 

@@ -189,14 +189,17 @@ class GuardConfig:
     lr_factor: float = knob(1.0, TOLD, "multiplies both learning rates each time the run goes back", above=0, most=1)
 
 
+DEFAULT_METRICS = "fid,kid,pr"  # of samples whose kind has no scores of its own
+
+
 @dataclass
 class EvaluateConfig:
     every_kimg: float = knob(0.0, SILENT,
         "score a checkpoint every so often, on all ranks, while training waits; 0: never, as `stylegan-dist evaluate --watch` "
         "does it beside a training", least=0, most=MOST_KIMG)
-    metrics: str = knob("fid,kid,pr", SILENT,
-        "some of fid, kid, pr, is, infinity, classes, ppl, eq_t, eq_t_frac, eq_r; the first decides which checkpoint is the "
-        "best")
+    metrics: str = knob("auto", SILENT,
+        "some of fid, kid, pr, is, infinity, accuracy, classes, ppl, eq_t, eq_t_frac, eq_r, and of those that the kind of the "
+        "data has; the first decides which checkpoint is the best; auto: those of the kind, or fid,kid,pr where it has none")
     network: str = knob("efficientnet-lite0", SILENT,
         "of features: efficientnet-lite0, inception, dinov2-s, dinov2-l, clip, or a folder made with train-features")
     count: int = knob(50_000, SILENT, "samples drawn for a score, and real ones at most", least=1, most=1 << 40)

@@ -34,9 +34,9 @@ def add_evaluate(verbs) -> None:
     parser.add_argument("--all", action="store_true", help="all checkpoints that have no scores yet")
     parser.add_argument("--watch", action="store_true", help="as --all, and go on with new ones until the run has ended")
     parser.add_argument("--metrics", type=word("--metrics"), metavar="NAMES",
-                        help="some of fid, kid, pr, is, infinity, classes, ppl, eq_t, eq_t_frac, eq_r; the first decides which "
-                        "checkpoint is the best "
-                        "(default: evaluate.metrics of the run, fid,kid,pr)")
+                        help="some of fid, kid, pr, is, infinity, accuracy, classes, ppl, eq_t, eq_t_frac, eq_r, and of those "
+                        "that the kind of the data has; the first decides which checkpoint is the best (default: "
+                        "evaluate.metrics of the run; auto: those of the kind, or fid,kid,pr where it has none)")
     parser.add_argument("--network", type=word("--network"), metavar="NAME",
                         help="efficientnet-lite0, inception, dinov2-s, dinov2-l, clip, or the folder of one made with "
                         "train-features (default: evaluate.network of the run, efficientnet-lite0)")
@@ -53,12 +53,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     from stylegan_dist.evaluation.evaluate import EvaluateOptions, Evaluator, describe
     from stylegan_dist.evaluation.forward import forward_results
     from stylegan_dist.evaluation.record import Evaluation, alone
-    from stylegan_dist.evaluation.scores import parse_metrics
     from stylegan_dist.evaluation.watch import watch
     from stylegan_dist.training.run_folder import read_run_config
     from stylegan_dist.training.snapshot import find_checkpoint
 
-    options = EvaluateOptions(args.network, args.count, args.seed, args.metrics and parse_metrics(args.metrics),
+    options = EvaluateOptions(args.network, args.count, args.seed, args.metrics and args.metrics.split(","),
                               args.shards or "")
     run_dir, ranks = Path(args.run_dir), Engine(RunConfig(device=args.device))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,17 +19,19 @@ from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.working_set import open_cache, working_set
 from stylegan_dist.errors import InputError
 from stylegan_dist.evaluation.neighbours import Neighbours
-from stylegan_dist.evaluation.reals import BLOCK, LANES, real_features
+from stylegan_dist.evaluation.reals import BLOCK, LANES, real_features, real_rows
 from stylegan_dist.evaluation.record import Evaluation, add_evaluation, best_first, find_known, read_evaluations
 from stylegan_dist.evaluation.samples import (
     BATCH,
-    draw,
+    check_takes,
     draw_motion_errors,
     draw_path_lengths,
+    draw_values,
     gather_rows,
     in_memory,
     labels_by_frequency,
     pictures_for,
+    takes_samples,
 )
 from stylegan_dist.evaluation.scores import (
     EQUIVARIANCE,
@@ -43,10 +45,12 @@ from stylegan_dist.evaluation.scores import (
     real_scores,
 )
 from stylegan_dist.families import family_of
-from stylegan_dist.features.network import FeatureNetwork, exactly
+from stylegan_dist.features.network import FeatureNetwork, NoFeatures, exactly
 from stylegan_dist.features.registry import open_features
 from stylegan_dist.files import file_digest
+from stylegan_dist.kinds import Kind, Latents, Sound
 from stylegan_dist.metrics import few_samples
+from stylegan_dist.networks.generator import Generator
 from stylegan_dist.ops import native
 from stylegan_dist.ranks import Ranks
 from stylegan_dist.scores_file import MOST_CLASSES
@@ -66,7 +70,8 @@ class EvaluateOptions:
         network: of features: a name, or a path of one's own.
         count: samples drawn, and real ones at most.
         seed: of the samples.
-        metrics: of `scores.METRICS`. The first score of the first one decides which checkpoint is the best.
+        metrics: of `scores.METRICS` and of the kind of samples. The first score of the first one decides which checkpoint is
+            the best.
         shards: of the real samples; empty: those of the run.
     """
 
@@ -97,21 +102,33 @@ class Evaluator:
         config = ranks.together(lambda: read_run_config(run_dir))
         wanted = config.evaluate
         self.seed, self.count = options.seed, options.count or wanted.count
-        self.metrics = options.metrics or ranks.together(lambda: parse_metrics(wanted.metrics, "evaluate.metrics="))
         self.ops = "auto" if config.ops.path == "fused" and not native.native().devices else config.ops.path
         self.index: DatasetIndex = ranks.together(lambda: self._load_index(options.shards or config.data.shards))
-        self.network: FeatureNetwork = ranks.together(lambda: open_features(options.network or wanted.network, ranks.device))
-        ranks.together(lambda: self.network.check(self.index.resolution, len(self._example()[0])))
+        self.own = self.index.kind.metrics()
+        self.metrics = ranks.together(lambda: parse_metrics(",".join(options.metrics), own=self.own) if options.metrics else
+                                      parse_metrics(wanted.metrics, "evaluate.metrics=", self.own))
+        self.own = {metric: self.own[metric] for metric in self.metrics if metric in self.own}
+        self.network: FeatureNetwork = NoFeatures(ranks.device)
+        if set(self.metrics) - self.own.keys():
+            self.network = ranks.together(lambda: open_features(options.network or wanted.network, ranks.device))
+        ranks.together(lambda: check_takes(self.network, self.index))
+        self._check_form()
+        decoded = isinstance(self.index.kind, Latents) and not takes_samples(self.network, self.index.kind)
+        if self.network.dimensions and decoded:
+            say("real samples are decoded latents, so the scores leave out what the autoencoder loses; --shards with the "
+                "pictures themselves gives scores that compare with those of runs on pictures")
         if "classes" in self.metrics and not (self.index.num_classes and config.data.conditional):
             raise InputError("the metric classes needs a run that was trained with labels: leave it out")
         if "is" in self.metrics and not self.network.classes:
             raise InputError(f"the metric is needs a network that classifies, and {self.network.name} does not: choose another "
                              "network, or leave it out")
+        if "accuracy" in self.metrics:
+            self._check_classifier(config.data.conditional)
         self.moving = [metric for metric in self.metrics if metric in EQUIVARIANCE]
         if self.moving and not family_of(config).moves:
             raise InputError(f"the metric {self.moving[0]} needs a generator that can move its content, and those of "
                              f"{config.generator.family} cannot: leave it out")
-        self.names = names_of(self.metrics, self.network)
+        self.names = names_of(self.metrics, self.network, self.own)
         plan = StreamPlan(0, LANES, BLOCK, BATCH * ranks.world_size, ranks.rank, ranks.world_size)
         size = working_set(self.index, plan, range(ranks.world_size), steps=1)
         self.cache: NodeCache | None = ranks.together(
@@ -123,15 +140,32 @@ class Evaluator:
         self._real: Rows | None = None
         self._floors: dict[str, float] = {}  # on rank 0
 
+    def _check_form(self) -> None:
+        """Raise InputError where a network has learnt other spectrograms, which may have the same shape."""
+        taught, mine = self.network.taught, self.index.kind
+        theirs = taught.kind if taught else mine
+        if isinstance(mine, Sound) and (not isinstance(theirs, Sound) or theirs.form != mine.form):
+            raise InputError(f"the feature network {self.network.name} has learnt spectrograms of another form: train one "
+                             "on this data with `stylegan-dist train-features SHARDS OUT`, and give OUT")
+
+    def _check_classifier(self, conditional: bool) -> None:
+        """Raise InputError unless the network tells the classes of the data apart, and the generator is asked for them."""
+        network, classes = self.network, self.index.num_classes
+        if not (classes and conditional):
+            raise InputError("the metric accuracy needs a run that was trained with labels: leave it out")
+        if network.taught is None:
+            raise InputError(f"the metric accuracy needs a network that has learnt the classes of the data, and {network.name} "
+                             "has learnt others: train one with `stylegan-dist train-features SHARDS OUT`, and give OUT as "
+                             "--network (evaluate.network)")
+        if network.classes != classes:
+            raise InputError(f"the metric accuracy: the network {network.name} has learnt {network.classes} classes, and the "
+                             f"real samples have {classes}: train one on them with `stylegan-dist train-features`")
+
     def _load_index(self, shards: str) -> DatasetIndex:
         if not shards:
             raise InputError(f"{self.run_dir} was imported without data: give --shards, a folder made by stylegan-dist pack")
-        return load_index(shards)
-
-    def _example(self) -> Tensor:
-        """What the network would see, of one sample of zeros."""
-        index = self.index
-        return pictures_for(self.network, index.kind, torch.zeros(1, index.channels, index.resolution, index.resolution))
+        index = load_index(shards)
+        return replace(index, kind=index.kind.at(self.run_dir))
 
     @property
     def _settings(self) -> tuple[str, int, int, str]:
@@ -192,30 +226,47 @@ class Evaluator:
 
             paths, what = "ppl" in self.metrics, f"kimg {nimg / 1000:g}"
             with self._bar(self.count * (1 + paths + len(self.moving)), what) as progress:
-                features = gather_rows(self.count, self.network.dimensions, of_numbers(
-                    lambda *draws: self.network(draw(*draws))), ranks, progress, self.stop)
+                features, own = self._split(gather_rows(self.count, self.network.dimensions + sum(self.widths), of_numbers(
+                    self._describe), ranks, progress, self.stop))
                 lengths = gather_rows(self.count, 1, of_numbers(
                     lambda *draws: draw_path_lengths(*draws)[:, None]), ranks, progress, self.stop)[:, 0] if paths else None
                 errors = {metric: gather_rows(self.count, 2, of_numbers(partial(draw_motion_errors, metric)), ranks, progress,
                                               self.stop) for metric in self.moving}
             labels = labels_by_frequency(self.seed, torch.arange(self.count), counts) if counts else None
-            generated = Rows(features, labels, lengths, errors)
+            generated = Rows(features, labels, lengths, errors, own)
 
             def finish() -> Evaluation | None:
                 found = in_memory(self._record, nimg, snapshot.digest, real, generated, began)
-                if found:
+                if found and self.network.dimensions:
                     self._neighbours.show(snapshot, real.features, features)
                 return found
 
             return ranks.on_main_at_length(finish)
 
+    @property
+    def widths(self) -> list[int]:
+        """Numbers in a row of each metric of the kind of samples."""
+        return [one.width(self.index.resolution, self.index.channels) for one in self.own.values()]
+
+    def _describe(self, generator: Generator, kind: Kind, network: FeatureNetwork, seed: int, index: Tensor,
+                  counts: Sequence[int] | None) -> Tensor:
+        """Features of samples, followed by their rows of the metrics of the kind."""
+        values = draw_values(generator, seed, index, counts)
+        features = [network(pictures_for(network, kind, values))] if network.dimensions else []
+        return torch.cat([*features, *(one.rows(values) for one in self.own.values())], 1)
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rows of `_describe` as features, and by metrics of the kind."""
+        parts = rows.split([rows.shape[1] - sum(self.widths), *self.widths], 1)
+        return parts[0].contiguous(), dict(zip(self.own, parts[1:], strict=True))
+
     def _record(self, nimg: int, digest: str, real: Rows, generated: Rows, began: float) -> Evaluation | None:
         device, metrics = self.ranks.device, self.metrics
         real, generated = real.to(device), generated.to(device)
         if not self._floors:
-            self._floors = real_scores(real.features, self.network, metrics)
+            self._floors = real_scores(real, self.network, metrics, self.index.fingerprint)
         by_class = class_distances(real, generated, self.index.num_classes) if "classes" in metrics else ()
-        scores = compute_scores(real, generated, self.network, metrics, self._floors, by_class)
+        scores = compute_scores(real, generated, self.network, metrics, self._floors, by_class, self.own)
         found = Evaluation(1, nimg, digest, self.network.name, self.network.sha256, self.count, self.seed,
                            self.index.fingerprint, time.monotonic() - began, time.time(), scores,
                            by_class if len(by_class) <= MOST_CLASSES else ())
@@ -276,8 +327,14 @@ class Evaluator:
 
     def _reals(self) -> Rows:
         if self._real is None:
-            with self._bar(min(self.count, self.index.num_samples), "real samples") as progress:
-                self._real = real_features(self.index, self.count, self.network, self.ranks, self.cache, progress, self.stop)
+            numbers = [min(self.count, self.index.num_samples)] if self.network.dimensions else []
+            numbers += [min(one.most_real, self.index.num_samples) for one in self.own.values()]
+            with self._bar(sum(numbers), "real samples") as progress:
+                context = self.ranks, self.cache, progress, self.stop
+                real = Rows(torch.empty(0, 0))
+                if self.network.dimensions:
+                    real = real_features(self.index, self.count, self.network, *context)
+                self._real = replace(real, own={name: real_rows(self.index, one, *context) for name, one in self.own.items()})
         return self._real
 
     def _counts(self) -> list[int] | None:

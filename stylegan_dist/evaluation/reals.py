@@ -22,6 +22,7 @@ from stylegan_dist.evaluation.samples import BATCH, gather_rows, pictures_for
 from stylegan_dist.evaluation.scores import Rows
 from stylegan_dist.features.network import FeatureNetwork
 from stylegan_dist.files import replacing
+from stylegan_dist.kinds.scores import SampleMetric
 from stylegan_dist.metrics import gather_features
 from stylegan_dist.private import user_folder
 from stylegan_dist.ranks import Ranks
@@ -46,20 +47,39 @@ def real_features(index: DatasetIndex, count: int, network: FeatureNetwork, rank
     if ranks.broadcast(kept is not None):
         mine = torch.empty(0, width) if kept is None else kept
         return _rows(gather_features(mine.to(ranks.device), 0, count, ranks).cpu(), index)
+
+    def describe(samples: Tensor, labels: Tensor) -> Tensor:
+        features = network(pictures_for(network, index.kind, samples))
+        return torch.cat([features, labels.to(features)[:, None]], 1)
+
+    found = _gather(index, count, width, describe, ranks, cache, progress, stop)
+    ranks.on_main(lambda: _save(key, found))
+    return _rows(found, index)
+
+
+def real_rows(index: DatasetIndex, metric: SampleMetric, ranks: Ranks, cache: NodeCache | None,
+              progress: Callable[[int], object], stop: Callable[[], bool]) -> Tensor:
+    """`SampleMetric.rows` of the first real samples of that order, as many as the metric needs; on the CPU.
+
+    All ranks must call it, and get all of them. Errors as of `real_features`.
+    """
+    count, width = min(metric.most_real, index.num_samples), metric.width(index.resolution, index.channels)
+    return _gather(index, count, width, lambda samples, labels: metric.rows(samples), ranks, cache, progress, stop)
+
+
+def _gather(index: DatasetIndex, count: int, width: int, describe: Callable[[Tensor, Tensor], Tensor], ranks: Ranks,
+            cache: NodeCache | None, progress: Callable[[int], object], stop: Callable[[], bool]) -> Tensor:
+    """describe(samples in the network's range, labels) of the first real samples, [count, width]."""
     plan = StreamPlan(0, LANES, BLOCK, BATCH * ranks.world_size, ranks.rank, ranks.world_size)
     stream = BatchStream(index, plan, ReaderOptions(workers=0), cache)
     try:
         def compute(first: int, length: int) -> Tensor:
             batch = next(stream)
-            samples = index.kind.to_network(batch["sample"].to(ranks.device))
-            features = network(pictures_for(network, index.kind, samples))
-            return torch.cat([features, batch["label"].to(features)[:, None]], 1)[:length]
+            return describe(index.kind.to_network(batch["sample"].to(ranks.device)), batch["label"])[:length]
 
-        found = gather_rows(count, width, compute, ranks, progress, stop)
+        return gather_rows(count, width, compute, ranks, progress, stop)
     finally:
         stream.close()
-    ranks.on_main(lambda: _save(key, found))
-    return _rows(found, index)
 
 
 def _rows(found: Tensor, index: DatasetIndex) -> Rows:

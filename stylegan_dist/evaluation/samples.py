@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from stylegan_dist import randomness
+from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
 from stylegan_dist.features.network import FeatureNetwork
-from stylegan_dist.kinds import Kind
+from stylegan_dist.kinds import Clip, Kind
 from stylegan_dist.kinds.base import to_uint8
 from stylegan_dist.metrics import MOST_SHIFT, gather_features, path_lengths, rotation_errors, translation_errors
 from stylegan_dist.networks.generator import Generator, Sampling, motion
@@ -59,6 +60,8 @@ def labels_for(generator: Generator, seed: int, index: Tensor, counts: Sequence[
 
 def takes_samples(network: FeatureNetwork, kind: Kind) -> bool:
     """Whether a feature network takes samples of the data as they are, and not pictures of them."""
+    if isinstance(kind, Clip) and not isinstance(network.kind, Clip):
+        return False  # it sees single frames
     return str(network.dtype) == f"torch.{kind.dtype}"
 
 
@@ -69,6 +72,13 @@ def pictures_for(network: FeatureNetwork, kind: Kind, values: Tensor) -> Tensor:
     return to_uint8(kind.as_pictures(values))
 
 
+def check_takes(network: FeatureNetwork, index: DatasetIndex) -> None:
+    """Raise InputError where a feature network does not take the samples of a set, or what they are shown as."""
+    zeros = torch.zeros(1, index.channels, index.resolution, index.resolution)
+    _, channels, _, side = pictures_for(network, index.kind, zeros).shape
+    network.check(side, channels)
+
+
 @torch.no_grad()
 def draw_values(generator: Generator, seed: int, index: Tensor, counts: Sequence[int] | None) -> Tensor:
     """Samples [n, C, H, W] in the range of generators, on the device of `index` (int64 [n]).
@@ -77,12 +87,6 @@ def draw_values(generator: Generator, seed: int, index: Tensor, counts: Sequence
         counts: samples of each class in the data; None for an unconditional generator.
     """
     return generator.sample(seed, "evaluate", index, labels_for(generator, seed, index, counts), Sampling(batch=BATCH))
-
-
-def draw(generator: Generator, kind: Kind, network: FeatureNetwork, seed: int, index: Tensor,
-         counts: Sequence[int] | None) -> Tensor:
-    """`draw_values` for a feature network."""
-    return pictures_for(network, kind, draw_values(generator, seed, index, counts))
 
 
 def draw_path_lengths(generator: Generator, kind: Kind, network: FeatureNetwork, seed: int, index: Tensor,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from stylegan_dist.config.schema import DEFAULT_METRICS
 from stylegan_dist.errors import InputError
 from stylegan_dist.features.network import FeatureNetwork
+from stylegan_dist.kinds.scores import SampleMetric
 from stylegan_dist.metrics import (
     ClassDistance,
     InceptionScore,
@@ -36,15 +39,18 @@ METRICS = {
     "pr": "precision, recall, density, coverage",
     "is": "inception score, of a network that classifies",
     "infinity": "Fréchet distance, extrapolated to infinitely many samples",
+    "accuracy": "share of the samples of a conditional generator that a network of `train-features` reads as their class",
     "classes": "mean of the Fréchet distances of the classes, and these",
     "ppl": "perceptual path length in W",
     "eq_t": "equivariance to translations by whole pixels, in decibel; of families that can move their content",
     "eq_t_frac": "likewise, by any amount",
     "eq_r": "likewise, to rotations",
 }
+AUTO = "auto"  # the metrics of the kind of samples, or those of pictures
 EQUIVARIANCE = ("eq_t", "eq_t_frac", "eq_r")  # scores without a feature network
 _WORDS = {"infinity": "fd_infinity", "classes": "fd_classes"}  # in the names of scores
 SHOWN_CLASSES = 5
+NO_METRICS: Mapping[str, SampleMetric] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -56,58 +62,102 @@ class Rows:
         labels: int64 [n]; None where they have none.
         path_lengths: float32 [n], of as many pairs; None where nobody asked for them.
         motion_errors: name of a metric of equivariance -> float32 [n, 2].
+        own: name of a metric of the kind of samples -> float32 [m, width] on the CPU (`SampleMetric.rows`).
     """
 
     features: Tensor
     labels: Tensor | None = None
     path_lengths: Tensor | None = None
     motion_errors: Mapping[str, Tensor] = field(default_factory=dict)
+    own: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Rows:
         labels, lengths = (None if one is None else one.to(device) for one in (self.labels, self.path_lengths))
-        return Rows(self.features.to(device), labels, lengths, self.motion_errors)
+        return Rows(self.features.to(device), labels, lengths, self.motion_errors, self.own)
 
 
-def parse_metrics(text: str, where: str = "--metrics ") -> tuple[str, ...]:
-    """Metrics from "fid,kid,pr".
+def parse_metrics(text: str, where: str = "--metrics ", own: Collection[str] = ()) -> tuple[str, ...]:
+    """Metrics from "fid,kid,pr", or AUTO.
 
     Args:
         where: the text stands, for the message.
+        own: the metrics of the kind of samples.
     Raises:
         InputError: one is not known.
     """
+    known = (*own, *METRICS)
+    if text.strip() == AUTO:
+        text = ",".join(own) or DEFAULT_METRICS
     names = ["fd" if name == "fid" else name for name in (part.strip() for part in text.split(",")) if name]
     for name in names:
-        if name not in METRICS:
-            raise InputError(f"{where}{text}: there is no {name}; give some of {', '.join(METRICS)}")
+        if name not in known:
+            raise InputError(f"{where}{text}: there is no {name}; give some of {', '.join(known)}")
     if not names:
-        raise InputError(f"{where}{text!r} names none; give some of {', '.join(METRICS)}")
+        raise InputError(f"{where}{text!r} names none; give some of {', '.join(known)}")
     return tuple(dict.fromkeys(names))
 
 
-def names_of(metrics: Sequence[str], network: FeatureNetwork) -> list[str]:
+def without_network(metric: str, own: Collection[str]) -> bool:
+    """Whether scores of a metric have nothing to do with a feature network."""
+    return metric in EQUIVARIANCE or metric in own
+
+
+def names_of(metrics: Sequence[str], network: FeatureNetwork, own: Mapping[str, SampleMetric] = NO_METRICS) -> list[str]:
     """The names of their scores, the first one of each metric first."""
     found: list[str] = []
     for metric in metrics:
+        if metric in own:
+            found += own[metric].scores
+            continue
         words = [one.name for one in fields(ManifoldScores)] if metric == "pr" else [_WORDS.get(metric, metric)]
         found += words if metric in EQUIVARIANCE else [network.score_name(word) for word in words]
     return found
 
 
-def real_scores(real: Tensor, network: FeatureNetwork, metrics: Sequence[str]) -> dict[str, float]:
-    """The floors: the scores by name of one half of the real samples against the other; the inception score of all of them.
+def real_scores(real: Rows, network: FeatureNetwork, metrics: Sequence[str], data: str = "") -> dict[str, float]:
+    """The floors: the scores by name of one half of the real samples against the other; the inception score of all of them,
+    and the accuracy on those that the network has not been trained on.
 
     Args:
-        real: features float32 [n, d].
+        data: fingerprint of the real samples.
     Raises:
         InputError: too few samples, or the network does not classify.
     """
     halved = [metric for metric in metrics if metric in ("fd", "kid", "pr")]
-    floors = real_floor(lambda one, other: compute_scores(Rows(one), Rows(other), network, halved, {}), real) if halved else {}
+    floors = real_floor(lambda one, other: compute_scores(Rows(one), Rows(other), network, halved, {}),
+                        real.features) if halved else {}
     values = {name: score.value for name, score in floors.items()}
     if "is" in metrics:
-        values[network.score_name("is")] = _inception_score(real, network).value
+        values[network.score_name("is")] = _inception_score(real.features, network).value
+    if "accuracy" in metrics:
+        values[network.score_name("accuracy")] = _real_accuracy(real, network, data)
     return values
+
+
+def _real_accuracy(real: Rows, network: FeatureNetwork, data: str) -> float:
+    """Of real samples that the network was not trained on, as far as that is known: of those that its training has held out,
+    or of all where these are other data."""
+    if network.taught and network.taught.fingerprint == data:
+        return network.taught.accuracy
+    assert real.labels is not None
+    return agreement(real.features, real.labels, network).value
+
+
+def agreement(features: Tensor, labels: Tensor, network: FeatureNetwork) -> Score:
+    """The share of samples that a classifier reads as their class.
+
+    Args:
+        features: float32 [n, d] of the network.
+        labels: int64 [n], -1 for none.
+    Raises:
+        InputError: none has one.
+    """
+    known = labels >= 0
+    if not known.any():
+        raise InputError("--metrics accuracy: none of the samples has a label: leave it out")
+    read = network.classify(features[known]).argmax(1).to(labels.device)
+    share, count = float((read == labels[known]).double().mean()), int(known.sum())
+    return Score(share, math.sqrt(share * (1 - share) / count), lower_is_better=False)
 
 
 def class_distances(real: Rows, generated: Rows, classes: int) -> tuple[ClassDistance, ...]:
@@ -125,13 +175,14 @@ def class_distances(real: Rows, generated: Rows, classes: int) -> tuple[ClassDis
 
 
 def compute_scores(real: Rows, generated: Rows, network: FeatureNetwork, metrics: Sequence[str], floors: Mapping[str, float],
-                   by_class: Sequence[ClassDistance] = ()) -> dict[str, Score]:
+                   by_class: Sequence[ClassDistance] = (), own: Mapping[str, SampleMetric] = NO_METRICS) -> dict[str, Score]:
     """Scores by name, each with its floor.
 
     Args:
         real, generated: on one device.
         floors: of `real_scores`.
         by_class: of `class_distances`, for the metric "classes".
+        own: metrics of the kind of samples.
     Raises:
         InputError: too few samples, or the network does not classify.
     """
@@ -142,7 +193,10 @@ def compute_scores(real: Rows, generated: Rows, network: FeatureNetwork, metrics
         scores[name] = Score(value, error, floors.get(name), lower_is_better)
 
     for metric in metrics:
-        if metric == "fd":
+        if metric in own:
+            measured = own[metric].measure(real.own[metric], generated.own[metric])
+            scores |= {name: Score(*measured[name]) for name in own[metric].scores}
+        elif metric == "fd":
             add("fd", frechet_distance(real.features, generated.features))
         elif metric == "kid":
             distance = kernel_distance(real.features, generated.features)
@@ -160,6 +214,10 @@ def compute_scores(real: Rows, generated: Rows, network: FeatureNetwork, metrics
             assert generated.path_lengths is not None
             length = trimmed_path_length(generated.path_lengths)
             add("ppl", length.value, length.error)
+        elif metric == "accuracy":
+            assert generated.labels is not None
+            read = agreement(generated.features, generated.labels, network)
+            add("accuracy", read.value, read.error, lower_is_better=False)
         elif metric in EQUIVARIANCE:
             ratio = equivariance_score(generated.motion_errors[metric])
             scores[metric] = Score(ratio.value, ratio.error, lower_is_better=False)
@@ -184,8 +242,10 @@ def describe_scores(scores: dict[str, Score], network: str) -> str:
         text = f"{name.removesuffix(f'_{network}')} {_number(score.value)}"
         if score.error is not None:
             text += f" +- {_number(score.error)}"
-        if score.floor is not None and score.lower_is_better:
+        if score.floor is not None and (score.lower_is_better or not name.endswith(f"_{network}")):
             text += f" (real against real {_number(score.floor)})"
+        elif score.floor is not None and name.startswith("accuracy_"):
+            text += f" (of real ones {_number(score.floor)})"
         parts.append(text)
     return "   ".join(parts)
 

@@ -10,13 +10,14 @@ from dataclasses import MISSING, Field, fields
 from stylegan_dist.arguments import MANY, SEEDS, WORKERS, add_verb, path, real, whole, word
 from stylegan_dist.data.index import read_index
 from stylegan_dist.errors import EXIT_BAD_INPUT, EXIT_OK, InputError
-from stylegan_dist.kinds import PACKINGS, Packing
+from stylegan_dist.kinds import PACKINGS, Packing, TextOptions
 from stylegan_dist.kinds.base import Options
 from stylegan_dist.making.labels import MODES as LABEL_MODES
 from stylegan_dist.making.pack import PackOptions, pack
 from stylegan_dist.making.scan import index_shards
 from stylegan_dist.making.sources import Listing, kind_of, list_source
 from stylegan_dist.making.survey import ForeignArrays
+from stylegan_dist.making.text_file import PYTHON_DOCS, open_text
 from stylegan_dist.making.verify import verify
 from stylegan_dist.ranges import Range
 from stylegan_dist.records import shorten
@@ -42,8 +43,20 @@ examples:
   # latents, each a .npy file [4, 32, 32] of float32: mean 0, standard deviation 1/2 in training, stored as float16
   stylegan-dist pack latents shards/latents --resolution 32 --normalise std --dtype float16
 
+  # the latents of an autoencoder, for training on latents whose pictures are decoded
+  stylegan-dist pack photos shards/latents --resolution 256 --encode encoders/photos --flips stored
+
   # spoken digits, 8 kHz: spectrograms of 64 bands and 64 frames; 7_jackson_0.wav is of class 7
   stylegan-dist pack recordings.tar shards/digits --resolution 64 --log-mel --labels names
+
+  # the same with linear spectrograms of 128 bands, or with phases too
+  stylegan-dist pack recordings.tar shards/digits --resolution 128 --form linear --labels names
+
+  # clips of 16 frames from films and folders of frames, 12 frames a second
+  stylegan-dist pack films shards/clips --video --resolution 64 --frames 16 --fps 12
+
+  # lines of up to 16 letters, whole words, from Python's own documentation
+  stylegan-dist pack --text python-docs shards/lines --length 16 --unit words --clean letters
 
   # on three machines that share the folders: one command on each, then the same without --part, which makes the index
   stylegan-dist pack photos shards/photos --resolution 256 --part 1/3
@@ -78,7 +91,7 @@ def add_pack(subparsers) -> None:
     """Add the verb `pack` to the result of `ArgumentParser.add_subparsers`."""
     parser = add_verb(
         subparsers, "pack", _run_pack,
-        help="make a shard set from a folder, a zip or a tar of images, arrays or sounds", epilog=_PACK_EXAMPLES,
+        help="make a shard set from a folder, a zip or a tar of images, arrays or sounds, or from text", epilog=_PACK_EXAMPLES,
         description="Bring all images, arrays or sounds of a folder, a zip or a tar into one form and write them as WebDataset "
                     "shards with an index, ready for training.",
     )
@@ -96,7 +109,13 @@ def add_pack(subparsers) -> None:
     kinds.add_argument("--log-mel", action="store_const", dest="kind", const="sounds",
                        help="take the .wav files, PCM of one sample rate, and make a log-mel spectrogram of each, with as many "
                             "bands and frames as --resolution says: what is longer than frames x hop is cut off, what is "
-                            "shorter is followed by silence")
+                            "shorter is followed by silence; --form makes other ones")
+    kinds.add_argument("--video", action="store_const", dest="kind", const="videos",
+                       help="cut clips of --frames frames from videos (mp4, webm, mov, ...; GIF, animated WebP) and from "
+                            "folders whose pictures are frames")
+    kinds.add_argument("--text", action="store_const", dest="kind", const="text",
+                       help="SOURCE is a file of text in UTF-8, whose lines of at most --length symbols become samples; or "
+                            f"{PYTHON_DOCS}, which is what Python's own help has to say")
     _add_options(parser, PACKINGS, common)
 
     content = parser.add_argument_group("labels and order")
@@ -161,9 +180,13 @@ def add_verify(subparsers) -> None:
 
 
 def _run_pack(args: argparse.Namespace) -> int:
-    listing = list_source(args.source)
+    listing = None if args.kind == "text" else list_source(args.source)
+    packing = _packing(args, listing)
+    if isinstance(packing, TextOptions):
+        packing.check()
+        listing, packing = open_text(args.source, packing, args.seed)
     pack(args.source, args.out, PackOptions(
-        packing=_packing(args, listing), labels=args.labels, shuffle=args.shuffle, seed=args.seed,
+        packing=packing, labels=args.labels, shuffle=args.shuffle, seed=args.seed,
         samples_per_shard=args.samples_per_shard, max_skipped=args.max_skipped, workers=args.workers,
         overwrite=args.overwrite, part=args.part,
     ), listing)
@@ -177,16 +200,23 @@ def _part(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _packing(args: argparse.Namespace, listing: Listing) -> Packing:
+def _packing(args: argparse.Namespace, listing: Listing | None) -> Packing:
     """The options of the kind of samples that was asked for, or that the source holds."""
-    kind = args.kind or kind_of(listing)
-    if kind == "sounds" and args.kind is None:
-        raise InputError(f"{args.source} holds sound files: --log-mel makes spectrograms of them")
-    wanted = {field.name for field in fields(PACKINGS[kind])}
+    kind = args.kind or ("latents" if hasattr(args, "encode") else "sounds" if hasattr(args, "form") else
+                         kind_of(listing) if listing else "images")
+    if kind == "sounds" and args.kind is None and not hasattr(args, "form"):
+        raise InputError(f"{args.source} holds sound files: --log-mel makes spectrograms of them, and --form linear or phase "
+                         "others")
+    if kind == "videos" and args.kind is None:
+        raise InputError(f"{args.source} holds videos: --video cuts clips from them")
+    wanted = {field.name for field in fields(PACKINGS[kind]) if field.metadata}
     given = {field.name: getattr(args, field.name) for packing in PACKINGS.values() for field in fields(packing)
              if hasattr(args, field.name)}
     if foreign := sorted(given.keys() - wanted):
         raise InputError(f"--{foreign[0].replace('_', '-')} has no meaning for {kind}: leave it out")
+    for field in fields(PACKINGS[kind]):
+        if field.metadata and field.default is MISSING and field.name not in given:
+            raise InputError(f"--{field.name.replace('_', '-')} is needed for {kind}: {field.metadata['text']}")
     return PACKINGS[kind](**given)
 
 
@@ -219,8 +249,8 @@ def _add_options(parser: argparse.ArgumentParser, kinds: Mapping[str, type[Optio
         group = common if common and len(by_kind) > 1 else groups[next(iter(by_kind))]
         told = texts.popitem()[1] if alike else "; ".join(f"of {name}: {text}" for name, text in texts.items())
         group.add_argument(flag, type=kind, choices=None if number else choices or None, metavar=shown,
-                           nargs=first.metadata["nargs"], required=first.default is MISSING, default=argparse.SUPPRESS,
-                           help=told)
+                           nargs=first.metadata["nargs"], default=argparse.SUPPRESS, help=told,
+                           required=first.default is MISSING and len(by_kind) == len(kinds))
 
 
 def _run_index(args: argparse.Namespace) -> int:

@@ -69,7 +69,7 @@ class Files(ABC):
 
     def state(self, names: Iterable[str]) -> str:
         """Two equal ones say that nothing has touched these files between the calls."""
-        return _state_of(self.paths)
+        return state_of(self.paths)
 
     def _place(self, name: str, entry, number: int, members: dict) -> None:
         """Keep a member under its name, or leave it out; the last one of a name counts, as for those who unpack it."""
@@ -93,7 +93,7 @@ class Folder(Files):
         return self._versions
 
     def state(self, names: Iterable[str]) -> str:
-        return _state_of(self.path / name for name in names)
+        return state_of(self.path / name for name in names)
 
     def _walk(self, folder: Path, prefix: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
         status = os.stat(folder)
@@ -296,7 +296,7 @@ def _is_hidden(part: str) -> bool:
     return (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX"
 
 
-def _state_of(paths: Iterable[Path]) -> str:
+def state_of(paths: Iterable[Path]) -> str:
     """Over names, sizes and times, also those of the last change of the name or the mode, which nobody can set back."""
     digest = hashlib.sha256()
     for path in paths:

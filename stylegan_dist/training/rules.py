@@ -18,7 +18,7 @@ from stylegan_dist import augment
 from stylegan_dist.config.knobs import MOST_IMAGES
 from stylegan_dist.config.loading import check_ranges
 from stylegan_dist.config.schedules import value_at
-from stylegan_dist.config.schema import Config, OptimizerConfig
+from stylegan_dist.config.schema import DEFAULT_METRICS, Config, OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
 from stylegan_dist.families import family_of
@@ -82,6 +82,11 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
                          "or set data.conditional=false")
 
     auto(run, "run", "batch", min(8 * min(4096 // resolution, 32), 64), "from the resolution")
+    for prefix in ("generator", "discriminator"):
+        for name, value in index.kind.settings().items():
+            if hasattr(section := getattr(config, prefix), name):
+                auto(section, prefix, name, value, "from the data")
+    family.check_kind(config, index.kind)
     family.resolve(config, resolution, auto)
     auto(config.ema, "ema", "half_life_kimg", run.batch * 10 / 32, "10 kimg at batch 32, in proportion")
     why = "the average goes on from that of run.init_from" if run.init_from else "the average begins at random weights"
@@ -105,6 +110,8 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
             if getattr(optimizer, key) == "auto":
                 setattr(optimizer, key, _own_default(optimizer, f"optim.{name}", key))
 
+    own = ",".join(index.kind.metrics())
+    auto(config.evaluate, "evaluate", "metrics", own or DEFAULT_METRICS, "those of the data" if own else "of pictures")
     precision = config.precision
     auto(precision, "precision", "dtype", "bf16" if bf16 else "fp32",
          "this GPU has bfloat16" if bf16 else "this device has no fast bfloat16")
@@ -120,6 +127,8 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
 
     advice = _advice(config, world_size)  # before batch_gpu is a number
     _check(config, resolution, world_size, advice)
+    if config.data.mirror and (reason := index.kind.why_not_mirrored):
+        raise InputError(f"data.mirror=true: {reason}")
     augment.check(config.augment, index.channels, isinstance(index.kind, Image), ADVERSARIAL[config.loss.adversarial].anchored,
                   config.loss.adversarial)
     sizes, unit = micro_batch_sizes(config, world_size), _group(config)

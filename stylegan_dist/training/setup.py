@@ -95,6 +95,9 @@ class Run:
     def _prepare(self) -> None:
         engine = self.engine
         start, self.notices, segment = engine.broadcast(engine.on_main(self._claim_folder))
+        prepared = engine.on_main(lambda: self.index.kind.prepared(self.dir))
+        kind, lack = prepared or (self.index.kind.at(self.dir), "")
+        self.index, self.notices = replace(self.index, kind=kind), [*self.notices, *([lack] if lack else [])]
         lease = self.folder.lease if self.folder else None
         self.saver = Saver(self.dir, engine, self.config, lease)
         self.caches = [engine.together(functools.partial(self._open_cache, index, plan)) if index else None

@@ -19,20 +19,25 @@ from saving import prune
 from small_features import small_features
 
 from stylegan_dist.cli import main
+from stylegan_dist.data.index import load_index
 from stylegan_dist.errors import InputError
 from stylegan_dist.evaluation import evaluate as evaluating
 from stylegan_dist.evaluation import reals, watch
 from stylegan_dist.evaluation.evaluate import EvaluateOptions, Evaluator
 from stylegan_dist.evaluation.record import NAME, alone, read_evaluations
-from stylegan_dist.evaluation.samples import BATCH, draw_path_lengths, gather_rows, labels_by_frequency
+from stylegan_dist.evaluation.samples import BATCH, draw_path_lengths, draw_values, gather_rows, labels_by_frequency
 from stylegan_dist.evaluation.scores import METRICS, parse_metrics
-from stylegan_dist.kinds import declared
+from stylegan_dist.features.network import Taught
+from stylegan_dist.kinds import Image, declared
+from stylegan_dist.kinds.scores import Measured, SampleMetric
 from stylegan_dist.networks.generator import Generator
 from stylegan_dist.ranks import ALONE, Ranks
+from stylegan_dist.scores_file import Score
 from stylegan_dist.training.best import Best, read_best
 from stylegan_dist.training.checkpoint import list_checkpoints, put_aside
 from stylegan_dist.training.pin import PIN_SECONDS, pinned
-from stylegan_dist.training.snapshot import find_checkpoint
+from stylegan_dist.training.run_folder import read_run_config
+from stylegan_dist.training.snapshot import find_checkpoint, load_generator
 
 OPTIONS = EvaluateOptions(count=70, metrics=("fd", "kid", "pr", "is"))
 CHECKPOINTS = [80, 160, 240]
@@ -89,6 +94,17 @@ def test_a_score_is_the_same_again_and_from_kept_features(run: Path):
     assert len(read_evaluations(run)) == 3
 
 
+def test_accuracy_needs_a_network_that_has_learnt_these_classes(run: Path, monkeypatch):
+    accuracy = replace(OPTIONS, metrics=("accuracy",))
+    with pytest.raises(InputError, match="has learnt others"):
+        evaluator(run, accuracy)
+    network = small_features()
+    monkeypatch.setattr(evaluating, "open_features", lambda name, device: network)
+    network.taught, network.classes = Taught("x", 0.5, Image()), 4
+    with pytest.raises(InputError, match="has learnt 4 classes, and the real samples have 3"):
+        evaluator(run, accuracy)
+
+
 def test_real_samples_in_place_of_generated_ones_reach_the_floor(run: Path, monkeypatch):
     """The path from shards to scores: the first 30 samples of the set against all 60."""
     one = evaluator(run)
@@ -97,6 +113,39 @@ def test_real_samples_in_place_of_generated_ones_reach_the_floor(run: Path, monk
     found = one.evaluate(240)
     assert found.scores["precision_small"].value == 1
     assert found.scores["fd_small"].value < found.scores["fd_small"].floor
+
+
+class Brightness(SampleMetric):
+    about, scores, most_real = "means of images, and their greatest value", ("mean", "most"), 50
+
+    def width(self, resolution, channels):
+        return 2
+
+    def rows(self, values):
+        return torch.stack([values.mean((1, 2, 3)), values.amax((1, 2, 3))], 1)
+
+    def measure(self, real, generated):
+        assert len(real) == self.most_real
+        return {"most": Measured(float(generated[:, 1].max()), floor=1.0, lower_is_better=False),
+                "mean": Measured(float(generated[:, 0].mean()), 0.5, float(real[:, 0].mean()))}
+
+
+def test_a_kind_of_samples_has_scores_of_its_own(run: Path, monkeypatch, capsys):
+    monkeypatch.setattr(Image, "metrics", lambda self: {"brightness": Brightness()})
+    both = evaluator(run, EvaluateOptions(count=40, metrics=("brightness", "kid"))).evaluate(240)
+    assert list(both.scores) == ["mean", "most", "kid_small"]
+    assert read_best(run).metric == "mean"
+    monkeypatch.setattr(evaluating, "open_features", None)  # a network is not asked for
+    alone = evaluator(run, EvaluateOptions(count=40, metrics=("auto",))).evaluate(240)
+    assert alone.scores == {name: both.scores[name] for name in ("mean", "most")}
+    snapshot = load_generator(run, torch.device("cpu"), 240)
+    counts = load_index(read_run_config(run).data.shards).class_counts
+    values = torch.cat([draw_values(snapshot.generator, 0, torch.arange(*ends), counts) for ends in ((0, 32), (32, 40))])
+    expected = values.mean((1, 2, 3)).mean().item()
+    assert (alone.scores["mean"].value, alone.scores["mean"].error) == (pytest.approx(expected, rel=1e-5), 0.5)
+    assert alone.scores["most"] == Score(values.max().item(), None, 1.0, False)
+    assert main(["evaluate", str(run), "--metrics", "brightness,sharpness"]) == 2
+    assert "there is no sharpness; give some of brightness, fd, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("count", [1, BATCH, 100])

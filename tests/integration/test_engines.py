@@ -10,8 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, TINY, TINY_DCGAN, TINY_GAT, TINY_MLP, TINY_R3GAN, TINY_STYLEGAN3, finished
+from launching import (
+    ROOT,
+    TINY,
+    TINY_DCGAN,
+    TINY_GAT,
+    TINY_MLP,
+    TINY_R3GAN,
+    TINY_STYLEGAN3,
+    TINY_STYLEGAN_V,
+    TINY_TEXT,
+    finished,
+)
 from safetensors.torch import load_file
+from small_text import pack_lines
 
 from stylegan_dist.engine.graphs import WARM_UP
 
@@ -44,13 +56,17 @@ R3GAN = (
 )
 # Configuration R, with a blur of which every step sees another width.
 STYLEGAN3 = ("generator.family=stylegan3-r", "loss.blur_sigma={linear: [2, 0], until_kimg: 0.05}")
+# Motion between anchors, and geometric augmentation; the clips would loop.
+STYLEGAN_V = ("generator.loop_frames=0", "augment.pipe=bg", "augment.p=0.5")
 R3GAN_CONTINUED = ("zero2", "flat", "zero3")  # what is saved under the first, by all
 # Dropout by the address of an image; statistics of groups of 4 images, of which each rank has two; attention, a mean of w for
 # each class, and gradients that are clipped in every phase.
 FIRST = {"mlp": (TINY_MLP, ("loss.r1_gamma=1", "loss.penalty_interval=2")), "dcgan": (TINY_DCGAN, ()),
-         "gat": (TINY_GAT, ("loss.penalty_sigma=0.3", "optim.g.clip=0.01", "optim.d.clip=0.01"))}
+         "gat": (TINY_GAT, ("loss.penalty_sigma=0.3", "optim.g.clip=0.01", "optim.d.clip=0.01")),
+         "text": (TINY_TEXT, ())}
 FIRST_ENGINES = {"mlp": ("flat", "zero2", "recorded"), "dcgan": ("flat", "ddp", "zero3", "recorded"),
-                 "gat": ("flat", "ddp", "zero2", "zero3", "zero3-offload", "recorded")}
+                 "gat": ("flat", "ddp", "zero2", "zero3", "zero3-offload", "recorded"),
+                 "text": ("flat", "ddp", "zero2", "zero3", "recorded")}
 AUGMENTED = ("augment.pipe=bgc", "augment.p=ada", "augment.target=0", "augment.kimg=0.2")  # p moves by 0.32 a time
 AUGMENTED_STEPS = 6
 FROZEN = "discriminator.freeze_layers=3"  # fromrgb and the convolutions of the only block, of a transfer; its skip learns
@@ -70,8 +86,8 @@ CONTINUED = [*SOME, *sorted({
 HEART = {"flat-1-1", "flat-2-1", "zero2-2-1", "zero3-2-1", "flat-2-to-flat-2", "zero2-2-to-zero3-2",
          "flat-1-r3gan", "zero2-2-r3gan", "flat-1-augmented", "flat-2-augmented", "flat-1-frozen", "ddp-2-frozen",
          "zero2-2-frozen", "flat-1-mlp", "flat-2-mlp", "flat-1-dcgan", "flat-2-dcgan", "flat-1-gat", "zero3-2-gat",
-         "flat-1-stylegan3",
-         "flat-2-stylegan3"}
+         "flat-1-stylegan3", "flat-2-stylegan3", "flat-1-stylegan_v", "flat-2-stylegan_v",
+         "flat-1-text", "flat-2-text"}
 DIVIDED = [*((engine, 2, 2) for engine in ENGINES[2]), ("flat", 2, 4), ("zero2", 2, 4), ("flat", 1, 2), ("flat", 1, 4)]
 NETWORKS = ("g", "d", "g_ema")
 OPTIMIZERS = ("optimizer_g", "optimizer_d")
@@ -108,10 +124,11 @@ class Runs:
 
 
 @pytest.fixture(scope="module", params=[STEPS[0], pytest.param(STEPS[1], marks=pytest.mark.exhaustive)])
-def runs(small_shards: Path, labelled_shards: Path, tmp_path_factory: pytest.TempPathFactory,
+def runs(small_shards: Path, labelled_shards: Path, clip_shards: Path, tmp_path_factory: pytest.TempPathFactory,
          request: pytest.FixtureRequest) -> Runs:
     """All steps under every engine, world and micro-batch; and what was saved on the way, continued under others."""
     runs = Runs(tmp_path_factory.mktemp("engines"), small_shards, request.param)
+    shards = dict.fromkeys(FIRST, labelled_shards) | {"text": pack_lines(runs.folder)}
     saved_at = runs.steps - LEFT
     launches = []
     for world, engines in ENGINES.items():
@@ -127,10 +144,13 @@ def runs(small_shards: Path, labelled_shards: Path, tmp_path_factory: pytest.Tem
             cases.append(runs.case("flat-1-approximate", "flat", *APPROXIMATE, steps=SHORT))
             cases.append(runs.case("flat-1-r3gan", "flat", *R3GAN, steps=RECORDED, tiny=TINY_R3GAN))
             cases.append(runs.case("flat-1-r3gan-parts", "flat", "run.batch_gpu=4", *R3GAN, steps=RECORDED, tiny=TINY_R3GAN))
-            cases += [runs.case(f"flat-1-{name}{parts}", "flat", f"run.batch_gpu={size}", *first(name, labelled_shards),
+            cases += [runs.case(f"flat-1-{name}{parts}", "flat", f"run.batch_gpu={size}", *first(name, shards[name]),
                                 steps=RECORDED, tiny=FIRST[name][0])
                       for name in FIRST for parts, size in (("", BATCH), ("-parts", 4))]
             cases += [runs.case(f"flat-1-stylegan3{name}", "flat", *more, *STYLEGAN3, steps=RECORDED, tiny=TINY_STYLEGAN3)
+                      for name, more in (("", ()), ("-parts", ("run.batch_gpu=4",)))]
+            cases += [runs.case(f"flat-1-stylegan_v{name}", "flat", *more, f"data.shards={clip_shards}", *STYLEGAN_V,
+                                steps=RECORDED, tiny=TINY_STYLEGAN_V)
                       for name, more in (("", ()), ("-parts", ("run.batch_gpu=4",)))]
             cases.append(runs.case("flat-1-augmented", "flat", *AUGMENTED, steps=AUGMENTED_STEPS))
             cases.append(runs.case("flat-1-poison", "flat", steps=6, poison=3 * BATCH + 1))
@@ -141,11 +161,13 @@ def runs(small_shards: Path, labelled_shards: Path, tmp_path_factory: pytest.Tem
             cases += [runs.case(f"{engine}-2-r3gan", engine, *R3GAN, steps=RECORDED, tiny=TINY_R3GAN,
                                 on_the_way={str(runs.folder / f"{engine}-2-r3gan-half"): SHORT})
                       for engine in (*engines, "recorded")]
-            cases += [runs.case(f"{engine}-2-{name}", engine, *first(name, labelled_shards), steps=RECORDED,
+            cases += [runs.case(f"{engine}-2-{name}", engine, *first(name, shards[name]), steps=RECORDED,
                                 tiny=FIRST[name][0])
                       for name in FIRST for engine in FIRST_ENGINES[name]]
             cases += [runs.case(f"{engine}-2-stylegan3", engine, *STYLEGAN3, steps=RECORDED, tiny=TINY_STYLEGAN3)
                       for engine in (*engines, "recorded")]
+            cases += [runs.case(f"{engine}-2-stylegan_v", engine, f"data.shards={clip_shards}", *STYLEGAN_V, steps=RECORDED,
+                                tiny=TINY_STYLEGAN_V) for engine in (*engines, "recorded")]
             cases += [runs.case(f"{engine}-2-approximate", engine, whole, *APPROXIMATE, steps=SHORT) for engine in engines]
             cases += [runs.case(f"{engine}-2-augmented", engine, whole, *AUGMENTED, steps=AUGMENTED_STEPS)
                       for engine in engines]
@@ -305,6 +327,16 @@ def test_stylegan3(other: str, runs: Runs):
     assert_same_run(runs, "flat-1-stylegan3", other)
     if not other.startswith("recorded"):
         assert_same_draws(runs, "flat-1-stylegan3", other, least=2)
+
+
+@pytest.mark.parametrize("other", [
+    pytest.param(name, marks=() if name in HEART else pytest.mark.full)
+    for name in ("flat-1-stylegan_v-parts", *(f"{engine}-2-stylegan_v" for engine in (*ENGINES[2], "recorded")))
+])
+def test_stylegan_v(other: str, runs: Runs):
+    assert_same_run(runs, "flat-1-stylegan_v", other)
+    if not other.startswith("recorded"):
+        assert_same_draws(runs, "flat-1-stylegan_v", other, least=2)
 
 
 @pytest.mark.full
