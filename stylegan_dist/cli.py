@@ -61,6 +61,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     from stylegan_dist.cluster.commands import add_runs, add_stop, add_submit
     from stylegan_dist.clusters.commands import add_label
     from stylegan_dist.editing.commands import add_edit
+    from stylegan_dist.encoders.commands import add_train_encoder
     from stylegan_dist.evaluation.commands import add_evaluate
     from stylegan_dist.export.commands import add_export
     from stylegan_dist.features.commands import add_train_features
@@ -92,6 +93,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     add_import(verbs)
     add_augment_dataset(verbs)
     add_train_features(verbs)
+    add_train_encoder(verbs)
     add_doctor(verbs)
 
 
@@ -197,8 +199,10 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
         "that the pixels of a seed depend on the seed, the class, the truncation and the noise, on one machine with one\n"
         "PyTorch and the same --ops and --device, and on nothing else.\n"
         "After training on arrays these are written too (.npy), and sounds (.wav) if they are log-mel spectrograms.\n"
-        "After training on text there is one file of lines, lines.txt, in place of pictures of each.",
-        epilog="example:\n  stylegan-dist generate runs/demo --seeds 0-63 --trunc 0.7 --class 3 --out pictures",
+        "After training on text there is one file of lines, lines.txt, in place of pictures of each.\n"
+        "After training on clips, clips are written, as animated WebP.",
+        epilog="examples:\n  stylegan-dist generate runs/demo --seeds 0-63 --trunc 0.7 --class 3 --out pictures\n"
+        "  stylegan-dist generate runs/video --seeds 0-7 --frames 200 --speed 0.5 --out films",
     )
     parser.add_argument("run_dir", metavar="RUN", type=path("RUN"), help="folder of the run")
     seeds = parser.add_mutually_exclusive_group()
@@ -212,6 +216,10 @@ def _add_generate(verbs: argparse._SubParsersAction) -> None:
                         help="stylegan3: rotate the content counter-clockwise about the middle")
     parser.add_argument("--class", dest="label", type=whole("--class", Range(0, MANY.most)), metavar="C",
                         help="class number (default: all in turn)")
+    parser.add_argument("--frames", type=whole("--frames", Range(2, 10_000)), metavar="N",
+                        help="stylegan_v: of each clip (default: as many as those of the data)")
+    parser.add_argument("--speed", type=real("--speed", Range(above=0, most=100)), default=1.0, metavar="X",
+                        help="stylegan_v: 0.5 takes twice as many frames for the same motion (default: %(default)s)")
     add_which(parser)
     parser.add_argument("--noise", choices=["const", "none"], default="const", help="layer noise (default: %(default)s)")
     parser.add_argument("--columns", type=whole("--columns", CELLS), default=8,
@@ -231,7 +239,7 @@ def _generate(args: argparse.Namespace) -> int:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     seeds = parse_seeds(args.seeds) if args.count is None else list(range(args.count))
     options = GenerateOptions(seeds, args.trunc, args.label, args.noise, device, args.columns,
-                              args.which or "newest", args.translate, args.rotate, args.ops)
+                              args.which or "newest", args.translate, args.rotate, args.ops, args.frames, args.speed)
     print(generate(args.run_dir, args.out, options))
     return EXIT_OK
 

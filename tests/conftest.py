@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from clean_environment import ensure_home, forget
+from clips import make_clips
 from launching import ROOT, TIMEOUT
 from PIL import Image
 
@@ -47,6 +48,12 @@ def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of 8 pixels."""
     return make_shards(tmp_path_factory.mktemp("small"), 8)
+
+
+@pytest.fixture(scope="session")
+def clip_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 clips of 6 grey frames of 16 pixels, which loop, in 2 classes."""
+    return make_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from stylegan_dist import randomness
+from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
 from stylegan_dist.features.network import FeatureNetwork
-from stylegan_dist.kinds import Kind
+from stylegan_dist.kinds import Clip, Kind
 from stylegan_dist.kinds.base import to_uint8
 from stylegan_dist.metrics import MOST_SHIFT, gather_features, path_lengths, rotation_errors, translation_errors
 from stylegan_dist.networks.generator import Generator, Sampling, motion
@@ -59,6 +60,8 @@ def labels_for(generator: Generator, seed: int, index: Tensor, counts: Sequence[
 
 def takes_samples(network: FeatureNetwork, kind: Kind) -> bool:
     """Whether a feature network takes samples of the data as they are, and not pictures of them."""
+    if isinstance(kind, Clip) and not isinstance(network.kind, Clip):
+        return False  # it sees single frames
     return str(network.dtype) == f"torch.{kind.dtype}"
 
 
@@ -67,6 +70,13 @@ def pictures_for(network: FeatureNetwork, kind: Kind, values: Tensor) -> Tensor:
     if takes_samples(network, kind):
         return kind.from_network(values)
     return to_uint8(kind.as_pictures(values))
+
+
+def check_takes(network: FeatureNetwork, index: DatasetIndex) -> None:
+    """Raise InputError where a feature network does not take the samples of a set, or what they are shown as."""
+    zeros = torch.zeros(1, index.channels, index.resolution, index.resolution)
+    _, channels, _, side = pictures_for(network, index.kind, zeros).shape
+    network.check(side, channels)
 
 
 @torch.no_grad()

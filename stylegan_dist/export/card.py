@@ -51,6 +51,7 @@ def model_card(run_dir: Path, description: Description, generator: Generator, fi
         f"| z | {generator.z_dim} numbers |\n| labels | {classes} |\n"
         f"| checkpoint | `{description.checkpoint}` |\n| data | `{data.fingerprint}` |\n"
         f"| written by | stylegan_dist {description.version} |",
+        *([_decoding(data.array)] if data.array and data.array.encoder else []),
         "## Use\n\n" + "\n\n".join(_uses(generator, files, data.array)),
         "## Scores\n\n" + _scores(run_dir, description),
         "## Limits\n\nSamples resemble the training data, with its gaps and its biases. They are not evidence of anything. "
@@ -93,8 +94,8 @@ def _reading(array: Array | None) -> str:
     if array.text:
         return ("Samples are lines of text: `samples[:, 0].argmax(1)` has for each position the number of a symbol in "
                 "`data.array.text.symbols` of config.json, and blanks behind the end of the line.")
-    return ("Samples are arrays: `samples * scale + offset` for each channel, both in `data.array` of config.json, has the "
-            "range of the data.")
+    return ("Samples are arrays: `samples * scale + offset` for each channel or band, both in `data.array` of config.json, has "
+            "the range of the data.")
 
 
 def _scores(run_dir: Path, description: Description) -> str:
@@ -110,3 +111,12 @@ def _scores(run_dir: Path, description: Description) -> str:
         return "None were computed for these weights (`stylegan-dist evaluate`)."
     head = "| score | value | real against real | feature network | samples | data |\n|---|---|---|---|---|---|"
     return "\n".join([head, *rows])
+
+
+def _decoding(array: Array) -> str:
+    """How samples become pictures, where they are latents."""
+    assert array.encoder, "they are latents"
+    offset, scale = ([float(f"{value:.6g}") for value in values] for values in (array.offset, array.scale))
+    return ("## Samples are latents\n\nA picture is what an AutoencoderKL decodes from `sample * scale + offset`, channel by "
+            f"channel: scale {scale}, offset {offset}. Its weights are the safetensors file with the SHA-256 "
+            f"`{array.encoder.sha256}`, and `config.json` has its form in `data.array.encoder.form`.")

@@ -9,6 +9,7 @@ from torch import nn
 
 from stylegan_dist.config import Config
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds import Kind
 from stylegan_dist.networks.generator import Generator, SampleShape
 from stylegan_dist.networks.layers import Precision
 from stylegan_dist.objective.game import Objective
@@ -25,10 +26,12 @@ class Family(abc.ABC):
     Attributes:
         objective: the losses of a run.
         moves: whether its generators have `moved`.
+        attends: whether its networks use PyTorch's fused attention, whose kernels on GPUs add in one order only if asked to.
     """
 
     objective: type[Objective]
     moves: bool = False
+    attends: bool = False
 
     @abc.abstractmethod
     def generator(self, config: Config, shape: SampleShape, precision: Precision) -> Generator:
@@ -50,6 +53,9 @@ class Family(abc.ABC):
             name: of a parameter or a buffer of one of the two.
         """
         return before == now
+
+    def check_kind(self, config: Config, kind: Kind) -> None:  # noqa: B027 - most take any
+        """Raise InputError where the family has no networks for such samples; knobs of `Kind.settings` are resolved."""
 
     @abc.abstractmethod
     def resolve(self, config: Config, resolution: int, auto: Auto) -> None:

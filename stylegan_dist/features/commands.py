@@ -12,6 +12,7 @@ _EXAMPLES = """\
 examples:
   stylegan-dist train-features data/digits features/digits          # 50,000 images, a few minutes on 2 cores
   stylegan-dist train-features shards/spectra features/spectra --kimg 500 --device cuda
+  stylegan-dist train-features data/clips features/motion --motion   # clips: tells ordered from shuffled, frozen, stuttering
 
 When: the usual feature networks know photographs. They say little about digits, drawings, spectrograms or measurements, and
 take no arrays and no 4 channels. A network that has learnt the classes of your own data looks at what tells your samples
@@ -37,6 +38,8 @@ def add_train_features(subparsers) -> None:
     )
     parser.add_argument("shards", metavar="SHARDS", type=places("SHARDS"), help="a shard set with labels, as of training")
     parser.add_argument("out", metavar="OUT", type=path("OUT"), help="new folder for features.safetensors and features.json")
+    parser.add_argument("--motion", action="store_true",
+                        help="of clips: learn to tell them from shuffled, frozen and stuttering ones; needs no labels")
     parser.add_argument("--kimg", type=real("--kimg", Range(above=0, most=1e9)),
                         help="thousands of images to train on (default: the data ten times, and 50 at least)")
     parser.add_argument("--seed", type=whole("--seed", SEEDS), default=0,
@@ -53,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     images = None if args.kimg is None else max(1, round(args.kimg * 1000))
-    record = train_features(args.shards, args.out, FeatureOptions(args.seed, images, device, args.workers))
+    record = train_features(args.shards, args.out, FeatureOptions(args.seed, images, device, args.workers, args.motion))
     print(f"{args.out}: {100 * record.accuracy:.1f} % of {record.held_out} held-out samples are told right "
           f"({100 / record.classes:.1f} % by chance)")
     return EXIT_OK

@@ -1,44 +1,35 @@
-"""Trains a feature network on the labels of a shard set, as a function of (data, options)."""
+"""Trains a feature network on the labels of a shard set, or on faults of motion, as a function of (data, options)."""
 
 from __future__ import annotations
 
 import math
 import os
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from stylegan_dist import randomness
-from stylegan_dist.config.schema import DataConfig
-from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.index import DatasetIndex, load_index
-from stylegan_dist.data.mixture import order_of
-from stylegan_dist.data.order import StreamPlan
-from stylegan_dist.data.reader import ShardReader
-from stylegan_dist.data.readers import ReaderOptions
-from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.data.working_set import open_cache
+from stylegan_dist.data.passes import bar_interval, batches, held_out, held_samples, new_folder
 from stylegan_dist.errors import InputError
+from stylegan_dist.features.faults import FAULTS, with_fault
 from stylegan_dist.features.inputs import OwnSamples
 from stylegan_dist.features.layers import ready
-from stylegan_dist.features.network import exactly
+from stylegan_dist.features.network import FeatureNetwork, exactly
 from stylegan_dist.features.own import MOST_CLASSES, OwnNetwork, OwnRecord, own_features, save_record, save_weights
-from stylegan_dist.kinds import Array
+from stylegan_dist.kinds import Array, Clip
 from stylegan_dist.machine import usable_device
 
 _LEAST_IMAGES, _EPOCHS = 50_000, 10   # of a training whose length is not given: the greater of both
-_HELD_SHARE, _HELD_MOST = 0.1, 10_000
+HELD_OUT = "features.held_out"        # purpose of the draw of what is held out
 _BATCH = 64
 _RATE, _DECAY = 2e-3, 0.02            # learning rate at its highest, and weight decay
 _WARM = 0.05                          # share of the training in which the learning rate rises
-_LANES, _BLOCK = 64, 4096             # of the order of the samples
 
 
 @dataclass(frozen=True)
@@ -49,62 +40,52 @@ class FeatureOptions:
     images: int | None = None   # None: ten times the data, 50,000 at least
     device: str = "cpu"
     workers: int = 0            # reader processes; they change nothing but the speed
+    motion: bool = False        # learn to tell `faults.FAULTS` of clips apart, in place of the labels
 
 
 def train_features(data: str | os.PathLike, out: str | os.PathLike, options: FeatureOptions) -> OwnRecord:
-    """Train a small classifier on all labelled samples but those held out, and save it.
+    """Train a small classifier on all samples with labels (or on all clips) but those held out, and save it.
 
     On one machine, with one PyTorch and one number of threads, the same arguments give the same files to the last bit.
 
     Args:
-        data: as `data.shards`; a set with labels.
+        data: as `data.shards`; a set with labels, or of clips.
         out: folder for the two files; new or empty.
     Returns: what the record says, with the accuracy on the samples that were held out.
 
     Raises:
-        InputError: the data is unusable or has no labels; a folder that cannot be used.
+        InputError: the data is unusable or has no labels, or no clips; a folder that cannot be used.
     """
     index, folder = load_index(data), Path(out)
-    if not index.classes:
-        raise InputError(f"{os.fspath(data)} has no labels to learn from: pack it with --labels")
-    if not 2 <= len(index.classes) <= MOST_CLASSES:
-        raise InputError(f"{os.fspath(data)} has {len(index.classes)} classes, and a classifier tells 2 to {MOST_CLASSES} "
+    if options.motion and not isinstance(index.kind, Clip):
+        raise InputError(f"{os.fspath(data)} holds {index.kind.noun}, and --motion needs clips: pack videos with --video")
+    if not options.motion and not index.classes:
+        raise InputError(f"{os.fspath(data)} has no labels to learn from: pack it with --labels"
+                         + (", or learn from its motion with --motion" if isinstance(index.kind, Clip) else ""))
+    classes = len(FAULTS) if options.motion else len(index.classes or ())
+    if not 2 <= classes <= MOST_CLASSES:
+        raise InputError(f"{os.fspath(data)} has {classes} classes, and a classifier tells 2 to {MOST_CLASSES} "
                          "apart: pack it with other --labels")
     device = usable_device(options.device, "--device")
-    _prepare(folder)
+    new_folder(folder)
     images = options.images or max(_LEAST_IMAGES, _EPOCHS * index.num_samples)
-    network = OwnNetwork(index.resolution, index.channels, len(index.classes))
+    network = OwnNetwork(index.resolution, index.channels, classes)
     network.initialise(options.seed)
-    held = _held_out(index, options.seed)
+    held = held_out(index, options.seed, HELD_OUT)
     with exactly():
         _train(network.to(device), index, held, images, options)
     try:
         digest = save_weights(network, folder)
         samples = OwnSamples(index.kind, index.resolution, index.channels)
         assert isinstance(ready(network), OwnNetwork), "it is the same"
-        accuracy = _accuracy(own_features(network, samples, digest, device).logits, index, held)
-        record = OwnRecord(index.resolution, index.channels, len(index.classes), index.fingerprint, options.seed, images,
-                           len(held), accuracy, digest, index.kind if isinstance(index.kind, Array) else None)
+        learned: Literal["labels", "motion"] = "motion" if options.motion else "labels"
+        accuracy = _accuracy(own_features(network, samples, digest, device, learned=learned), index, held, options)
+        record = OwnRecord(index.resolution, index.channels, classes, index.fingerprint, options.seed, images,
+                           len(held), accuracy, digest, index.kind if isinstance(index.kind, Array) else None, learned)
         save_record(record, folder)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from None
     return record
-
-
-def _prepare(folder: Path) -> None:
-    """Before hours of work: the folder is there and empty."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty: choose another folder, or remove it")
-    except OSError as error:
-        raise InputError(f"cannot use the folder {folder}: {error.strerror or error}; choose another") from None
-
-
-def _held_out(index: DatasetIndex, seed: int) -> list[int]:
-    """The numbers of the samples that are held out, counted through all shards. They depend on the seed alone."""
-    count = max(1, min(round(_HELD_SHARE * index.num_samples), _HELD_MOST))
-    return sorted(randomness.permutation(seed, "features.held_out", 0, index.num_samples)[:count].tolist())
 
 
 def _train(network: OwnNetwork, index: DatasetIndex, held: list[int], images: int, options: FeatureOptions) -> None:
@@ -112,14 +93,20 @@ def _train(network: OwnNetwork, index: DatasetIndex, held: list[int], images: in
     optimizer = torch.optim.AdamW([{"params": [one for one in parameters if one.dim() > 1], "weight_decay": _DECAY},
                                    {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0}])
     losses: list[Tensor] = []
-    with tqdm(total=images, desc="train-features", unit="img", mininterval=0.2 if sys.stderr.isatty() else 30.0) as bar:
-        for nimg, samples, labels in _batches(index, held, images, options):
+    with tqdm(total=images, desc="train-features", unit="img", mininterval=bar_interval()) as bar:
+        for nimg, numbers, samples, labels in batches(index, held, images, _BATCH, options.seed, options.workers):
+            if options.motion:
+                labels = randomness.integers(options.seed, "features.fault", numbers, len(FAULTS))[:, 0]
+            known = labels >= 0
+            numbers, samples, labels = numbers[known], samples[known], labels[known]
             done = nimg / images
             rate = _RATE * min(done / _WARM, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             if len(labels):
                 values = index.kind.to_network(samples.to(options.device))
+                if options.motion:
+                    values = _faulty(index, values, labels, options.seed, numbers)
                 loss = F.cross_entropy(network.classify(network(values)), labels.to(options.device))
                 optimizer.zero_grad()
                 loss.backward()
@@ -131,52 +118,23 @@ def _train(network: OwnNetwork, index: DatasetIndex, held: list[int], images: in
             bar.update(min(_BATCH, images - nimg))
 
 
-def _batches(index: DatasetIndex, held: list[int], images: int,
-             options: FeatureOptions) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Number of the first image, samples and labels of batches, without those that are held out or have no label."""
-    plan = StreamPlan(options.seed, _LANES, _BLOCK, _BATCH)
-    order, first = order_of(index, plan), _first_numbers(index)
-    stream = BatchStream(index, plan, ReaderOptions(options.workers), _cache(index))
-    try:
-        for nimg in range(0, images, _BATCH):
-            batch = next(stream)
-            places = order.places(batch.index.numpy())
-            kept = ~np.isin(first[places[:, 0]] + places[:, 1], held)
-            replaced = [one.image for one in stream.take_replaced()]  # by which sample, it does not say: it may be a held one
-            kept &= ~np.isin(batch.index.numpy(), replaced) & (batch["label"].numpy() >= 0)
-            kept[images - nimg:] = False
-            yield nimg, batch["sample"][torch.from_numpy(kept)], batch["label"][torch.from_numpy(kept)]
-    finally:
-        stream.close()
+def _faulty(index: DatasetIndex, values: Tensor, faults: Tensor, seed: int, number: Tensor) -> Tensor:
+    """Clips [n, T * C, H, W] with a fault each, drawn by their numbers, int64 [n]."""
+    film = index.kind.as_film(values)
+    assert film is not None, "they are clips"
+    return with_fault(film.frames, faults.to(values.device), seed, number.to(values.device)).flatten(1, 2)
 
 
-def _accuracy(logits: Callable[[Tensor], Tensor], index: DatasetIndex, held: list[int]) -> float:
-    """The share of held-out samples whose label has the largest logit. What is unreadable or has no label does not count."""
-    reader = ShardReader(index, _cache(index))
-    decode, first = index.kind.decoder(strict=index.packed), _first_numbers(index)
+def _accuracy(network: FeatureNetwork, index: DatasetIndex, held: list[int], options: FeatureOptions) -> float:
+    """The share of held-out samples whose label, or fault, has the largest logit. What is unreadable or has no label does not
+    count."""
     right = count = 0
-    try:
-        for number in tqdm(held, desc="held-out samples", unit="img", mininterval=0.2 if sys.stderr.isatty() else 30.0):
-            shard = int(first.searchsorted(number, side="right")) - 1
-            values = np.empty((index.resolution, index.resolution, index.channels), index.kind.dtype)
-            try:
-                data, label = reader.read(shard, number - int(first[shard]))
-                decode(data, values)
-            except ValueError:
-                continue
-            if label >= 0:
-                sample = torch.from_numpy(values).permute(2, 0, 1)[None]
-                right += int(logits(sample).argmax()) == label
-                count += 1
-    finally:
-        reader.close()
+    for number, sample, label in held_samples(index, held):
+        if options.motion:
+            label = number % len(FAULTS)
+            faulty = _faulty(index, index.kind.to_network(sample), torch.tensor([label]), options.seed, torch.tensor([number]))
+            sample = index.kind.from_network(faulty)
+        if label >= 0:
+            right += int(network.logits(sample).argmax()) == label
+            count += 1
     return right / count if count else 0.0
-
-
-def _first_numbers(index: DatasetIndex) -> np.ndarray:
-    """The number of the first sample of every shard, int64."""
-    return np.cumsum([0, *(shard.samples for shard in index.shards)])[:-1]
-
-
-def _cache(index: DatasetIndex) -> NodeCache | None:
-    return open_cache("auto", DataConfig().cache_gb, index, 0)  # which runs use, too

@@ -81,6 +81,19 @@ def convert(data: bytes, form: Form) -> Converted:
         return _convert(_open(data), form)
 
 
+def converted(image: Image.Image, form: Form) -> Converted:
+    """As `convert`, of an image that is open."""
+    with _reasons():
+        return _convert(image, form)
+
+
+@contextlib.contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """The image in a file; inside, what Pillow raises is a ValueError with the reason."""
+    with _reasons(), _open(data) as image:
+        yield image
+
+
 def encode(image: Image.Image, encoding: str, quality: int) -> bytes:
     """The bytes of an image file. The same image gives the same bytes with the same version of Pillow."""
     if encoding == "png":

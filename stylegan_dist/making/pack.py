@@ -27,11 +27,12 @@ from stylegan_dist.data import storage
 from stylegan_dist.data.index import INDEX_NAME, DatasetIndex, load_index, load_offsets, read_index
 from stylegan_dist.errors import InputError, Interrupted
 from stylegan_dist.files import try_lock, write_whole
-from stylegan_dist.kinds import Array, Packing
+from stylegan_dist.kinds import Array, Clip, ClipOptions, Packing
 from stylegan_dist.kinds.values import added
 from stylegan_dist.machine import available_cores
 from stylegan_dist.making import pool
 from stylegan_dist.making.changes import STATE_NAME, combined, contents_of, keep_state, kept_state
+from stylegan_dist.making.clips import cut
 from stylegan_dist.making.shard_writer import (
     WORK_FOLDER,
     Job,
@@ -51,13 +52,14 @@ _SHARD_MULTIPLE = 8                 # shards divide evenly among up to 8 readers
 _LOCK_SECONDS = 2.0
 _SHOWN = 5                          # unreadable files named in a message
 _LISTED = 1000                      # and in the index
+_NUMBERS = 4                        # of offsets and scales, shown
 
 
 @dataclass(frozen=True)
 class PackOptions:
     """What to make of the source. The options below the line do not change the result."""
 
-    packing: Packing                        # ImageOptions, ArrayOptions or SoundOptions
+    packing: Packing                        # of `PACKINGS`
     labels: str = "auto"                    # see open_source
     shuffle: bool = True                    # mix the samples; False: in the order of the names
     seed: int = 0                           # of the mixing
@@ -97,6 +99,9 @@ def pack(source: str | os.PathLike, out: str | os.PathLike, options: PackOptions
     if os.path.realpath(source) == os.path.realpath(out):
         raise InputError(f"{out} is the source itself: choose another folder for the shards")
     opened = open_source(source, options.labels, type(options.packing), listing)
+    if isinstance(options.packing, ClipOptions):
+        opened, clips = cut(opened, options.packing)
+        options = replace(options, packing=clips)
     files = ((item.name, partial(opened.read, item.name)) for item in opened.items)
     options = replace(options, packing=options.packing.completed(files))
     tasks, record = _plan(opened, Path(source), options)
@@ -144,7 +149,7 @@ def _plan(source: Source, path: Path, options: PackOptions) -> tuple[list[Task],
         for number, first in enumerate(range(0, count, size))
     ]
     decisive = {
-        **asdict(packing), "labels": options.labels, "shuffle": options.shuffle, "seed": options.seed,
+        **packing.decisive(), "labels": options.labels, "shuffle": options.shuffle, "seed": options.seed,
         "samples_per_shard": size,
     }
     identity = json.dumps([decisive, source.sha256], sort_keys=True)
@@ -347,8 +352,9 @@ def _finish(job: Job, results: list[Written], record: dict, state: str) -> Datas
     if source.classes is not None:
         labels = np.concatenate([load_offsets(shard)[:, 2] for shard in shards])
         counts = np.bincount(labels, minlength=len(source.classes)).tolist()
+    resolution, channels = packing.shape
     index = DatasetIndex(
-        resolution=packing.resolution, channels=packing.channels or 1, encoding=packing.encoding, classes=source.classes,
+        resolution=resolution, channels=channels, encoding=packing.encoding, classes=source.classes,
         class_counts=counts, shards=shards, skipped=[asdict(entry) for entry in skipped[:_LISTED]], kind=packing.kind(values),
         packed_with={**record, "source_content": combined([result.content for result in results]), "account": account.record()},
     )
@@ -360,7 +366,9 @@ def _finish(job: Job, results: list[Written], record: dict, state: str) -> Datas
     print("\n".join(account.lines()))
     if enlarged := sum(result.enlarged for result in results):
         print(f"{enlarged} images were smaller than {packing.resolution} pixels and have been enlarged")
-    if values and isinstance(index.kind, Array):
+    if cut := sum(result.cut for result in results):
+        print(f"sounds that were longer than a clip and have been cut off: {cut}")
+    if values and isinstance(index.kind, Array) and not isinstance(index.kind, Clip):
         print(f"values from {min(values.least):g} to {max(values.greatest):g}; training sees (x - offset) / scale with "
               f"offset {_numbers(index.kind.offset)}, scale {_numbers(index.kind.scale)}")
     if skipped:
@@ -377,7 +385,9 @@ def _summary(index: DatasetIndex) -> str:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.6g}" for value in values)
+    """The first ones."""
+    more = f", ... ({len(values)} numbers)" if len(values) > _NUMBERS else ""
+    return ", ".join(f"{value:.6g}" for value in values[:_NUMBERS]) + more
 
 
 def _name_some(skipped: list[Skipped]) -> str:

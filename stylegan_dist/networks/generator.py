@@ -99,6 +99,16 @@ class Generator(nn.Module, abc.ABC):
         """The fixed noise maps of the layers, [1, 1, H, W] each; none of a generator without layer noise."""
         return []
 
+    def film(self, seed: int, purpose: str, index: Tensor, labels: Tensor | None, sampling: Sampling, times: Tensor) -> Tensor:
+        """Clips [N, S * C, R, R], nominally in [-1, 1], whose first frames are those of `sample` if the times are.
+
+        Args:
+            times: float64 [S], frames from the beginning; they need not be whole, nor within a clip of the data.
+        Raises:
+            InputError: this is no generator of clips.
+        """
+        raise InputError("this generator makes no clips of any length: of the families, stylegan_v can")
+
     def moved(self, latents: Tensor, labels: Tensor | None, transform: Tensor) -> Tensor:
         """As `synthesize`, of content that is moved.
 

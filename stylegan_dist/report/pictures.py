@@ -1,4 +1,7 @@
-"""Pictures inside the page: PNG files of a run as WebP in data URIs, within a number of bytes."""
+"""Pictures inside the page: PNG files of a run as WebP in data URIs, within a number of bytes.
+
+Where a GIF of the same name lies beside a grid of samples, these are clips, and it is shown in place of the grid.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from stylegan_dist.files import open_regular
 from stylegan_dist.monitor.images import ABOUT
 from stylegan_dist.report.foreign import shown
 from stylegan_dist.report.thinning import evenly
+from stylegan_dist.training.run_folder import SAMPLES_NAME
 
 # Longest side in pixels, and quality. The first is taken at which all pictures fit, or enough of them for a slider.
 RUNGS = ((2048, 82), (1600, 78), (1280, 72), (1024, 64), (768, 56), (512, 50), (256, 40))
@@ -52,21 +56,25 @@ class Grids:
 
 
 def encode(path: Path, side: int, quality: int) -> Picture:
-    """A PNG file as WebP, made smaller if a side has more than `side` pixels.
+    """A PNG file as WebP, made smaller if a side has more than `side` pixels; of samples that are clips the GIF, moving.
 
     Raises:
-        Unreadable: it is no PNG, damaged, or too large.
+        Unreadable: it is no PNG, or no GIF, damaged, or too large.
     """
+    moving = path.with_suffix(".gif")
+    if path.parent.name == SAMPLES_NAME and moving.is_file():
+        path = moving
     try:
         with open_regular(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes, which are checked here
             content = file.read(MOST_BYTES + 1)
             if len(content) > MOST_BYTES:
                 raise Unreadable(f"it has more than {MOST_BYTES >> 20} MiB")
-            with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            with Image.open(io.BytesIO(content), formats=["PNG", "GIF"]) as image:
                 full = image.size
-                if full[0] * full[1] > MOST_PIXELS:
-                    raise Unreadable(f"it has {full[0]} x {full[1]} pixels")
+                if full[0] * full[1] * getattr(image, "n_frames", 1) > MOST_PIXELS:
+                    raise Unreadable(f"it has {full[0]} x {full[1]} pixels"
+                                     + (" in all frames" if image.format == "GIF" else ""))
                 about = image.info.get(ABOUT, "")
                 return replace(_encoded(image, full, side, quality), about=shown(about) if isinstance(about, str) else "")
     except Unreadable:
@@ -77,15 +85,22 @@ def encode(path: Path, side: int, quality: int) -> Picture:
 
 
 def _encoded(image: Image.Image, full: tuple[int, int], side: int, quality: int) -> Picture:
-    factor = -(-max(full) // (2 * side))
+    frames = [_smaller(frame, side) for frame in ImageSequence.Iterator(image)]
+    written, more = io.BytesIO(), {}
+    if len(frames) > 1:
+        more = {"save_all": True, "append_images": frames[1:], "duration": image.info.get("duration", 100), "loop": 0}
+    frames[0].save(written, format="WEBP", quality=quality, method=3, **more)
+    return Picture("data:image/webp;base64," + base64.b64encode(written.getvalue()).decode(), *frames[0].size, full)
+
+
+def _smaller(image: Image.Image, side: int) -> Image.Image:
+    factor = -(-max(image.size) // (2 * side))
     small = image.convert("RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB")
     if factor > 1:  # in whole steps first, which is faster
         small = small.reduce(factor)
     if max(small.size) > side:
         small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    written = io.BytesIO()
-    small.save(written, format="WEBP", quality=quality, method=3)
-    return Picture("data:image/webp;base64," + base64.b64encode(written.getvalue()).decode(), *small.size, full)
+    return small
 
 
 def encode_one(path: Path, room: int) -> Picture | None:

@@ -1,4 +1,4 @@
-"""Pictures of the averaged generator of a run, by seed. A run of arrays or sounds gives these, too.
+"""Pictures of the averaged generator of a run, by seed. A run of arrays, sounds or clips gives these, too.
 
 The picture of a seed depends on the seed, the class and the truncation alone, not on the other seeds, their order or
 the batch. Each picture is therefore computed alone. Matrix products and convolutions sum in another order for another
@@ -20,17 +20,20 @@ from stylegan_dist import randomness
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import write_whole
 from stylegan_dist.kinds.base import to_uint8
+from stylegan_dist.kinds.film import frame_ms
 from stylegan_dist.latents.trained import open_trained
-from stylegan_dist.monitor.images import save_grid
+from stylegan_dist.monitor.images import grid_pixels, save_clip, save_grid
 from stylegan_dist.networks.generator import Generator, Sampling, draw_samples
 from stylegan_dist.ops import native
 from stylegan_dist.records import shorten
 from stylegan_dist.training.snapshot import Which
 
-GRID_NAME = "grid.png"
+GRID_NAME, MOVING_NAME = "grid.png", "grid.gif"
 LINES_NAME = "lines.txt"
 SEEDS_LIMIT = 1_000_000
 GRID_LIMIT = 256  # pictures in the grid; a larger one is hard to look at
+MOST_MOVING = 1 << 25  # pixels of all frames of the grid that moves; more would be a large file
+FRAMES_AT_ONCE = 32
 
 
 @dataclass
@@ -47,11 +50,14 @@ class GenerateOptions:
     translation: tuple[float, float] = (0.0, 0.0)  # of the content, as in `Sampling`
     rotation: float = 0.0
     ops: str = "reference"       # "reference": the operators of PyTorch; "fused": native ones, which are compiled if need be
+    frames: int | None = None    # of clips; None: as many as those of the data
+    speed: float = 1.0           # frames of the data from one frame to the next
 
 
 def generate(run_dir: str | os.PathLike, out: str | os.PathLike, options: GenerateOptions) -> Path:
     """Write one PNG a seed, and a grid of them; returns the path of the grid.
 
+    A run of clips gives animated WebP files in place of PNG, and a grid that moves (grid.gif) beside that of middle frames.
     A run of arrays also gives each array as .npy, [C, H, W] in the dtype and range of the data. If these are log-mel
     spectrograms, it also gives a sound as .wav. A run of text gives one file, lines.txt, with a line a seed, and the grid.
 
@@ -73,6 +79,7 @@ def _generate(run_dir: str | os.PathLike, out: Path, options: GenerateOptions) -
     generator, kind, classes = trained.generator, trained.kind, trained.shape.num_classes
     labels = [None if not classes else seed % classes if options.label is None else options.label for seed in options.seeds]
     grid: list[torch.Tensor] = []
+    moving: list[torch.Tensor] = []
     lines: list[str] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -85,9 +92,14 @@ def _generate(run_dir: str | os.PathLike, out: Path, options: GenerateOptions) -
                 lines += read
             if len(grid) < GRID_LIMIT:
                 grid.append(to_uint8(kind.as_pictures(drawn[None])[0]))
+                if film := kind.as_film(drawn[None]):
+                    fps, frames = film.fps, to_uint8(film.frames[0])
+                    moving += [frames] * (grid_pixels(frames.shape[0] * (len(moving) + 1), frames.shape[-1]) <= MOST_MOVING)
         if lines:
             write_whole(out / LINES_NAME, "".join(f"{line}\n" for line in lines))
         save_grid(out / GRID_NAME, torch.stack(grid), options.columns)
+        if moving:
+            save_clip(out / MOVING_NAME, torch.stack(moving, 1), options.columns, frame_ms(fps))
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
     return out / GRID_NAME
@@ -118,4 +130,16 @@ def _draw(generator: Generator, seed: int, label: int | None, options: GenerateO
     index = torch.zeros(1, dtype=torch.int64, device=device)
     labels = None if label is None else torch.tensor([label], device=device)
     sampling = Sampling(options.truncation, options.noise, 1, options.translation, options.rotation)
-    return draw_samples(generator, seed, "generate", index, labels, sampling)[0]
+    if options.frames is None and options.speed == 1:
+        return draw_samples(generator, seed, "generate", index, labels, sampling)[0]
+    return _film(generator, seed, index, labels, sampling, options)
+
+
+@torch.no_grad()
+def _film(generator: Generator, seed: int, index: torch.Tensor, labels: torch.Tensor | None, sampling: Sampling,
+          options: GenerateOptions) -> torch.Tensor:
+    """One clip of any length and speed, float [frames * C, R, R]: a frame depends on its time alone, not on the last one."""
+    count = options.frames or math.ceil(getattr(generator, "frames", 1) / options.speed)
+    times = torch.arange(count, dtype=torch.float64, device=index.device) * options.speed
+    parts = [generator.film(seed, "generate", index, labels, sampling, part)[0].cpu() for part in times.split(FRAMES_AT_ONCE)]
+    return torch.cat(parts)

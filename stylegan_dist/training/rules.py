@@ -86,6 +86,7 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
         for name, value in index.kind.settings().items():
             if hasattr(section := getattr(config, prefix), name):
                 auto(section, prefix, name, value, "from the data")
+    family.check_kind(config, index.kind)
     family.resolve(config, resolution, auto)
     auto(config.ema, "ema", "half_life_kimg", run.batch * 10 / 32, "10 kimg at batch 32, in proportion")
     why = "the average goes on from that of run.init_from" if run.init_from else "the average begins at random weights"
@@ -126,6 +127,8 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
 
     advice = _advice(config, world_size)  # before batch_gpu is a number
     _check(config, resolution, world_size, advice)
+    if config.data.mirror and (reason := index.kind.why_not_mirrored):
+        raise InputError(f"data.mirror=true: {reason}")
     augment.check(config.augment, index.channels, isinstance(index.kind, Image), ADVERSARIAL[config.loss.adversarial].anchored,
                   config.loss.adversarial)
     sizes, unit = micro_batch_sizes(config, world_size), _group(config)

@@ -117,7 +117,7 @@ class TrainState:
         """
         try:
             facts, saved = load_state(folder), {name: SavedTensors(folder, name) for name in NAMES}
-            if {name: value for name, value in asdict(facts.data).items() if value is not None} != self.data:
+            if facts.data.facts() != self.data:
                 raise InputError(f"{folder / STATE} is damaged (what it says of the data does not fit its fingerprint)")
             own = self.tensors()
             for name, learner in self.learners.items():

@@ -46,6 +46,10 @@ TINY_DCGAN = (
     *RUN, "generator.family=dcgan", "generator.z_dim=8", "generator.class_dim=4", "generator.channel_base=64",
     "generator.channel_max=16", "generator.norm_group=4",
 )
+TINY_GAT = (
+    *RUN, "generator.family=gat", "generator.z_dim=8", "generator.class_dim=4", "generator.patch=2", "generator.depth=4",
+    "generator.width=16", "generator.heads=2", "generator.hidden=24", "discriminator.depth=2", "discriminator.class_dim=12",
+)
 TINY_TEXT = (
     *RUN, "data.mirror=false", "generator.family=text", "generator.z_dim=12", "generator.choices=2", "generator.choice_of=4",
     "generator.class_dim=4", "generator.width=8", "loss.r1_gamma=1", "loss.r2_gamma=0.5",
@@ -55,6 +59,14 @@ TINY_STYLEGAN3 = (  # and generator.family=stylegan3-t or -r
     "generator.channel_max=8", "generator.magnitude_half_life_kimg=0.05", "discriminator.channel_base=128",
     "discriminator.channel_max=16", "discriminator.mapping_layers=1", "discriminator.mbstd_group=2", "loss.r1_gamma=1",
     "loss.penalty_interval=2",
+)
+
+TINY_STYLEGAN_V = (
+    *RUN, "generator.family=stylegan_v", "generator.z_dim=8", "generator.w_dim=8", "generator.channel_base=128",
+    "generator.channel_max=16", "generator.motion_z_dim=6", "generator.motion_dim=8", "generator.motion_frequencies=4",
+    "generator.motion_distance=4", "generator.motion_kernel=2", "discriminator.channel_base=128",
+    "discriminator.channel_max=16", "discriminator.mapping_layers=1", "discriminator.mbstd_group=2", "loss.r1_gamma=1",
+    "loss.r2_gamma=0.5", "loss.penalty_interval=2",
 )
 
 

@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, TINY, TINY_DCGAN, TINY_MLP, TINY_R3GAN, TINY_STYLEGAN3, TINY_TEXT, finished
+from launching import (
+    ROOT,
+    TINY,
+    TINY_DCGAN,
+    TINY_GAT,
+    TINY_MLP,
+    TINY_R3GAN,
+    TINY_STYLEGAN3,
+    TINY_STYLEGAN_V,
+    TINY_TEXT,
+    finished,
+)
 from safetensors.torch import load_file
 from small_text import pack_lines
 
@@ -35,7 +46,7 @@ VARIANTS = ("zero2-buckets", "zero3-groups", "zero3-all-cut", "zero3-both", "zer
 OPTIMIZED = {  # name -> overrides, for both networks
     "adamw": ("name=AdamW", "weight_decay=0.1"), "sgd": ("name=SGD", "eps=auto", "lr=0.01", "momentum=0.9", "nesterov=true"),
     "rmsprop": ("name=RMSprop", "lr=3e-4", "momentum=0.5"), "adadelta": ("name=Adadelta", "lr=0.1", "eps=1e-3"),
-    "l1": ("l1=0.01",),
+    "l1": ("l1=0.01",), "clip": ("clip=0.05", "l1=0.01"),
 }
 # R3GAN, with schedules of which every step sees another value, up to the last ones.
 R3GAN = (
@@ -45,11 +56,16 @@ R3GAN = (
 )
 # Configuration R, with a blur of which every step sees another width.
 STYLEGAN3 = ("generator.family=stylegan3-r", "loss.blur_sigma={linear: [2, 0], until_kimg: 0.05}")
+# Motion between anchors, and geometric augmentation; the clips would loop.
+STYLEGAN_V = ("generator.loop_frames=0", "augment.pipe=bg", "augment.p=0.5")
 R3GAN_CONTINUED = ("zero2", "flat", "zero3")  # what is saved under the first, by all
-# Dropout by the address of an image; statistics of groups of 4 images, of which each rank has two.
+# Dropout by the address of an image; statistics of groups of 4 images, of which each rank has two; attention, a mean of w for
+# each class, and gradients that are clipped in every phase.
 FIRST = {"mlp": (TINY_MLP, ("loss.r1_gamma=1", "loss.penalty_interval=2")), "dcgan": (TINY_DCGAN, ()),
+         "gat": (TINY_GAT, ("loss.penalty_sigma=0.3", "optim.g.clip=0.01", "optim.d.clip=0.01")),
          "text": (TINY_TEXT, ())}
 FIRST_ENGINES = {"mlp": ("flat", "zero2", "recorded"), "dcgan": ("flat", "ddp", "zero3", "recorded"),
+                 "gat": ("flat", "ddp", "zero2", "zero3", "zero3-offload", "recorded"),
                  "text": ("flat", "ddp", "zero2", "zero3", "recorded")}
 AUGMENTED = ("augment.pipe=bgc", "augment.p=ada", "augment.target=0", "augment.kimg=0.2")  # p moves by 0.32 a time
 AUGMENTED_STEPS = 6
@@ -69,8 +85,9 @@ CONTINUED = [*SOME, *sorted({
 # What is trained where only tests without the mark `full` are selected.
 HEART = {"flat-1-1", "flat-2-1", "zero2-2-1", "zero3-2-1", "flat-2-to-flat-2", "zero2-2-to-zero3-2",
          "flat-1-r3gan", "zero2-2-r3gan", "flat-1-augmented", "flat-2-augmented", "flat-1-frozen", "ddp-2-frozen",
-         "zero2-2-frozen", "flat-1-mlp", "flat-2-mlp", "flat-1-dcgan", "flat-2-dcgan", "flat-1-stylegan3",
-         "flat-2-stylegan3", "flat-1-text", "flat-2-text"}
+         "zero2-2-frozen", "flat-1-mlp", "flat-2-mlp", "flat-1-dcgan", "flat-2-dcgan", "flat-1-gat", "zero3-2-gat",
+         "flat-1-stylegan3", "flat-2-stylegan3", "flat-1-stylegan_v", "flat-2-stylegan_v",
+         "flat-1-text", "flat-2-text"}
 DIVIDED = [*((engine, 2, 2) for engine in ENGINES[2]), ("flat", 2, 4), ("zero2", 2, 4), ("flat", 1, 2), ("flat", 1, 4)]
 NETWORKS = ("g", "d", "g_ema")
 OPTIMIZERS = ("optimizer_g", "optimizer_d")
@@ -107,7 +124,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module", params=[STEPS[0], pytest.param(STEPS[1], marks=pytest.mark.exhaustive)])
-def runs(small_shards: Path, labelled_shards: Path, tmp_path_factory: pytest.TempPathFactory,
+def runs(small_shards: Path, labelled_shards: Path, clip_shards: Path, tmp_path_factory: pytest.TempPathFactory,
          request: pytest.FixtureRequest) -> Runs:
     """All steps under every engine, world and micro-batch; and what was saved on the way, continued under others."""
     runs = Runs(tmp_path_factory.mktemp("engines"), small_shards, request.param)
@@ -132,6 +149,9 @@ def runs(small_shards: Path, labelled_shards: Path, tmp_path_factory: pytest.Tem
                       for name in FIRST for parts, size in (("", BATCH), ("-parts", 4))]
             cases += [runs.case(f"flat-1-stylegan3{name}", "flat", *more, *STYLEGAN3, steps=RECORDED, tiny=TINY_STYLEGAN3)
                       for name, more in (("", ()), ("-parts", ("run.batch_gpu=4",)))]
+            cases += [runs.case(f"flat-1-stylegan_v{name}", "flat", *more, f"data.shards={clip_shards}", *STYLEGAN_V,
+                                steps=RECORDED, tiny=TINY_STYLEGAN_V)
+                      for name, more in (("", ()), ("-parts", ("run.batch_gpu=4",)))]
             cases.append(runs.case("flat-1-augmented", "flat", *AUGMENTED, steps=AUGMENTED_STEPS))
             cases.append(runs.case("flat-1-poison", "flat", steps=6, poison=3 * BATCH + 1))
             cases += [runs.case(f"flat-1-{name}", "flat", *optimizers(name), steps=SHORT) for name in OPTIMIZED]
@@ -146,6 +166,8 @@ def runs(small_shards: Path, labelled_shards: Path, tmp_path_factory: pytest.Tem
                       for name in FIRST for engine in FIRST_ENGINES[name]]
             cases += [runs.case(f"{engine}-2-stylegan3", engine, *STYLEGAN3, steps=RECORDED, tiny=TINY_STYLEGAN3)
                       for engine in (*engines, "recorded")]
+            cases += [runs.case(f"{engine}-2-stylegan_v", engine, f"data.shards={clip_shards}", *STYLEGAN_V, steps=RECORDED,
+                                tiny=TINY_STYLEGAN_V) for engine in (*engines, "recorded")]
             cases += [runs.case(f"{engine}-2-approximate", engine, whole, *APPROXIMATE, steps=SHORT) for engine in engines]
             cases += [runs.case(f"{engine}-2-augmented", engine, whole, *AUGMENTED, steps=AUGMENTED_STEPS)
                       for engine in engines]
@@ -305,6 +327,16 @@ def test_stylegan3(other: str, runs: Runs):
     assert_same_run(runs, "flat-1-stylegan3", other)
     if not other.startswith("recorded"):
         assert_same_draws(runs, "flat-1-stylegan3", other, least=2)
+
+
+@pytest.mark.parametrize("other", [
+    pytest.param(name, marks=() if name in HEART else pytest.mark.full)
+    for name in ("flat-1-stylegan_v-parts", *(f"{engine}-2-stylegan_v" for engine in (*ENGINES[2], "recorded")))
+])
+def test_stylegan_v(other: str, runs: Runs):
+    assert_same_run(runs, "flat-1-stylegan_v", other)
+    if not other.startswith("recorded"):
+        assert_same_draws(runs, "flat-1-stylegan_v", other, least=2)
 
 
 @pytest.mark.full

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from stylegan_dist.config import Config, load_config, to_dict
 from stylegan_dist.config.schema import OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.clip import Clip
+from stylegan_dist.kinds.film import FilmForm
 from stylegan_dist.objective.phases import Phase, main_share
 from stylegan_dist.ranks import World
 from stylegan_dist.training.build import build_optimizer
@@ -138,8 +141,10 @@ def test_nothing_but_the_micro_batch_depends_on_the_world():
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_resolve(preset):
     for resolution in (16, 256):
-        config = load_config(preset, ["data.shards=somewhere"])
-        assert resolve(config, index_of(resolution), World(2, "cuda", bf16=True)).config.run.batch_gpu > 0
+        config, index = load_config(preset, ["data.shards=somewhere"]), index_of(resolution)
+        if config.generator.family == "stylegan_v":
+            index = replace(index, channels=48, kind=Clip("uint8", (127.5,), (127.5,), film=FilmForm(16, 3, 25.0)))
+        assert resolve(config, index, World(2, "cuda", bf16=True)).config.run.batch_gpu > 0
 
 
 PUBLISHED = {  # Karras et al. 2020b, appendix C, and the configurations that came with it

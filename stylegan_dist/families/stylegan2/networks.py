@@ -99,12 +99,16 @@ class ToRGB(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """All layers of one resolution. The 4x4 block starts from a learned constant and has one convolution."""
+    """All layers of one resolution. The 4x4 block starts from a learned constant and has one convolution.
+
+    Args:
+        start_channels: of what the 4x4 block takes beside its constant.
+    """
 
     const: nn.Parameter  # [out, 4, 4], of the first block
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, img_channels: int,
-                 precision: Precision):
+                 precision: Precision, start_channels: int = 0):
         super().__init__()
         self.first = resolution == MIN_RESOLUTION
         self.num_convolutions = 1 if self.first else 2
@@ -114,7 +118,8 @@ class SynthesisBlock(nn.Module):
             self.const = nn.Parameter(torch.empty(out_channels, resolution, resolution))
         else:
             self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=2, clamp=clamp)
-        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, up=1, clamp=clamp)
+        inner = out_channels + (start_channels if self.first else 0)
+        self.conv1 = SynthesisLayer(inner, out_channels, w_dim, resolution, up=1, clamp=clamp)
         self.torgb = ToRGB(out_channels, img_channels, w_dim, clamp)
 
     def init_parameters(self, draw: Draw) -> None:
@@ -128,7 +133,7 @@ class SynthesisBlock(nn.Module):
         """Features and RGB images of this resolution from those of the one below, both None at 4x4.
 
         Args:
-            x: [N, in, R / 2, R / 2], times the style of the first convolution.
+            x: [N, in, R / 2, R / 2], times the style of the first convolution; at 4x4 [N, start_channels] or None.
             rgb: [N, img_channels, R / 2, R / 2] in the precision of w.
             styles: [N, channels] of each convolution's input.
             next_style: [N, out] of the first convolution of the next resolution, None at the last.
@@ -139,7 +144,10 @@ class SynthesisBlock(nn.Module):
             precision of w.
         """
         if self.first:
-            x = self.precision.place(self.const.expand(w.shape[0], -1, -1, -1), dtype)
+            const = self.const.expand(w.shape[0], -1, -1, -1)
+            if x is not None:
+                const = torch.cat([const, x[:, :, None, None].expand(-1, -1, *const.shape[2:])], 1)
+            x = self.precision.place(const, dtype)
             x = x * styles[0].to(dtype)[:, :, None, None]
         else:
             assert x is not None
@@ -154,9 +162,13 @@ class SynthesisNetwork(nn.Module):
 
     One w drives each convolution; the toRGB layer of a block shares the w of the next block's first
     convolution (the last one has its own), so there are `num_ws` = convolutions + 1 of them.
+
+    Args:
+        start_channels: of `start`; 0: there is none.
     """
 
-    def __init__(self, shape: SampleShape, settings: GeneratorConfig, precision: Precision, recompute: int):
+    def __init__(self, shape: SampleShape, settings: GeneratorConfig, precision: Precision, recompute: int,
+                 start_channels: int = 0):
         super().__init__()
         native.prepare()
         self.resolutions = resolutions(shape.resolution)
@@ -168,6 +180,7 @@ class SynthesisNetwork(nn.Module):
             block = SynthesisBlock(
                 in_channels=channels_at(r // 2, settings), out_channels=channels_at(r, settings),
                 w_dim=settings.w_dim, resolution=r, img_channels=shape.channels, precision=precision,
+                start_channels=start_channels,
             )
             setattr(self, f"b{r}", block)
 
@@ -179,13 +192,15 @@ class SynthesisNetwork(nn.Module):
         """All convolutions in their order."""
         return [m for m in self.modules() if isinstance(m, SynthesisLayer)]
 
-    def forward(self, ws: torch.Tensor, noise: torch.Tensor | Sequence[torch.Tensor] | None) -> torch.Tensor:
+    def forward(self, ws: torch.Tensor, noise: torch.Tensor | Sequence[torch.Tensor] | None,
+                start: torch.Tensor | None = None) -> torch.Tensor:
         """Images from w.
 
         Args:
             ws: [N, num_ws, w_dim].
             noise: addresses int64 [N, 2] (`randomness.noise_address`), or one map a convolution ([N or 1, 1, H, W], shapes
                 in `noise_shapes`), or None for no noise.
+            start: [N, start_channels], joined to the constant at all of its places.
         Returns: images [N, img_channels, R, R] in the precision of the parameters, nominally in [-1, 1].
         """
         full, w = ws.dtype, ws.unbind(dim=1)
@@ -194,14 +209,14 @@ class SynthesisNetwork(nn.Module):
         styles = [ops.bounded_style(layer.affine(w[i]), dtypes[i]) for i, layer in enumerate(self.layers())]
         maps = [noise] * len(styles) if noise is None or isinstance(noise, torch.Tensor) else noise
         noises = [None if values is None else ops.LayerNoise(values, i) for i, values in enumerate(maps)]
-        x = rgb = None
-        start = 0  # of the block's convolutions, in all lists
+        x, rgb = start, None
+        begin = 0  # of the block's convolutions, in all lists
         for r, (block, dtype) in zip(self.resolutions, blocks, strict=True):
-            end = start + block.num_convolutions
+            end = begin + block.num_convolutions
             next_style = styles[end] if end < len(styles) else None
-            x, rgb = run_block(block, 0 < self.recompute <= r, x, rgb, styles[start:end], next_style, w[end], noises[start:end],
+            x, rgb = run_block(block, 0 < self.recompute <= r, x, rgb, styles[begin:end], next_style, w[end], noises[begin:end],
                                dtype)
-            start = end
+            begin = end
         assert rgb is not None
         return rgb
 
