@@ -272,7 +272,7 @@ def purposes_in_source() -> dict[str, str]:
                     text = ast.unparse(argument)[2:-1]
                     if text.startswith("{phase}"):
                         found |= {text.replace("{phase}", phase): path.name for phase in PHASES}
-                    elif text == "{purpose}.z":  # of `Generator.draw`
+                    elif text in ("{purpose}.z", "{purpose}.motion", "{purpose}.start"):  # of generators
                         found |= {text.replace("{purpose}", purpose): path.name for purpose in (*PHASES, *LATENTS)}
                     elif path.parent.name == "augment":
                         of = [f"{phase}.augment.{side}" for phase in (*PHASES, "samples")

@@ -167,7 +167,7 @@ class NoFeatures(FeatureNetwork):
     """In place of a feature network, where no score needs one: it takes any samples, and there are no features of them."""
 
     def __init__(self, device: torch.device | str):
-        self.name, self.sha256, self.device = NO_NETWORK, "0" * 64, torch.device(device)
+        self.name, self.sha256, self.device, self.taught = NO_NETWORK, "0" * 64, torch.device(device), None
         self.resize, self.dtype, self.kind, self.dimensions, self.classes = "none", torch.uint8, None, 0, 0
 
     def check(self, resolution: int, channels: int) -> None:

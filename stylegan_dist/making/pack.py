@@ -366,8 +366,8 @@ def _finish(job: Job, results: list[Written], record: dict, state: str) -> Datas
     print("\n".join(account.lines()))
     if enlarged := sum(result.enlarged for result in results):
         print(f"{enlarged} images were smaller than {packing.resolution} pixels and have been enlarged")
-    if cut := sum(result.cut for result in results):
-        print(f"sounds that were longer than a clip and have been cut off: {cut}")
+    if longer := sum(result.cut for result in results):
+        print(f"sounds that were longer than a clip and have been cut off: {longer}")
     if values and isinstance(index.kind, Array) and not isinstance(index.kind, Clip):
         print(f"values from {min(values.least):g} to {max(values.greatest):g}; training sees (x - offset) / scale with "
               f"offset {_numbers(index.kind.offset)}, scale {_numbers(index.kind.scale)}")
