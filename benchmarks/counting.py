@@ -29,6 +29,8 @@ KINDS = ("convolution", "product", "native", "draws", "other")
 LOW = (torch.bfloat16, torch.float16)
 _OVERWRITES = {"copy_", "fill_", "zero_"}                        # their target is not read
 _FREE = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "lift_fresh"}
+_ATTENTION = {  # kernel -> place of the queries, and products: the backward pass computes the weights once more
+    "_scaled_dot_product_flash_attention_for_cpu": (0, 2), "_scaled_dot_product_flash_attention_for_cpu_backward": (1, 5)}
 _PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 
 
@@ -108,6 +110,10 @@ class Counter(TorchDispatchMode):
         elif name in _PRODUCTS:
             a, b = (arguments[i] for i in _PRODUCTS[name])
             flops, kind = 2.0 * a.numel() * b.shape[-1], "product"
+        elif name in _ATTENTION:
+            place, products = _ATTENTION[name]
+            queries = arguments[place]
+            flops, kind = 2.0 * products * queries.numel() * arguments[place + 1].shape[2], "product"
         elif function.namespace == "stylegan_dist":
             kind = "native"
         elif any(not t.is_floating_point() or t.dtype == torch.float64 for t in outputs):

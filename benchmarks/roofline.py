@@ -73,13 +73,14 @@ def main() -> int:
                         help="of another device, as measured: TFLOP/s in bf16 or fp16 and in fp32, TB/s")
     parser.add_argument("--batch", type=int, help="images of one device (default: run.batch)")
     parser.add_argument("--resolution", type=int, help="of the images (default: the number in the preset's name, or 32)")
+    parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--classes", type=int, default=0)
     args = parser.parse_intermixed_args()
     try:
         config = load_config(args.preset, [*args.overrides, *([f"run.batch={args.batch}"] if args.batch else [])])
         if args.batch:
             fit_groups(config)
-        index = empty_index(args.resolution or resolution_of(args.preset), classes=args.classes)
+        index = empty_index(args.resolution or resolution_of(args.preset), args.channels, args.classes)
         resolved = resolve(config, index, World(1, "cuda", GPUS[args.gpu].bf16))
         precision, batch = resolved.config.precision, resolved.config.run.batch
         rates = rates_of(GPUS[args.gpu], precision.tf32)
@@ -104,7 +105,7 @@ def resolution_of(preset: str) -> int:
 
 def fit_groups(config: Config) -> None:
     """Smaller groups of images where the batch is too small for those of the preset: the costs are the same."""
-    group = config.discriminator.mbstd_group
+    group = getattr(config.discriminator, "mbstd_group", None)
     if isinstance(group, int) and isinstance(config.run.batch, int) and config.run.batch % group:
         config.discriminator.mbstd_group = next(n for n in (8, 4, 2, 1) if config.run.batch % n == 0)
 

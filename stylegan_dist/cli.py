@@ -61,6 +61,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     from stylegan_dist.cluster.commands import add_runs, add_stop, add_submit
     from stylegan_dist.clusters.commands import add_label
     from stylegan_dist.editing.commands import add_edit
+    from stylegan_dist.encoders.commands import add_train_encoder
     from stylegan_dist.evaluation.commands import add_evaluate
     from stylegan_dist.export.commands import add_export
     from stylegan_dist.features.commands import add_train_features
@@ -92,6 +93,7 @@ def _add_verbs(verbs: argparse._SubParsersAction) -> None:
     add_import(verbs)
     add_augment_dataset(verbs)
     add_train_features(verbs)
+    add_train_encoder(verbs)
     add_doctor(verbs)
 
 

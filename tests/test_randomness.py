@@ -252,7 +252,7 @@ PHASES = ("g_main", "g_path", "d_main", "d_penalty")
 
 LATENTS = ("samples", "generate", "evaluate", "evaluate.path0", "evaluate.path1", "pictures.truncation", "pictures.classes",
            "pictures.interpolation", "pictures.trial", "project.start", "latents.example", "edit.population", "export",
-           "dcgan.standing", "augment_dataset")
+           "dcgan.standing", "augment_dataset", "game")
 
 
 def purposes_in_source() -> dict[str, str]:

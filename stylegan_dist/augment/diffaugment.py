@@ -16,9 +16,9 @@ SHIFT = 0.125  # of the size, at most
 CUTOUT = 0.5   # side of the square, of that of the image
 
 
-def diff_augmented(x: Tensor, draws: Draws) -> Tensor:
-    """Images [N, C, W, W]."""
-    return _cut_out(Shifted(*_shifts(draws, x.shape[3]))(_recolored(x, draws)), draws)
+def diff_augmented(x: Tensor, draws: Draws, colors: bool = True) -> Tensor:
+    """Images [N, C, W, W]; with or without the colours."""
+    return _cut_out(Shifted(*_shifts(draws, x.shape[3]))(_recolored(x, draws) if colors else x), draws)
 
 
 def _recolored(x: Tensor, draws: Draws) -> Tensor:

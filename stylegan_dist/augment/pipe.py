@@ -26,6 +26,7 @@ from stylegan_dist.records import shorten
 GROUPS = ("blit", "geom", "color", "filter", "noise", "cutout")
 NAMES = {"bg": 2, "bgc": 3, "bgcf": 4, "bgcfn": 5, "bgcfnc": 6}  # published pipes, and how many of the groups they have
 DIFFAUGMENT = "diffaugment"
+DIFFAUGMENT_PLACES = "diffaugment-places"  # translation and cutout alone
 # Columns of the draws, for all pipes the same; new ones go to the end.
 UNIFORMS = (*BLIT_UNIFORMS, *GEOM_UNIFORMS, *COLOR_UNIFORMS, *FILTER_UNIFORMS, *NOISE_UNIFORMS, *CUTOUT_UNIFORMS)
 NORMALS = (*GEOM_NORMALS, *COLOR_NORMALS, *FILTER_NORMALS, *NOISE_NORMALS)
@@ -86,13 +87,15 @@ class Pipe(Augmentation):
         return x
 
 
+@dataclass(frozen=True)
 class DiffAugment(Augmentation):
     """See `diffaugment`."""
 
+    colors: bool
     uses_p = False
 
     def transform(self, x: Tensor, seed: int, purpose: str, index: Tensor, p: Tensor | None) -> Tensor:
-        return diff_augmented(x, Draws(seed, purpose, index, x, DIFF_UNIFORMS))
+        return diff_augmented(x, Draws(seed, purpose, index, x, DIFF_UNIFORMS), self.colors)
 
 
 def augmentation_of(config: AugmentConfig) -> Augmentation | None:
@@ -103,8 +106,8 @@ def augmentation_of(config: AugmentConfig) -> Augmentation | None:
     """
     if config.pipe == "none":
         return None
-    if config.pipe == DIFFAUGMENT:
-        return DiffAugment()
+    if config.pipe in (DIFFAUGMENT, DIFFAUGMENT_PLACES):
+        return DiffAugment(colors=config.pipe == DIFFAUGMENT)
     return Pipe(_multipliers(config.pipe))
 
 
@@ -122,10 +125,11 @@ def check(config: AugmentConfig, channels: int, images: bool, anchored: bool, lo
     augmentation = augmentation_of(config)
     if augmentation is None:
         return
-    colored = not isinstance(augmentation, Pipe) or "color" in augmentation.multipliers
+    colored = "color" in augmentation.multipliers if isinstance(augmentation, Pipe) else config.pipe == DIFFAUGMENT
     if colored and not (images and channels in (1, 3)):
         raise InputError(f"augment.pipe={config.pipe} changes colours, which only images of 1 or 3 channels have: use "
-                         "augment.pipe=bg, or a list without color such as blit,geom,filter,noise,cutout")
+                         f"augment.pipe={DIFFAUGMENT_PLACES}, augment.pipe=bg, or a list without color such as "
+                         "blit,geom,filter,noise,cutout")
     if augmentation.uses_p and config.p == "ada":
         if not anchored:
             why = ("looks at the sign of the logits of real images, which means nothing with" if config.controller == "r_t" else
@@ -148,8 +152,8 @@ def _multipliers(text: str) -> dict[str, float]:
             factor = -1.0
         if not set(groups) <= set(GROUPS) or not 0 <= factor <= 1:
             raise InputError(f"augment.pipe={shorten(text)}: {shorten(item.strip())} is none of none, {DIFFAUGMENT}, "
-                             f"{', '.join(NAMES)}, {', '.join(GROUPS)}, the latter with multipliers from 0 to 1, several with "
-                             "commas: bg,color:0.5,cutout")
+                             f"{DIFFAUGMENT_PLACES}, {', '.join(NAMES)}, {', '.join(GROUPS)}, the latter with "
+                             "multipliers from 0 to 1, several with commas: bg,color:0.5,cutout")
         if repeated := found.keys() & set(groups):
             raise InputError(f"augment.pipe={shorten(text)} names {min(repeated)} twice: remove one")
         found |= dict.fromkeys(groups, factor)

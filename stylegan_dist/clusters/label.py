@@ -34,7 +34,7 @@ from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.data.working_set import open_cache, working_set
 from stylegan_dist.errors import InputError
 from stylegan_dist.evaluation.reals import BLOCK, LANES, real_features
-from stylegan_dist.evaluation.samples import BATCH, gather_rows, in_memory, pictures_for
+from stylegan_dist.evaluation.samples import BATCH, check_takes, gather_rows, in_memory, pictures_for
 from stylegan_dist.features.network import FeatureNetwork
 from stylegan_dist.making.relabel import place_of_shards, prepare_folder, write_relabelled
 from stylegan_dist.monitor.images import save_grid
@@ -92,9 +92,7 @@ class Labeller:
         self.options, self.ranks = options, ranks
         self.index: DatasetIndex = ranks.together(lambda: _checked(data, options))
         self.network: FeatureNetwork = ranks.together(network)
-        example = torch.zeros(1, self.index.channels, self.index.resolution, self.index.resolution)
-        ranks.together(lambda: self.network.check(self.index.resolution,
-                                                  len(pictures_for(self.network, self.index.kind, example)[0])))
+        ranks.together(lambda: check_takes(self.network, self.index))
         self.plan = StreamPlan(0, LANES, BLOCK, BATCH * ranks.world_size, ranks.rank, ranks.world_size)
         size = working_set(self.index, self.plan, range(ranks.world_size), steps=1)
         self.cache: NodeCache | None = ranks.together(lambda: open_cache("auto", DataConfig().cache_gb, self.index, size))

@@ -115,7 +115,8 @@ class OpsConfig:
 @dataclass
 class AugmentConfig:
     pipe: str = knob("none", TOLD,
-        "what happens to all images that the discriminator sees; none, bg, bgc, bgcf, bgcfn, bgcfnc, diffaugment, or some of "
+        "what happens to all images that the discriminator sees; none, bg, bgc, bgcf, bgcfn, bgcfnc, diffaugment, "
+        "diffaugment-places (translation and cutout alone, which arrays can have), or some of "
         "blit, geom, color, filter, noise, cutout with multipliers of p, such as bg,color:0.5,cutout")
     p: Scheduled | Literal["ada"] = knob("ada", TOLD,
         "probability of each transform; ada: follows how well the discriminator knows real images; diffaugment has "
@@ -144,6 +145,8 @@ class OptimizerConfig:
     alpha: float | Auto = knob("auto", TOLD, "RMSprop: decay of the squared gradient; auto: 0.99", least=0, most=1)
     rho: float | Auto = knob("auto", TOLD, "Adadelta: decay of the squared gradient; auto: 0.9", least=0, most=1)
     weight_decay: float = knob(0.0, TOLD, "as defined by the optimizer", least=0, most=1000)
+    clip: float = knob(0.0, TOLD,
+        "a longer gradient of the whole network is scaled to this norm, before l1 is added; 0: none", least=0, most=1e9)
     l1: float = knob(0.0, TOLD, "L1 penalty: adds l1 * sign(parameter) to the gradient of every main step", least=0, most=1000)
 
 
@@ -195,8 +198,8 @@ class EvaluateConfig:
         "score a checkpoint every so often, on all ranks, while training waits; 0: never, as `stylegan-dist evaluate --watch` "
         "does it beside a training", least=0, most=MOST_KIMG)
     metrics: str = knob("auto", SILENT,
-        "some of fid, kid, pr, is, infinity, classes, ppl, eq_t, eq_t_frac, eq_r, and of those that the kind of the data has;"
-        " the first decides which checkpoint is the best; auto: those of the kind, or fid,kid,pr where it has none")
+        "some of fid, kid, pr, is, infinity, accuracy, classes, ppl, eq_t, eq_t_frac, eq_r, and of those that the kind of the "
+        "data has; the first decides which checkpoint is the best; auto: those of the kind, or fid,kid,pr where it has none")
     network: str = knob("efficientnet-lite0", SILENT,
         "of features: efficientnet-lite0, inception, dinov2-s, dinov2-l, clip, or a folder made with train-features")
     count: int = knob(50_000, SILENT, "samples drawn for a score, and real ones at most", least=1, most=1 << 40)

@@ -16,6 +16,7 @@ from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.errors import InputError
+from stylegan_dist.kinds.base import Decode
 
 LOCATED_AT_ONCE = 512  # images: below some hundreds the calls of NumPy cost more than the work
 
@@ -75,6 +76,7 @@ class BatchDataset:
         index = reader.index
         form = (index.resolution, index.resolution, index.channels)
         self._decode = index.kind.decoder(strict=index.packed)
+        self._decode_mirrored = index.kind.mirrored_decoder(strict=index.packed)
         self._unflipped = np.empty(form, index.kind.dtype)  # one sample
         self.layout = Layout({"sample": ((plan.count, *form), getattr(torch, index.kind.dtype)),
                               "label": ((plan.count,), torch.int64)})
@@ -98,8 +100,10 @@ class BatchDataset:
         samples, labels = loaded.batch["sample"].permute(0, 2, 3, 1), loaded.batch["label"].numpy()
         values, unflipped = samples.numpy(), torch.from_numpy(self._unflipped)
         for i, ((shard, sample), flip) in enumerate(zip(self._places(nimg), flips, strict=True)):
-            labels[i] = self._sample(start + i, (shard, sample), self._unflipped if flip else values[i], loaded)
-            if flip:
+            stored = flip and self._decode_mirrored  # both are in the shard
+            out = self._unflipped if flip and not stored else values[i]
+            labels[i] = self._sample(start + i, (shard, sample), out, loaded, stored or self._decode)
+            if flip and not stored:
                 samples[i].copy_(unflipped.flip(1))  # 16 times as fast as in NumPy at 256 pixels
         return loaded
 
@@ -112,7 +116,7 @@ class BatchDataset:
         shard, sample = self.order.places(np.array([image]))[0].tolist()
         values = np.empty_like(self._unflipped)
         try:
-            self._sample(image, (shard, sample), values, Loaded(Batch(torch.empty(0), {})))
+            self._sample(image, (shard, sample), values, Loaded(Batch(torch.empty(0), {})), self._decode)
         finally:
             self.reader.retain(())
         return torch.from_numpy(values).permute(2, 0, 1)
@@ -136,7 +140,7 @@ class BatchDataset:
             self._located = dict(zip(begins.tolist(), places.tolist(), strict=True))
         return self._located.pop(nimg)
 
-    def _sample(self, image: int, place: tuple[int, int], out: np.ndarray, loaded: Loaded) -> int:
+    def _sample(self, image: int, place: tuple[int, int], out: np.ndarray, loaded: Loaded, decode: Decode) -> int:
         """Decode a sample, or the next good one of its shard, into [H, W, C]; returns its class number.
 
         The last sample is followed by the first. So what stands in for a corrupt sample depends on the shard
@@ -152,7 +156,7 @@ class BatchDataset:
                 data, label = self.reader.read(shard, candidate)
                 read = time.perf_counter()
                 loaded.seconds_read += read - began
-                self._decode(data, out)
+                decode(data, out)
             except ValueError as error:
                 reason = reason or str(error)
                 continue

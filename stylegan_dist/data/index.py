@@ -115,7 +115,7 @@ class DatasetIndex:
         text = json.dumps([shard.record() for shard in self.shards], sort_keys=True)
         if self.parts:
             text += json.dumps([asdict(part) for part in self.parts])
-        for facts in self.kind.facts().values():
+        for facts in self.kind.identity().values():
             text += json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

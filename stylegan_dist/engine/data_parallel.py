@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stylegan_dist.engine.learner import Job, Learner, LossInForward, PhaseResult, Sums, scrub
+from stylegan_dist.engine.learner import Job, Learner, LossInForward, PhaseResult, Sums, clipping, scrub
 from stylegan_dist.objective.result import LossResult
 from stylegan_dist.ranks import COMMUNICATION, Ranks, Sharded, lost_ranks_reported
 
@@ -22,13 +22,13 @@ class FlatLearner(Learner):
 
     @torch.no_grad()
     def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool,
-             skip: bool = False) -> PhaseResult:
+             skip: bool = False, clip: float = 0.0) -> PhaseResult:
         line, sums = self._accumulate(jobs, counts)
         size = sum(p.numel() for p in self.network.parameters())
         self.ranks.computed()
         self.ranks.sum(line)
         # A copy: the gradients' buffer must not live on in the statistics.
-        return self._finish(line[:size], sums.replaced(line[size:].clone()), l1, skip)
+        return self._finish(line[:size], sums.replaced(line[size:].clone()), l1, skip, clip)
 
     @torch.no_grad()
     def gradients(self, jobs: Sequence[Job]) -> dict[str, Tensor]:
@@ -51,11 +51,13 @@ class FlatLearner(Learner):
         pieces = [(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in parameters]
         return torch.cat(pieces + sums.flat()), sums
 
-    def _finish(self, gradient: Tensor, sums: Sums, l1: float, skip: bool) -> PhaseResult:
+    def _finish(self, gradient: Tensor, sums: Sums, l1: float, skip: bool, clip: float) -> PhaseResult:
         """The optimizer step, from the summed gradient of all parameters."""
         parameters: list[Tensor] = list(self.network.parameters())
         nonfinite = scrub(gradient)
         result = sums.result(nonfinite, torch.linalg.vector_norm(gradient))
+        if clip:
+            gradient *= clipping(result.gradient_norm, clip)
         pieces = gradient.split([p.numel() for p in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
@@ -113,7 +115,7 @@ class BucketLearner(FlatLearner):
 
     @torch.no_grad()
     def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool,
-             skip: bool = False) -> PhaseResult:
+             skip: bool = False, clip: float = 0.0) -> PhaseResult:
         self.optimizer.zero_grad(set_to_none=True)
         self._module.sums = Sums()
         for number, job in enumerate(jobs):
@@ -125,7 +127,7 @@ class BucketLearner(FlatLearner):
                 with lost_ranks_reported(COMMUNICATION):
                     share.backward()
         gradient = torch.cat([p.grad.reshape(-1) for p in self.network.parameters()])  # type: ignore[union-attr]
-        return self._finish(gradient, self._module.sums, l1, skip)
+        return self._finish(gradient, self._module.sums, l1, skip, clip)
 
     def close(self) -> None:
         del self._parallel

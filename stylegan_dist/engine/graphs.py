@@ -87,8 +87,8 @@ class GraphLearner(FlatLearner):
         self._notice = ""
 
     def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool,
-             skip: bool = False) -> PhaseResult:
-        result = super().step(jobs, counts, l1, second_order, skip)
+             skip: bool = False, clip: float = 0.0) -> PhaseResult:
+        result = super().step(jobs, counts, l1, second_order, skip, clip)
         result.notice, self._notice = self._notice, ""
         return result
 

@@ -45,7 +45,7 @@ class PhaseResult:
     running_means: dict[str, Tensor]  # means over the global batch, towards which running means move
     counts: dict[str, Tensor]         # what the ranks gave as `counts`, summed
     nonfinite: Tensor                 # gradient values that had to be replaced
-    gradient_norm: Tensor
+    gradient_norm: Tensor             # before it was clipped
     notice: str = ""                  # what a person should hear, once
     skipped: bool = False             # whether the update was left out
 
@@ -107,7 +107,7 @@ class Learner(abc.ABC):
 
     @abc.abstractmethod
     def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool,
-             skip: bool = False) -> PhaseResult:
+             skip: bool = False, clip: float = 0.0) -> PhaseResult:
         """One optimizer step.
 
         Args:
@@ -116,6 +116,7 @@ class Learner(abc.ABC):
             l1: this times sign(parameter) is added to the gradient.
             second_order: whether a job differentiates through a gradient of this network.
             skip: leave the update out where the result is `broken`. This waits for the device.
+            clip: the norm to which a longer gradient is scaled, before `l1`; 0 for none. The result has its norm of before.
         """
 
     def gradients(self, jobs: Sequence[Job]) -> dict[str, Tensor]:
@@ -200,3 +201,8 @@ def scrub(gradient: Tensor) -> Tensor:
     nonfinite = gradient.numel() - torch.isfinite(gradient).sum()
     torch.nan_to_num(gradient, nan=0.0, posinf=LIMIT, neginf=-LIMIT, out=gradient)
     return nonfinite
+
+
+def clipping(norm: Tensor, clip: float) -> Tensor:
+    """What a gradient of that norm [] is multiplied with, so that it is not longer than `clip`."""
+    return clip / norm.clamp_min(clip)

@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from stylegan_dist.engine.choice import Zero
 from stylegan_dist.engine.deepspeed_adapter import DeepSpeedNetwork, Fragment
-from stylegan_dist.engine.learner import Job, Learner, LossInForward, PhaseResult, Sums, count_nonfinite, scrub
+from stylegan_dist.engine.learner import (
+    LIMIT,
+    Job,
+    Learner,
+    LossInForward,
+    PhaseResult,
+    Sums,
+    clipping,
+    count_nonfinite,
+    scrub,
+)
 from stylegan_dist.engine.preflight import set_timeout
 from stylegan_dist.errors import InputError
 from stylegan_dist.ranks import COMMUNICATION, Ranks, Sharded, assemble, lost_ranks_reported
@@ -37,7 +47,8 @@ class ZeroLearner(Learner):
             raise InputError(f"torch.optim.{type(optimizer).__name__} is not proven equal under DeepSpeed: use one of "
                              f"{', '.join(ELEMENTWISE)}, or a data parallel configuration such as launch/accelerate/8gpu.yaml")
         self._cut = zero.stage == 3  # the parameters, too
-        self._l1 = 0.0
+        self._l1 = self._clip = 0.0
+        self._factor: Tensor | None = None  # with which this step's gradient is clipped, once that is known
         self._norm2 = self._nonfinite = torch.zeros((), device=ranks.device)
         self._skip = False
         self._skipped: bool | None = None  # whether this step's update is left out, once that is known
@@ -51,8 +62,8 @@ class ZeroLearner(Learner):
 
     @torch.no_grad()
     def step(self, jobs: Sequence[Job], counts: Mapping[str, Tensor], l1: float, second_order: bool,
-             skip: bool = False) -> PhaseResult:
-        self._l1, self._skip, self._skipped = l1, skip, None
+             skip: bool = False, clip: float = 0.0) -> PhaseResult:
+        self._l1, self._skip, self._skipped, self._clip, self._factor = l1, skip, None, clip, None
         self._norm2 = self._nonfinite = torch.zeros((), device=self.ranks.device)
         hold = second_order and self._cut
         sums = self._module.sums = Sums()
@@ -65,8 +76,12 @@ class ZeroLearner(Learner):
                     if number == len(jobs) - 1 and not self._cut:  # the backward pass that follows communicates
                         self.ranks.computed()
                     self._deepspeed.backward(share)
-            for gradient in self._deepspeed.gradients_before_update():
+            early = list(self._deepspeed.gradients_before_update())
+            for gradient in early:
                 self._nonfinite = self._nonfinite + scrub(gradient)
+            if clip and early:
+                self._factor = self._clipping(early)
+            del early
             self._deepspeed.update()
         sums.add(counts=counts)
         # The norm and the number are of this rank's part, too.
@@ -79,11 +94,15 @@ class ZeroLearner(Learner):
         """Called with the summed gradients of this rank's part, once for each of DeepSpeed's groups."""
         if self._skip and self._skipped is None:
             self._skipped = self._any_broken(optimizer)
+        if self._clip and self._factor is None:
+            self._factor = self._clipping(self._lines(optimizer))
         for group in optimizer.param_groups:
             for values in group["params"]:
                 gradient = values.grad
                 self._nonfinite = self._nonfinite + scrub(gradient).to(self.ranks.device)
                 self._norm2 = self._norm2 + gradient.square().sum().to(self.ranks.device)
+                if self._factor is not None:
+                    gradient.mul_(self._factor.to(gradient.device))
                 if self._l1:
                     gradient.add_(values.sign(), alpha=self._l1)
                 if self._skipped:
@@ -97,12 +116,23 @@ class ZeroLearner(Learner):
 
     def _any_broken(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether any rank has a loss or a gradient that is not finite. All ranks must call it."""
-        lines = [values.grad for group in optimizer.param_groups for values in group["params"]]
-        lines += self._deepspeed.gradients_in_update()
         number = self._nonfinite + count_nonfinite(self._module.sums.of("statistics").values())
-        for line in lines:
+        for line in self._lines(optimizer):
             number = number + (~line.isfinite()).sum().to(self.ranks.device)
         return bool(self.ranks.sum(number.float()) > 0)
+
+    def _lines(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        """The gradients of this rank's parts, in an update that has begun: each once, or all that there were before it."""
+        lines = [values.grad for group in optimizer.param_groups for values in group["params"]]
+        return list({id(line): line for line in (*lines, *self._deepspeed.gradients_in_update())}.values())
+
+    def _clipping(self, lines: list[Tensor]) -> Tensor:
+        """With what the gradient is multiplied, from all of this rank's parts. All ranks must call it."""
+        norm2 = torch.zeros((), device=self.ranks.device)
+        for line in lines:
+            finite = torch.nan_to_num(line, nan=0.0, posinf=LIMIT, neginf=-LIMIT)
+            norm2 = norm2 + finite.square().sum().to(self.ranks.device)
+        return clipping(self.ranks.sum(norm2.float().view(1))[0].sqrt(), self._clip)
 
     def parameters(self) -> dict[str, Tensor | Sharded]:
         if not self._cut:

@@ -34,9 +34,9 @@ def add_evaluate(verbs) -> None:
     parser.add_argument("--all", action="store_true", help="all checkpoints that have no scores yet")
     parser.add_argument("--watch", action="store_true", help="as --all, and go on with new ones until the run has ended")
     parser.add_argument("--metrics", type=word("--metrics"), metavar="NAMES",
-                        help="some of fid, kid, pr, is, infinity, classes, ppl, eq_t, eq_t_frac, eq_r, and of those that the "
-                        "kind of the data has; the first decides which checkpoint is the best (default: evaluate.metrics of "
-                        "the run; auto: those of the kind, or fid,kid,pr where it has none)")
+                        help="some of fid, kid, pr, is, infinity, accuracy, classes, ppl, eq_t, eq_t_frac, eq_r, and of those "
+                        "that the kind of the data has; the first decides which checkpoint is the best (default: "
+                        "evaluate.metrics of the run; auto: those of the kind, or fid,kid,pr where it has none)")
     parser.add_argument("--network", type=word("--network"), metavar="NAME",
                         help="efficientnet-lite0, inception, dinov2-s, dinov2-l, clip, or the folder of one made with "
                         "train-features (default: evaluate.network of the run, efficientnet-lite0)")

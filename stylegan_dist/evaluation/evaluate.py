@@ -23,6 +23,7 @@ from stylegan_dist.evaluation.reals import BLOCK, LANES, real_features, real_row
 from stylegan_dist.evaluation.record import Evaluation, add_evaluation, best_first, find_known, read_evaluations
 from stylegan_dist.evaluation.samples import (
     BATCH,
+    check_takes,
     draw_motion_errors,
     draw_path_lengths,
     draw_values,
@@ -30,6 +31,7 @@ from stylegan_dist.evaluation.samples import (
     in_memory,
     labels_by_frequency,
     pictures_for,
+    takes_samples,
 )
 from stylegan_dist.evaluation.scores import (
     EQUIVARIANCE,
@@ -46,7 +48,7 @@ from stylegan_dist.families import family_of
 from stylegan_dist.features.network import FeatureNetwork, NoFeatures, exactly
 from stylegan_dist.features.registry import open_features
 from stylegan_dist.files import file_digest
-from stylegan_dist.kinds import Kind
+from stylegan_dist.kinds import Kind, Latents, Sound
 from stylegan_dist.metrics import few_samples
 from stylegan_dist.networks.generator import Generator
 from stylegan_dist.ops import native
@@ -109,12 +111,19 @@ class Evaluator:
         self.network: FeatureNetwork = NoFeatures(ranks.device)
         if set(self.metrics) - self.own.keys():
             self.network = ranks.together(lambda: open_features(options.network or wanted.network, ranks.device))
-        ranks.together(lambda: self.network.check(self.index.resolution, len(self._example()[0])))
+        ranks.together(lambda: check_takes(self.network, self.index))
+        self._check_form()
+        decoded = isinstance(self.index.kind, Latents) and not takes_samples(self.network, self.index.kind)
+        if self.network.dimensions and decoded:
+            say("real samples are decoded latents, so the scores leave out what the autoencoder loses; --shards with the "
+                "pictures themselves gives scores that compare with those of runs on pictures")
         if "classes" in self.metrics and not (self.index.num_classes and config.data.conditional):
             raise InputError("the metric classes needs a run that was trained with labels: leave it out")
         if "is" in self.metrics and not self.network.classes:
             raise InputError(f"the metric is needs a network that classifies, and {self.network.name} does not: choose another "
                              "network, or leave it out")
+        if "accuracy" in self.metrics:
+            self._check_classifier(config.data.conditional)
         self.moving = [metric for metric in self.metrics if metric in EQUIVARIANCE]
         if self.moving and not family_of(config).moves:
             raise InputError(f"the metric {self.moving[0]} needs a generator that can move its content, and those of "
@@ -131,15 +140,32 @@ class Evaluator:
         self._real: Rows | None = None
         self._floors: dict[str, float] = {}  # on rank 0
 
+    def _check_form(self) -> None:
+        """Raise InputError where a network has learnt other spectrograms, which may have the same shape."""
+        taught, mine = self.network.taught, self.index.kind
+        theirs = taught.kind if taught else mine
+        if isinstance(mine, Sound) and (not isinstance(theirs, Sound) or theirs.form != mine.form):
+            raise InputError(f"the feature network {self.network.name} has learnt spectrograms of another form: train one "
+                             "on this data with `stylegan-dist train-features SHARDS OUT`, and give OUT")
+
+    def _check_classifier(self, conditional: bool) -> None:
+        """Raise InputError unless the network tells the classes of the data apart, and the generator is asked for them."""
+        network, classes = self.network, self.index.num_classes
+        if not (classes and conditional):
+            raise InputError("the metric accuracy needs a run that was trained with labels: leave it out")
+        if network.taught is None:
+            raise InputError(f"the metric accuracy needs a network that has learnt the classes of the data, and {network.name} "
+                             "has learnt others: train one with `stylegan-dist train-features SHARDS OUT`, and give OUT as "
+                             "--network (evaluate.network)")
+        if network.classes != classes:
+            raise InputError(f"the metric accuracy: the network {network.name} has learnt {network.classes} classes, and the "
+                             f"real samples have {classes}: train one on them with `stylegan-dist train-features`")
+
     def _load_index(self, shards: str) -> DatasetIndex:
         if not shards:
             raise InputError(f"{self.run_dir} was imported without data: give --shards, a folder made by stylegan-dist pack")
-        return load_index(shards)
-
-    def _example(self) -> Tensor:
-        """What the network would see, of one sample of zeros."""
-        index = self.index
-        return pictures_for(self.network, index.kind, torch.zeros(1, index.channels, index.resolution, index.resolution))
+        index = load_index(shards)
+        return replace(index, kind=index.kind.at(self.run_dir))
 
     @property
     def _settings(self) -> tuple[str, int, int, str]:
@@ -238,7 +264,7 @@ class Evaluator:
         device, metrics = self.ranks.device, self.metrics
         real, generated = real.to(device), generated.to(device)
         if not self._floors:
-            self._floors = real_scores(real.features, self.network, metrics)
+            self._floors = real_scores(real, self.network, metrics, self.index.fingerprint)
         by_class = class_distances(real, generated, self.index.num_classes) if "classes" in metrics else ()
         scores = compute_scores(real, generated, self.network, metrics, self._floors, by_class, self.own)
         found = Evaluation(1, nimg, digest, self.network.name, self.network.sha256, self.count, self.seed,

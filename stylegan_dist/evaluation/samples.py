@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stylegan_dist import randomness
+from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
 from stylegan_dist.features.network import FeatureNetwork
 from stylegan_dist.kinds import Clip, Kind
@@ -69,6 +70,13 @@ def pictures_for(network: FeatureNetwork, kind: Kind, values: Tensor) -> Tensor:
     if takes_samples(network, kind):
         return kind.from_network(values)
     return to_uint8(kind.as_pictures(values))
+
+
+def check_takes(network: FeatureNetwork, index: DatasetIndex) -> None:
+    """Raise InputError where a feature network does not take the samples of a set, or what they are shown as."""
+    zeros = torch.zeros(1, index.channels, index.resolution, index.resolution)
+    _, channels, _, side = pictures_for(network, index.kind, zeros).shape
+    network.check(side, channels)
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ METRICS = {
     "pr": "precision, recall, density, coverage",
     "is": "inception score, of a network that classifies",
     "infinity": "Fréchet distance, extrapolated to infinitely many samples",
+    "accuracy": "share of the samples of a conditional generator that a network of `train-features` reads as their class",
     "classes": "mean of the Fréchet distances of the classes, and these",
     "ppl": "perceptual path length in W",
     "eq_t": "equivariance to translations by whole pixels, in decibel; of families that can move their content",
@@ -113,20 +114,50 @@ def names_of(metrics: Sequence[str], network: FeatureNetwork, own: Mapping[str, 
     return found
 
 
-def real_scores(real: Tensor, network: FeatureNetwork, metrics: Sequence[str]) -> dict[str, float]:
-    """The floors: the scores by name of one half of the real samples against the other; the inception score of all of them.
+def real_scores(real: Rows, network: FeatureNetwork, metrics: Sequence[str], data: str = "") -> dict[str, float]:
+    """The floors: the scores by name of one half of the real samples against the other; the inception score of all of them,
+    and the accuracy on those that the network has not been trained on.
 
     Args:
-        real: features float32 [n, d].
+        data: fingerprint of the real samples.
     Raises:
         InputError: too few samples, or the network does not classify.
     """
     halved = [metric for metric in metrics if metric in ("fd", "kid", "pr")]
-    floors = real_floor(lambda one, other: compute_scores(Rows(one), Rows(other), network, halved, {}), real) if halved else {}
+    floors = real_floor(lambda one, other: compute_scores(Rows(one), Rows(other), network, halved, {}),
+                        real.features) if halved else {}
     values = {name: score.value for name, score in floors.items()}
     if "is" in metrics:
-        values[network.score_name("is")] = _inception_score(real, network).value
+        values[network.score_name("is")] = _inception_score(real.features, network).value
+    if "accuracy" in metrics:
+        values[network.score_name("accuracy")] = _real_accuracy(real, network, data)
     return values
+
+
+def _real_accuracy(real: Rows, network: FeatureNetwork, data: str) -> float:
+    """Of real samples that the network was not trained on, as far as that is known: of those that its training has held out,
+    or of all where these are other data."""
+    if network.taught and network.taught.fingerprint == data:
+        return network.taught.accuracy
+    assert real.labels is not None
+    return agreement(real.features, real.labels, network).value
+
+
+def agreement(features: Tensor, labels: Tensor, network: FeatureNetwork) -> Score:
+    """The share of samples that a classifier reads as their class.
+
+    Args:
+        features: float32 [n, d] of the network.
+        labels: int64 [n], -1 for none.
+    Raises:
+        InputError: none has one.
+    """
+    known = labels >= 0
+    if not known.any():
+        raise InputError("--metrics accuracy: none of the samples has a label: leave it out")
+    read = network.classify(features[known]).argmax(1).to(labels.device)
+    share, count = float((read == labels[known]).double().mean()), int(known.sum())
+    return Score(share, math.sqrt(share * (1 - share) / count), lower_is_better=False)
 
 
 def class_distances(real: Rows, generated: Rows, classes: int) -> tuple[ClassDistance, ...]:
@@ -183,6 +214,10 @@ def compute_scores(real: Rows, generated: Rows, network: FeatureNetwork, metrics
             assert generated.path_lengths is not None
             length = trimmed_path_length(generated.path_lengths)
             add("ppl", length.value, length.error)
+        elif metric == "accuracy":
+            assert generated.labels is not None
+            read = agreement(generated.features, generated.labels, network)
+            add("accuracy", read.value, read.error, lower_is_better=False)
         elif metric in EQUIVARIANCE:
             ratio = equivariance_score(generated.motion_errors[metric])
             scores[metric] = Score(ratio.value, ratio.error, lower_is_better=False)
@@ -209,6 +244,8 @@ def describe_scores(scores: dict[str, Score], network: str) -> str:
             text += f" +- {_number(score.error)}"
         if score.floor is not None and (score.lower_is_better or not name.endswith(f"_{network}")):
             text += f" (real against real {_number(score.floor)})"
+        elif score.floor is not None and name.startswith("accuracy_"):
+            text += f" (of real ones {_number(score.floor)})"
         parts.append(text)
     return "   ".join(parts)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from stylegan_dist.export.pretrained import Description
+from stylegan_dist.kinds import Array
 from stylegan_dist.networks.generator import Generator
 from stylegan_dist.scores_file import read_evaluations
 
@@ -50,7 +51,8 @@ def model_card(run_dir: Path, description: Description, generator: Generator, fi
         f"| z | {generator.z_dim} numbers |\n| labels | {classes} |\n"
         f"| checkpoint | `{description.checkpoint}` |\n| data | `{data.fingerprint}` |\n"
         f"| written by | stylegan_dist {description.version} |",
-        "## Use\n\n" + "\n\n".join(_uses(generator, files, data.array is None)),
+        *([_decoding(data.array)] if data.array and data.array.encoder else []),
+        "## Use\n\n" + "\n\n".join(_uses(generator, files, data.array)),
         "## Scores\n\n" + _scores(run_dir, description),
         "## Limits\n\nSamples resemble the training data, with its gaps and its biases. They are not evidence of anything. "
         "Some may be close to single training samples; `stylegan-dist evaluate` shows nearest neighbours. Layer noise is "
@@ -61,7 +63,7 @@ def model_card(run_dir: Path, description: Description, generator: Generator, fi
     return "\n\n".join(parts) + "\n"
 
 
-def _uses(generator: Generator, files: Sequence[str], pictures: bool) -> list[str]:
+def _uses(generator: Generator, files: Sequence[str], array: Array | None) -> list[str]:
     labels = ", torch.tensor([0, 0, 0, 0])" if generator.num_classes else ""
     psi = ", torch.tensor(0.7)" if generator.truncates else ""
     feed = ("" if not generator.num_classes else ', "labels": np.zeros(4, np.int64)') + \
@@ -82,10 +84,18 @@ def _uses(generator: Generator, files: Sequence[str], pictures: bool) -> list[st
                 "from stylegan_dist.networks.generator import draw_samples\n"
                 'generator = from_pretrained(".")\n'
                 f'sample = draw_samples(generator, 7, "generate", torch.tensor([0]){one})\n```')
-    uses.append("Pictures: `((samples + 1) * 127.5).round().clip(0, 255)` as uint8, channels first." if pictures else
-                "Samples are arrays: `samples * scale + offset` for each channel, both in `data.array` of config.json, has the "
-                "range of the data.")
-    return uses
+    return [*uses, _reading(array)]
+
+
+def _reading(array: Array | None) -> str:
+    """How samples become what the data is."""
+    if array is None:
+        return "Pictures: `((samples + 1) * 127.5).round().clip(0, 255)` as uint8, channels first."
+    if array.text:
+        return ("Samples are lines of text: `samples[:, 0].argmax(1)` has for each position the number of a symbol in "
+                "`data.array.text.symbols` of config.json, and blanks behind the end of the line.")
+    return ("Samples are arrays: `samples * scale + offset` for each channel or band, both in `data.array` of config.json, has "
+            "the range of the data.")
 
 
 def _scores(run_dir: Path, description: Description) -> str:
@@ -101,3 +111,12 @@ def _scores(run_dir: Path, description: Description) -> str:
         return "None were computed for these weights (`stylegan-dist evaluate`)."
     head = "| score | value | real against real | feature network | samples | data |\n|---|---|---|---|---|---|"
     return "\n".join([head, *rows])
+
+
+def _decoding(array: Array) -> str:
+    """How samples become pictures, where they are latents."""
+    assert array.encoder, "they are latents"
+    offset, scale = ([float(f"{value:.6g}") for value in values] for values in (array.offset, array.scale))
+    return ("## Samples are latents\n\nA picture is what an AutoencoderKL decodes from `sample * scale + offset`, channel by "
+            f"channel: scale {scale}, offset {offset}. Its weights are the safetensors file with the SHA-256 "
+            f"`{array.encoder.sha256}`, and `config.json` has its form in `data.array.encoder.form`.")

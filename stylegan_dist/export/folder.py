@@ -22,7 +22,7 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.export import graphs
 from stylegan_dist.export.card import CardOptions, model_card
 from stylegan_dist.export.pretrained import DESCRIPTION, WEIGHTS, Description, from_pretrained
-from stylegan_dist.kinds import declared
+from stylegan_dist.kinds import Kind
 from stylegan_dist.kinds.base import to_uint8
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.networks.generator import Generator, Sampling, draw_samples
@@ -30,7 +30,7 @@ from stylegan_dist.training.build import precision_policy
 from stylegan_dist.training.checkpoint import checkpoint_folder
 from stylegan_dist.training.run_folder import read_run_config
 from stylegan_dist.training.saved import load_state
-from stylegan_dist.training.snapshot import Which, load_generator
+from stylegan_dist.training.snapshot import Snapshot, Which, load_generator
 
 CARD, PICTURE = "README.md", "samples.png"
 Write = Callable[[torch.export.ExportedProgram, Sequence[str], Path], graphs.Run]
@@ -75,7 +75,7 @@ def export_run(run_dir: str | os.PathLike, out: Path, which: Which, formats: Seq
         config, state = read_run_config(run), load_state(checkpoint_folder(run, snapshot.nimg))
         description = Description(1, "stylegan_dist", to_dict(config)["generator"], precision_policy(config).clamp, state.data,
                                   snapshot.nimg, snapshot.digest, __version__)
-        written = _write(snapshot.generator, description, draft, formats)
+        written = _write(snapshot, description, draft, formats)
         (draft / CARD).write_text(model_card(run, description, snapshot.generator, [file.name for file in written], card),
                                   encoding="utf-8")
         draft.rename(out)
@@ -88,15 +88,15 @@ def export_run(run_dir: str | os.PathLike, out: Path, which: Which, formats: Seq
     return [*written, Written(CARD, (out / CARD).stat().st_size)]
 
 
-def _write(generator: Generator, description: Description, folder: Path, formats: Sequence[str]) -> list[Written]:
-    written = []
+def _write(snapshot: Snapshot, description: Description, folder: Path, formats: Sequence[str]) -> list[Written]:
+    generator, written = snapshot.generator, []
     with tqdm(total=1 + len(formats), desc="export", unit="file") as bar:
         values = {name: value.contiguous() for name, value in generator.state_dict().items()}
         save_file(values, folder / WEIGHTS, {"format": "pt"})
         (folder / DESCRIPTION).write_text(json.dumps(dataclasses.asdict(description), indent=2) + "\n", encoding="utf-8")
         again = from_pretrained(folder).state_dict()
         assert all(torch.equal(value, again[name]) for name, value in values.items())
-        _draw(generator, description, folder / PICTURE)
+        _draw(generator, snapshot.kind, folder / PICTURE)
         written += [Written(name, (folder / name).stat().st_size) for name in (WEIGHTS, DESCRIPTION, PICTURE)]
         bar.update()
         program = graphs.program_of(generator) if formats else None
@@ -109,9 +109,9 @@ def _write(generator: Generator, description: Description, folder: Path, formats
     return written
 
 
-def _draw(generator: Generator, description: Description, path: Path) -> None:
+def _draw(generator: Generator, kind: Kind, path: Path) -> None:
     index = torch.arange(_PICTURES)
     labels = index % generator.num_classes if generator.num_classes else None
     sampling = Sampling(0.7 if generator.truncates else 1.0)
     values = draw_samples(generator, 0, "export.samples", index, labels, sampling)
-    save_grid(path, to_uint8(declared(description.data.array).as_pictures(values)), columns=8)
+    save_grid(path, to_uint8(kind.as_pictures(values)), columns=8)

@@ -26,10 +26,12 @@ class Family(abc.ABC):
     Attributes:
         objective: the losses of a run.
         moves: whether its generators have `moved`.
+        attends: whether its networks use PyTorch's fused attention, whose kernels on GPUs add in one order only if asked to.
     """
 
     objective: type[Objective]
     moves: bool = False
+    attends: bool = False
 
     @abc.abstractmethod
     def generator(self, config: Config, shape: SampleShape, precision: Precision) -> Generator:

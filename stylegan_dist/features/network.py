@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,9 +12,25 @@ from torch import Tensor
 from stylegan_dist.errors import InputError
 from stylegan_dist.features.inputs import Input, OwnSamples
 from stylegan_dist.features.layers import Maps, Trunk
+from stylegan_dist.kinds import Kind
 
 NO_NETWORK = "no network"  # the name of `NoFeatures`
 _EPSILON = 1e-10   # keeps the gradient of the length of a zero vector finite
+
+
+@dataclass(frozen=True)
+class Taught:
+    """How a network of the user's own came about.
+
+    Attributes:
+        fingerprint: of the data whose labels it has learnt.
+        accuracy: on samples of it that were held out.
+        kind: of the data.
+    """
+
+    fingerprint: str
+    accuracy: float
+    kind: Kind
 
 
 class FeatureNetwork:
@@ -27,6 +44,7 @@ class FeatureNetwork:
         name: short, for the names of scores.
         sha256: of the file with the weights.
         device: where it computes; samples are brought there.
+        taught: where it comes from, if it has learnt the labels of the user's own data.
 
     Attributes:
         resize: how samples are brought to the network's size, for keys of caches. Name, `sha256` and this decide the features.
@@ -36,8 +54,9 @@ class FeatureNetwork:
         classes: of the classifier; 0: there is none.
     """
 
-    def __init__(self, name: str, sha256: str, trunk: Trunk, samples: Input, device: torch.device | str):
-        self.name, self.sha256, self.device = name, sha256, torch.device(device)
+    def __init__(self, name: str, sha256: str, trunk: Trunk, samples: Input, device: torch.device | str,
+                 taught: Taught | None = None):
+        self.name, self.sha256, self.device, self.taught = name, sha256, torch.device(device), taught
         self._trunk, self._input = trunk.to(self.device), samples
         self.resize, self.dtype = samples.resize, samples.dtype
         self.kind = samples.kind if isinstance(samples, OwnSamples) else None

@@ -22,7 +22,7 @@ from stylegan_dist import randomness
 from stylegan_dist.errors import InputError
 from stylegan_dist.features.inputs import OwnSamples
 from stylegan_dist.features.layers import Maps, Trunk, load_trunk
-from stylegan_dist.features.network import FeatureNetwork
+from stylegan_dist.features.network import FeatureNetwork, Taught
 from stylegan_dist.features.weights import open_hashed
 from stylegan_dist.files import file_digest, replacing, write_whole
 from stylegan_dist.kinds import Array, declared
@@ -126,9 +126,10 @@ class OwnRecord:
 
 
 def own_features(network: OwnNetwork, samples: OwnSamples, sha256: str, device: torch.device | str,
-                 learned: str = "labels") -> FeatureNetwork:
+                 taught: Taught | None = None, learned: str = "labels") -> FeatureNetwork:
     """The network as metrics use it, named after its weights, and after the motion of clips if it has learned that."""
-    return FeatureNetwork(f"{'motion' if learned == 'motion' else 'own'}_{sha256[:8]}", sha256, network, samples, device)
+    name = f"{'motion' if learned == 'motion' else 'own'}_{sha256[:8]}"
+    return FeatureNetwork(name, sha256, network, samples, device, taught)
 
 
 def save_weights(network: OwnNetwork, folder: Path) -> str:
@@ -173,4 +174,5 @@ def open_own(folder: Path, device: torch.device | str) -> FeatureNetwork:
         except (SafetensorError, ValueError) as error:
             raise InputError(f"{weights} is damaged ({' '.join(str(error).split())}): {again}") from None
     assert isinstance(network, OwnNetwork), "that was asked for"
-    return own_features(network, OwnSamples(kind, record.resolution, record.channels), digest, device, record.learned)
+    taught = Taught(record.fingerprint, record.accuracy, kind) if record.learned == "labels" else None
+    return own_features(network, OwnSamples(kind, record.resolution, record.channels), digest, device, taught, record.learned)

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from stylegan_dist import randomness
-from stylegan_dist.config.schema import DataConfig
-from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.index import DatasetIndex, load_index
-from stylegan_dist.data.mixture import order_of
-from stylegan_dist.data.order import StreamPlan
-from stylegan_dist.data.reader import ShardReader
-from stylegan_dist.data.readers import ReaderOptions
-from stylegan_dist.data.stream import BatchStream
-from stylegan_dist.data.working_set import open_cache
+from stylegan_dist.data.passes import bar_interval, batches, held_out, held_samples, new_folder
 from stylegan_dist.errors import InputError
 from stylegan_dist.features.faults import FAULTS, with_fault
 from stylegan_dist.features.inputs import OwnSamples
@@ -36,11 +26,10 @@ from stylegan_dist.kinds import Array, Clip
 from stylegan_dist.machine import usable_device
 
 _LEAST_IMAGES, _EPOCHS = 50_000, 10   # of a training whose length is not given: the greater of both
-_HELD_SHARE, _HELD_MOST = 0.1, 10_000
+HELD_OUT = "features.held_out"        # purpose of the draw of what is held out
 _BATCH = 64
 _RATE, _DECAY = 2e-3, 0.02            # learning rate at its highest, and weight decay
 _WARM = 0.05                          # share of the training in which the learning rate rises
-_LANES, _BLOCK = 64, 4096             # of the order of the samples
 
 
 @dataclass(frozen=True)
@@ -78,11 +67,11 @@ def train_features(data: str | os.PathLike, out: str | os.PathLike, options: Fea
         raise InputError(f"{os.fspath(data)} has {classes} classes, and a classifier tells 2 to {MOST_CLASSES} "
                          "apart: pack it with other --labels")
     device = usable_device(options.device, "--device")
-    _prepare(folder)
+    new_folder(folder)
     images = options.images or max(_LEAST_IMAGES, _EPOCHS * index.num_samples)
     network = OwnNetwork(index.resolution, index.channels, classes)
     network.initialise(options.seed)
-    held = _held_out(index, options.seed)
+    held = held_out(index, options.seed, HELD_OUT)
     with exactly():
         _train(network.to(device), index, held, images, options)
     try:
@@ -90,7 +79,7 @@ def train_features(data: str | os.PathLike, out: str | os.PathLike, options: Fea
         samples = OwnSamples(index.kind, index.resolution, index.channels)
         assert isinstance(ready(network), OwnNetwork), "it is the same"
         learned: Literal["labels", "motion"] = "motion" if options.motion else "labels"
-        accuracy = _accuracy(own_features(network, samples, digest, device, learned), index, held, options)
+        accuracy = _accuracy(own_features(network, samples, digest, device, learned=learned), index, held, options)
         record = OwnRecord(index.resolution, index.channels, classes, index.fingerprint, options.seed, images,
                            len(held), accuracy, digest, index.kind if isinstance(index.kind, Array) else None, learned)
         save_record(record, folder)
@@ -99,29 +88,17 @@ def train_features(data: str | os.PathLike, out: str | os.PathLike, options: Fea
     return record
 
 
-def _prepare(folder: Path) -> None:
-    """Before hours of work: the folder is there and empty."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty: choose another folder, or remove it")
-    except OSError as error:
-        raise InputError(f"cannot use the folder {folder}: {error.strerror or error}; choose another") from None
-
-
-def _held_out(index: DatasetIndex, seed: int) -> list[int]:
-    """The numbers of the samples that are held out, counted through all shards. They depend on the seed alone."""
-    count = max(1, min(round(_HELD_SHARE * index.num_samples), _HELD_MOST))
-    return sorted(randomness.permutation(seed, "features.held_out", 0, index.num_samples)[:count].tolist())
-
-
 def _train(network: OwnNetwork, index: DatasetIndex, held: list[int], images: int, options: FeatureOptions) -> None:
     parameters = list(network.parameters())
     optimizer = torch.optim.AdamW([{"params": [one for one in parameters if one.dim() > 1], "weight_decay": _DECAY},
                                    {"params": [one for one in parameters if one.dim() <= 1], "weight_decay": 0.0}])
     losses: list[Tensor] = []
-    with tqdm(total=images, desc="train-features", unit="img", mininterval=0.2 if sys.stderr.isatty() else 30.0) as bar:
-        for nimg, samples, labels in _batches(index, held, images, options):
+    with tqdm(total=images, desc="train-features", unit="img", mininterval=bar_interval()) as bar:
+        for nimg, numbers, samples, labels in batches(index, held, images, _BATCH, options.seed, options.workers):
+            if options.motion:
+                labels = randomness.integers(options.seed, "features.fault", numbers, len(FAULTS))[:, 0]
+            known = labels >= 0
+            numbers, samples, labels = numbers[known], samples[known], labels[known]
             done = nimg / images
             rate = _RATE * min(done / _WARM, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
             for group in optimizer.param_groups:
@@ -129,7 +106,7 @@ def _train(network: OwnNetwork, index: DatasetIndex, held: list[int], images: in
             if len(labels):
                 values = index.kind.to_network(samples.to(options.device))
                 if options.motion:
-                    values = _faulty(index, values, labels, options.seed, nimg)
+                    values = _faulty(index, values, labels, options.seed, numbers)
                 loss = F.cross_entropy(network.classify(network(values)), labels.to(options.device))
                 optimizer.zero_grad()
                 loss.backward()
@@ -141,68 +118,23 @@ def _train(network: OwnNetwork, index: DatasetIndex, held: list[int], images: in
             bar.update(min(_BATCH, images - nimg))
 
 
-def _batches(index: DatasetIndex, held: list[int], images: int,
-             options: FeatureOptions) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Number of the first image, samples and labels of batches, without those that are held out or have no label."""
-    plan = StreamPlan(options.seed, _LANES, _BLOCK, _BATCH)
-    order, first = order_of(index, plan), _first_numbers(index)
-    stream = BatchStream(index, plan, ReaderOptions(options.workers), _cache(index))
-    try:
-        for nimg in range(0, images, _BATCH):
-            batch = next(stream)
-            places = order.places(batch.index.numpy())
-            kept = ~np.isin(first[places[:, 0]] + places[:, 1], held)
-            replaced = [one.image for one in stream.take_replaced()]  # by which sample, it does not say: it may be a held one
-            labels = batch["label"]
-            if options.motion:
-                labels = randomness.integers(options.seed, "features.fault", batch.index, len(FAULTS))[:, 0]
-            kept &= ~np.isin(batch.index.numpy(), replaced) & (labels.numpy() >= 0)
-            kept[images - nimg:] = False
-            yield nimg, batch["sample"][torch.from_numpy(kept)], labels[torch.from_numpy(kept)]
-    finally:
-        stream.close()
-
-
-def _faulty(index: DatasetIndex, values: Tensor, faults: Tensor, seed: int, first: int) -> Tensor:
-    """Clips [n, T * C, H, W] with a fault each, drawn by the numbers from `first` on."""
+def _faulty(index: DatasetIndex, values: Tensor, faults: Tensor, seed: int, number: Tensor) -> Tensor:
+    """Clips [n, T * C, H, W] with a fault each, drawn by their numbers, int64 [n]."""
     film = index.kind.as_film(values)
     assert film is not None, "they are clips"
-    number = torch.arange(first, first + len(values), device=values.device)
-    return with_fault(film.frames, faults.to(values.device), seed, number).flatten(1, 2)
+    return with_fault(film.frames, faults.to(values.device), seed, number.to(values.device)).flatten(1, 2)
 
 
 def _accuracy(network: FeatureNetwork, index: DatasetIndex, held: list[int], options: FeatureOptions) -> float:
     """The share of held-out samples whose label, or fault, has the largest logit. What is unreadable or has no label does not
     count."""
-    reader = ShardReader(index, _cache(index))
-    decode, first = index.kind.decoder(strict=index.packed), _first_numbers(index)
     right = count = 0
-    try:
-        for number in tqdm(held, desc="held-out samples", unit="img", mininterval=0.2 if sys.stderr.isatty() else 30.0):
-            shard = int(first.searchsorted(number, side="right")) - 1
-            values = np.empty((index.resolution, index.resolution, index.channels), index.kind.dtype)
-            try:
-                data, label = reader.read(shard, number - int(first[shard]))
-                decode(data, values)
-            except ValueError:
-                continue
-            sample = torch.from_numpy(values).permute(2, 0, 1)[None]
-            if options.motion:
-                label = number % len(FAULTS)
-                faulty = _faulty(index, index.kind.to_network(sample), torch.tensor([label]), options.seed, number)
-                sample = index.kind.from_network(faulty)
-            if label >= 0:
-                right += int(network.logits(sample).argmax()) == label
-                count += 1
-    finally:
-        reader.close()
+    for number, sample, label in held_samples(index, held):
+        if options.motion:
+            label = number % len(FAULTS)
+            faulty = _faulty(index, index.kind.to_network(sample), torch.tensor([label]), options.seed, torch.tensor([number]))
+            sample = index.kind.from_network(faulty)
+        if label >= 0:
+            right += int(network.logits(sample).argmax()) == label
+            count += 1
     return right / count if count else 0.0
-
-
-def _first_numbers(index: DatasetIndex) -> np.ndarray:
-    """The number of the first sample of every shard, int64."""
-    return np.cumsum([0, *(shard.samples for shard in index.shards)])[:-1]
-
-
-def _cache(index: DatasetIndex) -> NodeCache | None:
-    return open_cache("auto", DataConfig().cache_gb, index, 0)  # which runs use, too

@@ -28,8 +28,10 @@ from stylegan_dist.kinds.base import (
     first_readable,
     option,
 )
+from stylegan_dist.kinds.encoder import Encoder
 from stylegan_dist.kinds.film import FilmForm
 from stylegan_dist.kinds.npy import ENCODINGS, PACKED_KEY, array_names, encode_array, read_array, usual_header
+from stylegan_dist.kinds.spectrum import Spectrum
 from stylegan_dist.kinds.values import Values
 from stylegan_dist.ranges import Range
 
@@ -58,44 +60,52 @@ class Array(Kind):
     """What all arrays of a set have in common. Training sees (x - offset) / scale, in float32."""
 
     dtype: str                        # one of DTYPES
-    offset: tuple[float, ...]         # one for all channels, or one for each
+    offset: tuple[float, ...]         # one for all channels, or one for each; of sounds also one for each band of each channel
     scale: tuple[float, ...]          # as many; none is zero
     key: str | None = None            # name of the array in an npz file; None: npy files
     log_mel: LogMel | None = None     # how they were made, where they are the spectrograms of sounds (`Sound`)
+    spectrum: Spectrum | None = None  # the same of linear spectrograms
     film: FilmForm | None = None      # where they are clips (`Clip`)
     text: TextForm | None = None      # where they are lines of text (`Text`)
+    encoder: Encoder | None = None    # what they were made with, where they are latents of pictures (`Latents`)
+    mirrored: bool = False            # each latent is stored with that of the mirrored picture behind it
     noun = "arrays"
 
     def layout(self, channels: int) -> str:
         return f"{super().layout(channels)} of {self.dtype}"
 
     def facts(self) -> dict[str, Any]:
-        facts = asdict(self)
-        for name in ("film", "text"):  # earlier versions did not write them: a run knows its data by what they wrote
-            if facts[name] is None:
-                del facts[name]
-        return {"array": facts}
+        latents = ("encoder", "mirrored")  # which other sets do not name
+        found = {name: value for name, value in asdict(self).items() if self.encoder or name not in latents}
+        for name in ("film", "spectrum", "text"):  # earlier versions did not write them: a run knows its data by them
+            if found[name] is None:
+                del found[name]
+        return {"array": found}
 
     def check(self, resolution: int, channels: int) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"arrays of {self.dtype!r} instead of {', '.join(DTYPES)}")
         if not 1 <= channels <= MAX_CHANNELS:
             raise ValueError(f"arrays of {channels} channels instead of 1 to {MAX_CHANNELS}")
-        if len(self.offset) != len(self.scale) or len(self.scale) not in (1, channels):
+        if len(self.offset) != len(self.scale) or len(self.scale) not in self._counts(resolution, channels):
             raise ValueError(f"{len(self.offset)} offsets and {len(self.scale)} scales for arrays of {channels} channels: "
                              "give one of each, or one of each for every channel")
         if not all(map(math.isfinite, (*self.offset, *self.scale))) or 0 in self.scale:
             raise ValueError(f"offset {self.offset} and scale {self.scale} must be finite numbers, and no scale zero")
 
+    def _counts(self, resolution: int, channels: int) -> tuple[int, ...]:
+        """How many offsets and scales there may be."""
+        return 1, channels
+
     def decoder(self, strict: bool) -> Decode:
         return partial(decode_array, self)
 
     def to_network(self, samples: Tensor) -> Tensor:
-        offset, scale = self._constants(samples.device)
+        offset, scale = self._constants(samples)
         return samples.to(torch.float32, copy=True).sub_(offset).div_(scale)
 
     def from_network(self, values: Tensor) -> Tensor:
-        offset, scale = self._constants(values.device)
+        offset, scale = self._constants(values)
         values, dtype = values.float() * scale + offset, getattr(torch, self.dtype)
         if not dtype.is_floating_point:
             limits = torch.iinfo(dtype)
@@ -112,14 +122,15 @@ class Array(Kind):
         super().save(path, values)
         np.save(path.with_suffix(".npy"), self.from_network(values[None])[0].cpu().numpy())
 
-    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Offset and scale, [1 or C, 1, 1] each."""
-        return _channels(self.offset, device), _channels(self.scale, device)
+    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Offset and scale, [1 or C, 1 or H, 1] each."""
+        channels = like.shape[1] if len(self.offset) > 1 else 1
+        return _channels(self.offset, channels, like.device), _channels(self.scale, channels, like.device)
 
 
 @constant
-def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+def _channels(values: tuple[float, ...], channels: int, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).view(channels, -1, 1)
 
 
 def decode_array(array: Array, data: bytes, out: np.ndarray) -> None:

@@ -32,17 +32,14 @@ _LOG_STEP = np.log(6.4) / 27                 # and then logarithmic, 27 mels for
 
 
 @dataclass(frozen=True)
-class LogMel:
-    """How spectrograms are made. Stored in the index, so that the inverse knows."""
+class Form:
+    """How the frames of spectrograms are cut. Stored in the index, so that the inverse knows."""
 
     sample_rate: int     # Hz
     hop: int             # samples from one window to the next
     window: int          # samples
     bands: int           # H; the lowest comes first
     frames: int          # W
-    low_hz: float        # where the lowest band begins
-    high_hz: float       # where the highest one ends
-    floor_db: float      # what is quieter becomes this
 
     @property
     def samples(self) -> int:
@@ -58,11 +55,22 @@ class LogMel:
         if self.window < 2 * self.hop:
             raise ValueError(f"a window of {self.window} samples with a hop of {self.hop} loses sound between windows: the "
                              "window must be at least twice the hop, and four times is usual")
+
+
+@dataclass(frozen=True)
+class LogMel(Form):
+    """Log-mel spectrograms."""
+
+    low_hz: float        # where the lowest band begins
+    high_hz: float       # where the highest one ends
+    floor_db: float      # what is quieter becomes this
+
+    def check(self) -> None:
+        super().check()
         if not 0 <= self.low_hz < self.high_hz <= self.sample_rate / 2:
             raise ValueError(f"bands from {self.low_hz:g} to {self.high_hz:g} Hz: they must rise, and end at "
                              f"{self.sample_rate / 2:g} Hz, half the sample rate, at most")
-        if not np.isfinite(self.floor_db) or self.floor_db >= 0:
-            raise ValueError(f"a floor of {self.floor_db:g} dB must be below 0, a full-scale sine")
+        check_floor(self.floor_db)
 
     def check_bands(self) -> None:
         """Raise ValueError when the way back would blow up, because the window does not tell all bands apart.
@@ -72,6 +80,12 @@ class LogMel:
         if np.linalg.cond(mel_filters(self)) > _MAX_CONDITION:
             raise ValueError(f"{self.bands} bands from {self.low_hz:g} to {self.high_hz:g} Hz are narrower than a window of "
                              f"{self.window} samples can tell apart: use a longer window, or a smaller resolution")
+
+
+def check_floor(floor_db: float) -> None:
+    """Raise ValueError where it is none."""
+    if not np.isfinite(floor_db) or floor_db >= 0:
+        raise ValueError(f"a floor of {floor_db:g} dB must be below 0, a full-scale sine")
 
 
 def read_wav(data: bytes, most: int) -> tuple[int, np.ndarray]:
@@ -120,12 +134,17 @@ def log_mel(samples: np.ndarray, form: LogMel) -> np.ndarray:
     Args:
         samples: [N]; what is beyond the clip is cut off, what is missing is silence.
     """
+    magnitudes = np.abs(stft(clip_of(samples, form), form))
+    mel = [weights @ magnitudes[first:first + len(weights)] for first, weights in _triangles(form)]
+    return 20 * np.log10(np.maximum(mel, 10 ** (form.floor_db / 20)))
+
+
+def clip_of(samples: np.ndarray, form: Form) -> np.ndarray:
+    """The first samples [frames * hop], with silence behind them where there are fewer."""
     clip = np.zeros(form.samples)
     count = min(len(samples), form.samples)
     clip[:count] = samples[:count]
-    magnitudes = np.abs(stft(clip, form))
-    mel = [weights @ magnitudes[first:first + len(weights)] for first, weights in _triangles(form)]
-    return 20 * np.log10(np.maximum(mel, 10 ** (form.floor_db / 20)))
+    return clip
 
 
 def listen(decibels: np.ndarray, form: LogMel, iterations: int = ITERATIONS) -> np.ndarray:
@@ -139,25 +158,30 @@ def listen(decibels: np.ndarray, form: LogMel, iterations: int = ITERATIONS) -> 
     return griffin_lim(np.maximum(_inverse_filters(form) @ mel, 0), form, iterations)
 
 
-def griffin_lim(magnitudes: np.ndarray, form: LogMel, iterations: int = ITERATIONS) -> np.ndarray:
+def griffin_lim(magnitudes: np.ndarray, form: Form, iterations: int = ITERATIONS,
+                phases: np.ndarray | None = None) -> np.ndarray:
     """A signal with about these magnitudes of its short-time Fourier transform: float64 [frames * hop].
-
-    The phases begin at random, always the same.
 
     Args:
         magnitudes: [window / 2 + 1, frames], as of `stft`.
+        phases: to begin with, of the same shape, in radians. None: random ones, always the same.
     """
-    draws = randomness.uniform(0, "audio.phase", torch.arange(form.frames), form.window // 2 + 1)
-    estimate = magnitudes * np.exp(2j * np.pi * draws.numpy().T.astype(np.float64))
+    estimate = magnitudes * np.exp(1j * (random_phases(form) if phases is None else phases))
     previous: np.ndarray | float = 0.0
     for _ in range(iterations):
-        consistent = stft(_inverse_stft(_with_magnitudes(estimate, magnitudes), form), form)
+        consistent = stft(inverse_stft(_with_magnitudes(estimate, magnitudes), form), form)
         estimate = consistent + MOMENTUM * (consistent - previous)
         previous = consistent
-    return _inverse_stft(_with_magnitudes(estimate, magnitudes), form)
+    return inverse_stft(_with_magnitudes(estimate, magnitudes), form)
 
 
-def stft(clip: np.ndarray, form: LogMel) -> np.ndarray:
+def random_phases(form: Form) -> np.ndarray:
+    """Radians [window / 2 + 1, frames], always the same."""
+    draws = randomness.uniform(0, "audio.phase", torch.arange(form.frames), form.window // 2 + 1)
+    return 2 * np.pi * draws.numpy().T.astype(np.float64)
+
+
+def stft(clip: np.ndarray, form: Form) -> np.ndarray:
     """Short-time Fourier transform, complex [window / 2 + 1, frames]; a full-scale sine in a bin's middle has 1 there.
 
     Args:
@@ -169,7 +193,7 @@ def stft(clip: np.ndarray, form: LogMel) -> np.ndarray:
     return np.fft.rfft(frames * window).T / (window.sum() / 2)
 
 
-def _inverse_stft(spectrum: np.ndarray, form: LogMel) -> np.ndarray:
+def inverse_stft(spectrum: np.ndarray, form: Form) -> np.ndarray:
     """The signal whose transform is nearest to `spectrum` in the sense of least squares (Griffin and Lim, equation 6)."""
     window, left = _window(form.window), _left(form)
     frames = np.fft.irfft(spectrum.T * (window.sum() / 2), form.window) * window
@@ -193,7 +217,7 @@ def _with_magnitudes(spectrum: np.ndarray, magnitudes: np.ndarray) -> np.ndarray
     return magnitudes * spectrum / np.maximum(np.abs(spectrum), 1e-12)
 
 
-def _left(form: LogMel) -> int:
+def _left(form: Form) -> int:
     """Samples of silence before the clip, so that each window is centred in its hop."""
     return (form.window - form.hop) // 2
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
@@ -22,6 +23,13 @@ MAX_CHANNELS = 128                               # of an array: latents of an au
 Decode = Callable[[bytes, Any], None]
 Files = Iterable[tuple[str, Callable[[], bytes]]]  # name, and what reads the file or raises ValueError with the reason
 _T = TypeVar("_T")
+
+
+class Waveform(NamedTuple):
+    """A sound."""
+
+    rate: int             # samples a second
+    samples: np.ndarray   # [N] in [-1, 1]
 
 
 class Kind(ABC):
@@ -60,9 +68,37 @@ class Kind(ABC):
     def from_network(self, values: Tensor) -> Tensor:
         """The inverse, for what a network has made: integers are rounded, and clamped to the range of `dtype`."""
 
+    def identity(self) -> dict[str, Any]:
+        """Of the facts, those that decide what the samples are."""
+        return self.facts()
+
+    def mirrored_decoder(self, strict: bool) -> Decode | None:
+        """As `decoder`, for the sample of what was mirrored left to right; None: that is the sample, mirrored."""
+        return None
+
+    @property
+    def why_not_mirrored(self) -> str:
+        """Why samples cannot be had mirrored, and what to do; empty where they can."""
+        return ""
+
+    def at(self, folder: Path) -> Kind:
+        """The same with the folder of a run, which may hold what its samples are shown with."""
+        return self
+
+    def prepared(self, folder: Path) -> tuple[Kind, str]:
+        """As `at`, before a training in a folder: what samples are shown with is kept there. And what the user should read.
+
+        A training goes on without it, and shows what it can.
+        """
+        return self.at(folder), ""
+
     def as_pictures(self, values: Tensor) -> Tensor:
         """Values [N, C, H, W] in the network's range as pictures for people, [N, 1, 3 or 4, H, W] in the same range."""
         return values
+
+    def as_sound(self, values: Tensor) -> Waveform | None:
+        """What a network has made, [C, H, W], as sound; None where the samples are none."""
+        return None
 
     def as_film(self, values: Tensor) -> Film | None:
         """Values [N, C, H, W] in the network's range as what can be played; None of kinds that cannot be played."""
@@ -100,6 +136,7 @@ class Sample(NamedTuple):
     data: bytes                     # of the member of the tar file
     enlarged: bool = False          # an image that had fewer pixels
     values: Values | None = None    # of an array
+    cut: bool = False               # a sound that was longer
 
 
 class Options:
@@ -128,15 +165,19 @@ class Packing(Options, ABC):
     channels: int | None
     encoding: str                       # ending of the members of the shards
 
+    def decisive(self) -> dict[str, Any]:
+        """The options as JSON. Sets are the same only if these are."""
+        return dataclasses.asdict(self)
+
     @property
     @abstractmethod
     def raw_bytes(self) -> int:
         """Of a decoded sample."""
 
     @property
-    def sample_channels(self) -> int:
-        """Of a sample; `channels` may be those of a part of it."""
-        return self.channels or 1
+    def shape(self) -> tuple[int, int]:
+        """Resolution and channels of the samples."""
+        return self.resolution, self.channels or 1
 
     def completed(self, files: Files) -> Packing:
         """The same with what the first readable file decides.

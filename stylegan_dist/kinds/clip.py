@@ -111,8 +111,8 @@ class ClipOptions(Packing):
         return self.frames * self.channels * self.resolution**2
 
     @property
-    def sample_channels(self) -> int:
-        return self.frames * self.channels
+    def shape(self) -> tuple[int, int]:
+        return self.resolution, self.frames * self.channels
 
     @property
     def frame_form(self) -> Form:
@@ -132,7 +132,7 @@ class ClipOptions(Packing):
         assert self.fps is not None, "it is completed"
         form = FilmForm(self.frames, self.channels, self.fps, self.loops == "yes")
         return checked(Clip("uint8", (_LEVELS,), (_LEVELS,), PACKED_KEY if self.encoding == "npz" else None, film=form),
-                       self.resolution, self.sample_channels)
+                       *self.shape)
 
     def libraries(self) -> dict[str, str]:
         return {"pillow": PIL.__version__, "numpy": np.__version__}

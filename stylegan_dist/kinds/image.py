@@ -13,7 +13,7 @@ from torch import Tensor
 from stylegan_dist.errors import InputError
 from stylegan_dist.kinds.base import RESOLUTIONS, Decode, Kind, Packing, Sample, option, to_uint8
 from stylegan_dist.kinds.decoding import decode_into
-from stylegan_dist.kinds.pixels import ENCODINGS, FILTERS, FITS, MODES, Form, convert, encode
+from stylegan_dist.kinds.pixels import ENCODINGS, FILTERS, FITS, MODES, Converted, Form, convert, encode
 from stylegan_dist.kinds.values import Values
 from stylegan_dist.ranges import Range
 from stylegan_dist.records import shorten
@@ -75,9 +75,13 @@ class ImageOptions(Packing):
             message = f"background must be a colour such as white or #80a0ff, not {self.background!r}"
             raise InputError(message) from None
 
+    def converted(self, data: bytes) -> Converted:
+        """The image of a file in the form of the set. Raises ValueError with the reason when it cannot be converted."""
+        return convert(data, Form(self.resolution, self.channels, self.fit, self.filter, self.background))
+
     def sample(self, data: bytes) -> Sample:
         """Convert and encode an image file. Raises ValueError with the reason when it cannot be converted."""
-        converted = convert(data, Form(self.resolution, self.channels, self.fit, self.filter, self.background))
+        converted = self.converted(data)
         return Sample(encode(converted.image, self.encoding, self.quality), converted.enlarged)
 
     def kind(self, values: Values | None) -> Kind:

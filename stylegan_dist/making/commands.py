@@ -43,8 +43,14 @@ examples:
   # latents, each a .npy file [4, 32, 32] of float32: mean 0, standard deviation 1/2 in training, stored as float16
   stylegan-dist pack latents shards/latents --resolution 32 --normalise std --dtype float16
 
+  # the latents of an autoencoder, for training on latents whose pictures are decoded
+  stylegan-dist pack photos shards/latents --resolution 256 --encode encoders/photos --flips stored
+
   # spoken digits, 8 kHz: spectrograms of 64 bands and 64 frames; 7_jackson_0.wav is of class 7
   stylegan-dist pack recordings.tar shards/digits --resolution 64 --log-mel --labels names
+
+  # the same with linear spectrograms of 128 bands, or with phases too
+  stylegan-dist pack recordings.tar shards/digits --resolution 128 --form linear --labels names
 
   # clips of 16 frames from films and folders of frames, 12 frames a second
   stylegan-dist pack films shards/clips --video --resolution 64 --frames 16 --fps 12
@@ -103,7 +109,7 @@ def add_pack(subparsers) -> None:
     kinds.add_argument("--log-mel", action="store_const", dest="kind", const="sounds",
                        help="take the .wav files, PCM of one sample rate, and make a log-mel spectrogram of each, with as many "
                             "bands and frames as --resolution says: what is longer than frames x hop is cut off, what is "
-                            "shorter is followed by silence")
+                            "shorter is followed by silence; --form makes other ones")
     kinds.add_argument("--video", action="store_const", dest="kind", const="videos",
                        help="cut clips of --frames frames from videos (mp4, webm, mov, ...; GIF, animated WebP) and from "
                             "folders whose pictures are frames")
@@ -196,9 +202,11 @@ def _part(text: str) -> tuple[int, int]:
 
 def _packing(args: argparse.Namespace, listing: Listing | None) -> Packing:
     """The options of the kind of samples that was asked for, or that the source holds."""
-    kind = args.kind or (kind_of(listing) if listing else "images")
-    if kind == "sounds" and args.kind is None:
-        raise InputError(f"{args.source} holds sound files: --log-mel makes spectrograms of them")
+    kind = args.kind or ("latents" if hasattr(args, "encode") else "sounds" if hasattr(args, "form") else
+                         kind_of(listing) if listing else "images")
+    if kind == "sounds" and args.kind is None and not hasattr(args, "form"):
+        raise InputError(f"{args.source} holds sound files: --log-mel makes spectrograms of them, and --form linear or phase "
+                         "others")
     if kind == "videos" and args.kind is None:
         raise InputError(f"{args.source} holds videos: --video cuts clips from them")
     wanted = {field.name for field in fields(PACKINGS[kind]) if field.metadata}

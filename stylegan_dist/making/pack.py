@@ -52,13 +52,14 @@ _SHARD_MULTIPLE = 8                 # shards divide evenly among up to 8 readers
 _LOCK_SECONDS = 2.0
 _SHOWN = 5                          # unreadable files named in a message
 _LISTED = 1000                      # and in the index
+_NUMBERS = 4                        # of offsets and scales, shown
 
 
 @dataclass(frozen=True)
 class PackOptions:
     """What to make of the source. The options below the line do not change the result."""
 
-    packing: Packing                        # ImageOptions, ArrayOptions, SoundOptions or ClipOptions
+    packing: Packing                        # of `PACKINGS`
     labels: str = "auto"                    # see open_source
     shuffle: bool = True                    # mix the samples; False: in the order of the names
     seed: int = 0                           # of the mixing
@@ -148,7 +149,7 @@ def _plan(source: Source, path: Path, options: PackOptions) -> tuple[list[Task],
         for number, first in enumerate(range(0, count, size))
     ]
     decisive = {
-        **asdict(packing), "labels": options.labels, "shuffle": options.shuffle, "seed": options.seed,
+        **packing.decisive(), "labels": options.labels, "shuffle": options.shuffle, "seed": options.seed,
         "samples_per_shard": size,
     }
     identity = json.dumps([decisive, source.sha256], sort_keys=True)
@@ -351,8 +352,9 @@ def _finish(job: Job, results: list[Written], record: dict, state: str) -> Datas
     if source.classes is not None:
         labels = np.concatenate([load_offsets(shard)[:, 2] for shard in shards])
         counts = np.bincount(labels, minlength=len(source.classes)).tolist()
+    resolution, channels = packing.shape
     index = DatasetIndex(
-        resolution=packing.resolution, channels=packing.sample_channels, encoding=packing.encoding, classes=source.classes,
+        resolution=resolution, channels=channels, encoding=packing.encoding, classes=source.classes,
         class_counts=counts, shards=shards, skipped=[asdict(entry) for entry in skipped[:_LISTED]], kind=packing.kind(values),
         packed_with={**record, "source_content": combined([result.content for result in results]), "account": account.record()},
     )
@@ -364,6 +366,8 @@ def _finish(job: Job, results: list[Written], record: dict, state: str) -> Datas
     print("\n".join(account.lines()))
     if enlarged := sum(result.enlarged for result in results):
         print(f"{enlarged} images were smaller than {packing.resolution} pixels and have been enlarged")
+    if cut := sum(result.cut for result in results):
+        print(f"sounds that were longer than a clip and have been cut off: {cut}")
     if values and isinstance(index.kind, Array) and not isinstance(index.kind, Clip):
         print(f"values from {min(values.least):g} to {max(values.greatest):g}; training sees (x - offset) / scale with "
               f"offset {_numbers(index.kind.offset)}, scale {_numbers(index.kind.scale)}")
@@ -381,7 +385,9 @@ def _summary(index: DatasetIndex) -> str:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.6g}" for value in values)
+    """The first ones."""
+    more = f", ... ({len(values)} numbers)" if len(values) > _NUMBERS else ""
+    return ", ".join(f"{value:.6g}" for value in values[:_NUMBERS]) + more
 
 
 def _name_some(skipped: list[Skipped]) -> str:

@@ -68,6 +68,7 @@ class Written:
     values: Values | None         # of arrays
     content: str = ""             # over the bytes of its files, see content_of
     state: str = ""               # of the source when it was written, or when its files were compared last
+    cut: Count = 0                # sounds that were longer
 
 
 def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> Written:
@@ -78,7 +79,7 @@ def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> Wri
     """
     work = job.out / WORK_FOLDER
     temporary = work / f"{task.name}.tar.tmp"
-    rows, members, enlarged = [], [], 0
+    rows, members, enlarged, cut = [], [], 0, 0
     skipped: list[Skipped] = []
     content = hashlib.sha256()
     values: Values | None = None
@@ -101,10 +102,11 @@ def write_shard(job: Job, slot: int, task: Task, progress: pool.Progress) -> Wri
                 offset = _add(archive, members[-1], sample.data)
                 rows.append((offset, len(sample.data), NO_LABEL if item.label is None else item.label))
                 enlarged += sample.enlarged
+                cut += sample.cut
                 values = added(values, sample.values)
                 progress.done[slot] += 1
         shard = _publish(job.out, task.name, temporary, np.array(rows, np.int64), members)
-        result = Written(True, shard, skipped, enlarged, values, content.hexdigest(), job.state)
+        result = Written(True, shard, skipped, enlarged, values, content.hexdigest(), job.state, cut)
         write_whole(work / f"{task.name}.json", json.dumps(asdict(result)))
         return result
     except OSError as error:

@@ -91,7 +91,7 @@ def open_source(path: str | os.PathLike, labels: str = "auto", packing: type[Pac
     path = Path(path)
     ends, noun = packing.endings, packing.noun
     names = sorted(name for name in listed if name.lower().endswith(ends))
-    if packing is ImageOptions:
+    if issubclass(packing, ImageOptions):
         others = (name for name in listed if not name.lower().endswith(ends) and _ending(name) not in _OTHER_ENDINGS)
         names = sorted([*names, *(name for name in others if _looks_like_image(files.head(name)))])
     if not names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import wave
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.histograms import Histogram
+from stylegan_dist.monitor.history import SOUND_SUFFIX
 from stylegan_dist.monitor.tracker import Tracker
 from stylegan_dist.scores_file import Evaluation, Score
 
@@ -79,6 +81,12 @@ class TensorboardTracker(Tracker):
     def _write_picture(self, name: str, path: Path, nimg: int, clip: bool) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
+        if path.suffix == SOUND_SUFFIX:
+            with wave.open(str(path)) as file:
+                rate, channels, length = file.getframerate(), file.getnchannels(), file.getnframes()
+            sound = Summary.Audio(sample_rate=rate, num_channels=channels, length_frames=length, content_type="audio/wav",
+                                  encoded_audio_string=path.read_bytes())
+            self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, audio=sound)]), nimg)
         if path.suffix in SHOWN:
             with Image.open(path) as image:
                 width, height = image.size

@@ -89,7 +89,7 @@ class Tracker(abc.ABC):
     def image(self, name: str, path: str | os.PathLike, nimg: int) -> None:
         """Record a picture or a clip, which must stay until it has been read in the background.
 
-        PNG, WebP, GIF, MP4 or WebM; a tracker may leave out what it cannot show.
+        PNG, WebP, GIF, MP4 or WebM, or a sound as WAV; a tracker may leave out what it cannot show.
         """
         def call() -> None:
             if (name, nimg) not in self._pictures:  # else it was drawn before the thread began, and came with the history

@@ -20,6 +20,7 @@ from stylegan_dist.config.schema import MonitorConfig
 from stylegan_dist.errors import EXIT_INTERRUPTED, EXIT_OK
 from stylegan_dist.files import write_whole
 from stylegan_dist.monitor.histograms import Histogram
+from stylegan_dist.monitor.history import SOUND_SUFFIX
 from stylegan_dist.monitor.tracker import Tracker, brief
 from stylegan_dist.monitor.wandb_choice import choose_mode, description, names_a_secret, user_settings
 from stylegan_dist.monitor.wandb_service import Service, disconnect
@@ -200,7 +201,8 @@ class WandbTracker(Tracker):
     def _write_picture(self, name: str, path: Path, nimg: int, clip: bool) -> None:
         import wandb
 
-        self._write({name: wandb.Video(str(path)) if clip else wandb.Image(str(path))}, nimg)
+        media: Any = wandb.Audio if path.suffix == SOUND_SUFFIX else wandb.Video if clip else wandb.Image
+        self._write({name: media(str(path))}, nimg)
 
     def _write_histogram(self, name: str, histogram: Histogram, nimg: int) -> None:
         import wandb

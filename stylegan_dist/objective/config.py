@@ -21,3 +21,6 @@ class GameConfig:
         "approximate: estimate R1 and R2 without double backward, in full precision; for networks too large for it")
     penalty_sigma: float = knob(0.01, TOLD,
         "approximate penalty: size of the noise added to images in [-1, 1]", above=0, most=10)
+    penalty_precision: Literal["full", "run"] = knob("full", TOLD,
+        "approximate penalty: full: all of the discriminator in full precision; run: in that of the run, which costs less on "
+        "GPUs, and is mostly rounding with a penalty_sigma below 0.03 (docs/penalties.md)")

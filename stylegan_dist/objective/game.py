@@ -208,9 +208,12 @@ class Objective:
             twice: whether a gradient of the logits will be differentiated again, which a compiled network cannot do.
         """
         if self.augmentation:
-            p = self.weights.get("augment_p")
-            images = self.augmentation(images, self.seed, f"{phase}.augment.{side}", index, p)
+            images = self.augmented(self.augmentation, f"{phase}.augment.{side}", images, index)
         return self.discriminate(phase, side, images, labels, index, twice)
+
+    def augmented(self, augmentation: augment.Augmentation, purpose: str, images: Tensor, index: Tensor) -> Tensor:
+        """The first part of `judge`; of a family whose images have more than one tensor of values."""
+        return augmentation(images, self.seed, purpose, index, self.weights.get("augment_p"))
 
     def discriminate(self, phase: str, side: str, images: Tensor, labels: Tensor | None, index: Tensor,
                      twice: bool) -> Tensor:
@@ -240,12 +243,21 @@ class Objective:
         if self.config.penalty == "exact":
             images = images.requires_grad_(True)
             return gradient_penalty(self.judge("d_penalty", side, images, labels, index, twice=True), images)
-        sigma = self.config.penalty_sigma
-        noise = randomness.normal(self.seed, f"d_penalty.{name}_noise", index, images.shape[1:]).to(images.dtype)
-        with full_precision(self.discriminator):  # otherwise the difference of the logits is mostly rounding
+        with self.precision_of_penalties():
             logits, disturbed = (self.judge("d_penalty", side, each, labels, index, twice=True)
-                                 for each in (images, images + sigma * noise))
-        return approximate_gradient_penalty(logits, disturbed, sigma)
+                                 for each in (images, self.disturbed(name, images, index)))
+        return approximate_gradient_penalty(logits, disturbed, self.config.penalty_sigma)
+
+    def disturbed(self, name: str, images: Tensor, index: Tensor) -> Tensor:
+        """Images [n, ...] with the noise of the approximate penalty of a name, "r1" or "r2"."""
+        noise = randomness.normal(self.seed, f"d_penalty.{name}_noise", index, images.shape[1:]).to(images.dtype)
+        return images + self.config.penalty_sigma * noise
+
+    def precision_of_penalties(self) -> contextlib.AbstractContextManager[None]:
+        """In which the logits of approximate penalties are computed."""
+        if self.config.penalty_precision == "run":
+            return contextlib.nullcontext()
+        return full_precision(self.discriminator)  # otherwise the difference of the logits is mostly rounding
 
 
 def ever(weight: Scheduled) -> bool:

@@ -13,11 +13,11 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
 
     Args:
         logits: D(images), [N].
-        images: [N, C, H, W], a leaf that requires a gradient.
+        images: [N, ...], a leaf that requires a gradient.
     Returns: [N], differentiable with respect to the discriminator's parameters.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3))
+    return gradient.square().sum(dim=tuple(range(1, gradient.dim())))
 
 
 def approximate_gradient_penalty(logits: Tensor, disturbed_logits: Tensor, sigma: float) -> Tensor:

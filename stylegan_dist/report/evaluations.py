@@ -24,6 +24,7 @@ MOST_CHARACTERS = 80  # of a name
 # Longer words before their beginnings.
 NAMES = {"fid": "FID", "fd_infinity": "Fréchet distance at infinity", "fd_classes": "Fréchet distance of classes",
          "fd": "Fréchet distance", "kid": "KID", "is": "Inception score", "ppl": "Path length (PPL)", "precision": "Precision",
+         "accuracy": "Accuracy of classes",
          "eq_t_frac": "Equivariance to fractional translation, dB", "eq_t": "Equivariance to translation, dB",
          "eq_r": "Equivariance to rotation, dB",
          **{f"ngrams_{n}": f"Divergence of sequences of {n} symbols, bits" for n in (1, 2, 3, 4)},

@@ -15,12 +15,14 @@ from stylegan_dist.report.curves import PANELS, Chart, metric_charts, score_char
 from stylegan_dist.report.html import Html, element, joined, script_json
 from stylegan_dist.report.pictures import Picture, Unreadable, encode_one, encode_series
 from stylegan_dist.report.reading import SAMPLES_NAME, RunFiles, read_run
+from stylegan_dist.report.sounds import encode_sounds
 from stylegan_dist.report.svg import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Drawing
 from stylegan_dist.report.values import kimg, number, when
 
 REPORT_NAME = "report.html"
 MOST_BYTES = 10_000_000
 MOST_RUNS = 16
+SOUNDS_SHARE = 0.2  # of the room, for sounds
 OTHERS_SHARE = 0.3  # of the room for pictures, for those that are no sample grids
 RESERVE = 1000      # bytes for each picture beside its own: its place in the data of the page
 
@@ -35,7 +37,7 @@ OTHERS = {
     "each with their distances. First those that are nearest to any, then the first ones that were drawn",
 }
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Page:
         self.metrics = [Drawing(chart, f"m{i}", self.end, runs) for i, chart in enumerate(metrics)]
         self.grids: list[dict[int, Picture]] = [{} for _ in runs]
         self.others: list[dict[str, Picture]] = [{} for _ in runs]
+        self.sounds: list[dict[str, str]] = [{} for _ in runs]
 
     def text(self) -> str:
         room = self.most - len(self._html().encode("utf-8", "replace")) - 20_000
@@ -104,6 +107,11 @@ class Page:
         return self._html()
 
     def _encode(self, room: int) -> None:
+        heard = sum(bool(run.sounds) for run in self.runs)
+        for i, run in enumerate(self.runs):
+            if run.sounds:
+                self.sounds[i] = encode_sounds(run, int(room * SOUNDS_SHARE / heard))
+                room -= sum(map(len, self.sounds[i].values()))
         there = [(i, name) for i, run in enumerate(self.runs) for name in OTHERS if os.path.exists(run.path / name)]
         used = 0
         for i, name in there:
@@ -248,7 +256,7 @@ class Page:
                        element("figcaption", " ".join(about)), class_="chart")
 
     def _rest(self) -> list[Html]:
-        parts = [self._other_pictures()]
+        parts = [self._sounds(), self._other_pictures()]
         for title, function in (("Faults survived", sections.faults), ("Configuration", sections.configuration)):
             made = [(run, function(run)) for run in self.runs]
             inside = [joined(None if self.alone else element("h3", run.name), text) for run, text in made if text]
@@ -262,6 +270,20 @@ class Page:
         if told:
             parts.append(element("section", element("h2", "About this report"), element("ul", *told)))
         return [part for part in parts if part]
+
+    def _sounds(self) -> Html | None:
+        """Samples to be heard."""
+        figures = []
+        for run, sounds in zip(self.runs, self.sounds, strict=True):
+            for what, uri in sounds.items():
+                text = what if self.alone else f"{run.name}: {what}"
+                figures.append(element("figure", element("audio", src=uri, controls=True, preload="none", aria_label=text),
+                                       element("figcaption", text)))
+        if not figures:
+            return None
+        about = "The samples of the first row of a grid, one after the other."
+        return element("section", element("h2", "Sounds"), element("p", about, class_="soft"),
+                       element("div", *figures, class_="others"))
 
     def _other_pictures(self) -> Html | None:
         figures = []

@@ -36,6 +36,7 @@ MOST_STATE = 1 << 24     # bytes of a checkpoint's state.json
 MOST_KINDS = 500         # different warnings that are told apart
 MOST_ROWS = 10_000       # lines of restarts.tsv
 _GRID = re.compile(r"nimg-(\d{8,19})\.png")
+_SOUNDS = re.compile(r"nimg-(\d{8,19})\.wav")
 _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)  (.*)", re.DOTALL)
 _FACT = re.compile(r"  (\S.*?) {3,}(\S.*)")
 _MORE = re.compile(r" {8,}(\S.*)")
@@ -90,6 +91,7 @@ class RunFiles:
         slurm: lines of restarts.tsv: time, job, restart, outcome, checkpoint, message.
         facts: what the last start has told of itself in log.txt.
         grids: images seen -> file.
+        sounds: likewise, where samples are sounds.
         notes: what is missing or damaged.
     """
 
@@ -107,6 +109,7 @@ class RunFiles:
     facts: dict[str, str] = field(default_factory=dict)
     rollbacks: list[RollBack] = field(default_factory=list)
     grids: dict[int, Path] = field(default_factory=dict)
+    sounds: dict[int, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -321,7 +324,11 @@ def _find_grids(run: RunFiles) -> None:
         names = os.listdir(run.path / SAMPLES_NAME)
     except OSError:
         names = []
-    found = {int(match[1]): run.path / SAMPLES_NAME / match[0] for match in map(_GRID.fullmatch, names) if match}
-    run.grids = {nimg: found[nimg] for nimg in sorted(found) if nimg <= MOST_NIMG}
+
+    def files(pattern: re.Pattern) -> dict[int, Path]:
+        found = {int(match[1]): run.path / SAMPLES_NAME / match[0] for match in map(pattern.fullmatch, names) if match}
+        return {nimg: found[nimg] for nimg in sorted(found) if nimg <= MOST_NIMG}
+
+    run.grids, run.sounds = files(_GRID), files(_SOUNDS)
     if not run.grids:
         run.notes.append(f"no pictures: there is no {SAMPLES_NAME}/nimg-*.png")

@@ -17,8 +17,9 @@ from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import Diverged, InputError
 from stylegan_dist.files import write_whole
 from stylegan_dist.machine import peak_memory
-from stylegan_dist.monitor.history import picture_name
+from stylegan_dist.monitor.history import SOUNDS, picture_name
 from stylegan_dist.monitor.images import save_clip, save_grid
+from stylegan_dist.monitor.sounds import save_sounds
 from stylegan_dist.networks.generator import Generator, Sampling, draw_samples
 from stylegan_dist.training import pictures
 from stylegan_dist.training.checkpoint import passes
@@ -221,7 +222,10 @@ class Checkpoint(Event):
 
 
 class Samples(Event):
-    """A picture of the averaged generator at fixed latents; one class per column if conditional."""
+    """A picture of the averaged generator at fixed latents; one class per column if conditional.
+
+    Where samples are sounds, those of the first row follow one another in a WAV file beside it.
+    """
 
     before_stop = "never"
 
@@ -328,35 +332,35 @@ def save_reals(run: Run) -> None:
     plan = replace(stream_plan(run.config), batch=m.grid_columns * m.grid_rows, mirror=False)
     stream = BatchStream(run.index, plan, cache=run.cache)
     try:
-        samples = kind.to_network(next(stream)["sample"])
+        images = kind.to_network(next(stream)["sample"])
     finally:
         stream.close()
-    _save_samples(run, "reals", run.dir / SAMPLES_NAME / "reals.png", samples)
+    _save_samples(run, "reals", run.dir / SAMPLES_NAME / "reals.png", images)
 
 
-def _save_samples(run: Run, name: str, path: Path, samples: torch.Tensor) -> None:
-    """A grid of pictures. Beside it, of what can be played, one that moves; of text, its lines."""
+def _save_samples(run: Run, name: str, path: Path, images: torch.Tensor) -> None:
+    """What a network has made, or would be shown: a picture, the first row of sounds, what moves, lines of text."""
     kind, columns = run.index.kind, run.config.monitor.grid_columns
-    if _saved(run, path, lambda: save_grid(path, kind.as_pictures(samples), columns)):
+    sounds, moving, text = (path.with_suffix(ending) for ending in (".wav", ".gif", ".txt"))
+    if _saved(run, path, lambda: save_grid(path, kind.as_pictures(images), columns)):
         run.monitor.image(name, path, run.state.nimg)
-    if film := kind.as_film(samples):
-        moving = path.with_suffix(".gif")
-        if _saved(run, moving, lambda: save_clip(moving, film.frames.transpose(0, 1), columns, round(1000 / film.fps))):
-            run.monitor.image(f"{name}_clip", moving, run.state.nimg)
-    if (lines := kind.lines(samples)) is not None:
-        text = path.with_suffix(".txt")
+    if _saved(run, sounds, lambda: save_sounds(sounds, kind, images[:columns])):
+        run.monitor.image(name + SOUNDS, sounds, run.state.nimg)
+    if (film := kind.as_film(images)) and _saved(
+            run, moving, lambda: save_clip(moving, film.frames.transpose(0, 1), columns, round(1000 / film.fps))):
+        run.monitor.image(f"{name}_clip", moving, run.state.nimg)
+    if (lines := kind.lines(images)) is not None:
         _saved(run, text, lambda: write_whole(text, "".join(f"{line}\n" for line in lines)))
 
 
-def _saved(run: Run, path: Path, write: Callable[[], None]) -> bool:
-    """Whether a file could be written, in a folder that may be new."""
+def _saved(run: Run, path: Path, write: Callable[[], bool | None]) -> bool:
+    """Whether a file could be written, in a folder that may be new. `write` may find, and return False, that there is none."""
     try:
         path.parent.mkdir(exist_ok=True)
-        write()
+        return write() is not False
     except OSError as error:
         run.monitor.warn(f"cannot write {path}: {error.strerror or error}; training goes on")
         return False
-    return True
 
 
 def count_replaced(run: Run, stream: BatchStream) -> None:

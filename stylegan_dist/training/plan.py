@@ -97,7 +97,7 @@ def _origin(origin: Origin) -> list[tuple[str, str]]:
 
 def _augmentation(settings: AugmentConfig) -> str:
     """In words, for the header."""
-    if settings.pipe == DIFFAUGMENT:
+    if settings.pipe.startswith(DIFFAUGMENT):
         return settings.pipe
     if settings.p == "ada":
         return f"{settings.pipe}, p controlled: {settings.controller} to {settings.target:g}, 0 to 1 in {settings.kimg:g} kimg"

@@ -127,6 +127,8 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
 
     advice = _advice(config, world_size)  # before batch_gpu is a number
     _check(config, resolution, world_size, advice)
+    if config.data.mirror and (reason := index.kind.why_not_mirrored):
+        raise InputError(f"data.mirror=true: {reason}")
     augment.check(config.augment, index.channels, isinstance(index.kind, Image), ADVERSARIAL[config.loss.adversarial].anchored,
                   config.loss.adversarial)
     sizes, unit = micro_batch_sizes(config, world_size), _group(config)

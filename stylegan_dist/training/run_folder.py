@@ -63,7 +63,7 @@ class RunFolder:
         leases.append(self.lease)
         pictures = (f"{PICTURES_NAME}/{name}.tmp" for name in PICTURES)
         for pattern in ("config.yaml.tmp", "metrics.jsonl*.tmp", "histograms.jsonl*.tmp", f"{SAMPLES_NAME}/*.png.tmp",
-                        f"{SAMPLES_NAME}/*.gif.tmp", *pictures):
+                        f"{SAMPLES_NAME}/*.wav.tmp", f"{SAMPLES_NAME}/*.gif.tmp", f"{SAMPLES_NAME}/*.txt.tmp", *pictures):
             for leftover in self.path.glob(pattern):  # of a process that was killed while it wrote
                 with contextlib.suppress(OSError):
                     leftover.unlink()

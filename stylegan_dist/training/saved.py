@@ -67,6 +67,11 @@ class SavedData:
             raise ValueError(f"no networks of {self.resolution} pixels exist")
         declared(self.array).check(self.resolution, self.channels)
 
+    def facts(self) -> dict[str, Any]:
+        """As state.json has them."""
+        found = {name: getattr(self, name) for name in ("fingerprint", "resolution", "channels", "num_classes")}
+        return found | declared(self.array).facts()
+
 
 @dataclass
 class RollBack:

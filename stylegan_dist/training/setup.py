@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from stylegan_dist.data.working_set import open_cache
 from stylegan_dist.engine import Engine
 from stylegan_dist.engine.preflight import check_agreement
 from stylegan_dist.errors import Diverged, InputError, Interrupted
+from stylegan_dist.families import family_of
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
 from stylegan_dist.ops import native
 from stylegan_dist.outcome import leave_outcome
@@ -93,6 +95,9 @@ class Run:
     def _prepare(self) -> None:
         engine = self.engine
         start, self.notices, segment = engine.broadcast(engine.on_main(self._claim_folder))
+        prepared = engine.on_main(lambda: self.index.kind.prepared(self.dir))
+        kind, lack = prepared or (self.index.kind.at(self.dir), "")
+        self.index, self.notices = replace(self.index, kind=kind), [*self.notices, *([lack] if lack else [])]
         lease = self.folder.lease if self.folder else None
         self.saver = Saver(self.dir, engine, self.config, lease)
         self.caches = [engine.together(functools.partial(self._open_cache, index, plan)) if index else None
@@ -254,3 +259,9 @@ def set_arithmetic(config: Config) -> None:
     torch.backends.cudnn.allow_tf32 = config.precision.tf32
     torch.backends.cudnn.deterministic = config.run.deterministic
     torch.backends.cudnn.benchmark = not config.run.deterministic
+    if torch.cuda.is_available():
+        fixed = config.run.deterministic and family_of(config).attends
+        torch.use_deterministic_algorithms(fixed, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        if fixed:  # it warns of products that several streams compute at once, which is not done here
+            warnings.filterwarnings("ignore", message=".*(deterministic|CUBLAS_WORKSPACE_CONFIG)", category=UserWarning)

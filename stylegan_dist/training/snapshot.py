@@ -47,7 +47,7 @@ def load_generator(run_dir: str | os.PathLike, device: torch.device, which: Whic
     data, digest = load_state(folder).data, file_digest(folder / MANIFEST)
     shape = SampleShape(data.resolution, data.channels, data.num_classes)
     generator = build_generator(config, shape, torch.device("meta"), precision=Precision(clamp=precision_policy(config).clamp))
-    return Snapshot(_loaded(generator, folder, "g_ema", device), nimg, declared(data.array), digest, shape)
+    return Snapshot(_loaded(generator, folder, "g_ema", device), nimg, declared(data.array).at(run_dir), digest, shape)
 
 
 def load_discriminator(run_dir: str | os.PathLike, device: torch.device, nimg: int) -> nn.Module:

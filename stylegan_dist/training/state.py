@@ -15,7 +15,6 @@ from stylegan_dist.engine import Engine, Learner
 from stylegan_dist.engine.data_parallel import FlatLearner
 from stylegan_dist.errors import InputError
 from stylegan_dist.families import family_of
-from stylegan_dist.kinds import declared
 from stylegan_dist.networks.generator import SampleShape
 from stylegan_dist.objective.phases import main_share
 from stylegan_dist.ranks import ALONE, Ranks
@@ -118,8 +117,7 @@ class TrainState:
         """
         try:
             facts, saved = load_state(folder), {name: SavedTensors(folder, name) for name in NAMES}
-            found = {name: value for name, value in vars(facts.data).items() if name != "array"}
-            if found | declared(facts.data.array).facts() != self.data:
+            if facts.data.facts() != self.data:
                 raise InputError(f"{folder / STATE} is damaged (what it says of the data does not fit its fingerprint)")
             own = self.tensors()
             for name, learner in self.learners.items():

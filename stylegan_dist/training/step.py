@@ -25,9 +25,10 @@ def run_phase(state: TrainState, phase: Phase, parts: list[MicroBatch],
     for name, network in state.networks.items():
         network.requires_grad_(name == phase.network)
     jobs = [Job(loss, part) for part in parts for loss in phase.losses]
-    l1 = getattr(state.config.optim, phase.network).l1 if phase.interval == 1 else 0.0
+    optim = getattr(state.config.optim, phase.network)
+    l1 = optim.l1 if phase.interval == 1 else 0.0
     skip = state.config.guard.nonfinite == "skip"
-    result = state.learners[phase.network].step(jobs, counts or {}, l1, phase.second_order, skip)
+    result = state.learners[phase.network].step(jobs, counts or {}, l1, phase.second_order, skip, optim.clip)
     if not result.skipped:
         state.objective.after_phase(result.running_means)
     return result

@@ -27,6 +27,7 @@ from stylegan_dist.evaluation.evaluate import EvaluateOptions, Evaluator
 from stylegan_dist.evaluation.record import NAME, alone, read_evaluations
 from stylegan_dist.evaluation.samples import BATCH, draw_path_lengths, draw_values, gather_rows, labels_by_frequency
 from stylegan_dist.evaluation.scores import METRICS, parse_metrics
+from stylegan_dist.features.network import Taught
 from stylegan_dist.kinds import Image, declared
 from stylegan_dist.kinds.scores import Measured, SampleMetric
 from stylegan_dist.networks.generator import Generator
@@ -91,6 +92,17 @@ def test_a_score_is_the_same_again_and_from_kept_features(run: Path):
     for option in ({"seed": 1}, {"count": 69}):
         assert evaluator(run, replace(OPTIONS, **option)).evaluate(240).scores != found.scores
     assert len(read_evaluations(run)) == 3
+
+
+def test_accuracy_needs_a_network_that_has_learnt_these_classes(run: Path, monkeypatch):
+    accuracy = replace(OPTIONS, metrics=("accuracy",))
+    with pytest.raises(InputError, match="has learnt others"):
+        evaluator(run, accuracy)
+    network = small_features()
+    monkeypatch.setattr(evaluating, "open_features", lambda name, device: network)
+    network.taught, network.classes = Taught("x", 0.5, Image()), 4
+    with pytest.raises(InputError, match="has learnt 4 classes, and the real samples have 3"):
+        evaluator(run, accuracy)
 
 
 def test_real_samples_in_place_of_generated_ones_reach_the_floor(run: Path, monkeypatch):

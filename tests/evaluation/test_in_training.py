@@ -25,7 +25,7 @@ def options(labelled_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     network = tmp_path_factory.mktemp("network") / "own"
     assert main(["train-features", str(labelled_shards), str(network), "--kimg", "0.2", "--device", "cpu"]) == 0
     return ["evaluate.every_kimg=0.08", f"evaluate.network={network}", "evaluate.count=70", "run.kimg=0.16",
-            "evaluate.metrics=kid,fid,pr,classes,ppl"]
+            "evaluate.metrics=kid,fid,pr,classes,ppl,accuracy"]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from launching import TINY_GAT
 from untrained_run import TINY, make_run
 
 from stylegan_dist.cli import main
@@ -36,6 +37,7 @@ R3GAN = ["data.shards=somewhere", "generator.family=r3gan", "generator.z_dim=8",
          "discriminator.blocks=1"]
 DCGAN = ["data.shards=somewhere", "generator.family=dcgan", "generator.z_dim=8", "generator.channel_base=64",
          "generator.channel_max=16", "generator.norm_group=4"]
+GAT = [*TINY_GAT, "data.shards=somewhere"]
 
 # What a user without this package runs; inputs and samples are tensors in a file.
 STRANGER = """
@@ -102,6 +104,17 @@ def test_a_family_without_truncation(knobs: list[str], tmp_path: Path):
     module = torch.export.load(tmp_path / "out/generator.pt2").module()
     generator, z = from_pretrained(tmp_path / "out"), torch.randn(5, 8)
     assert torch.allclose(module(z), generator.synthesize(z, None), rtol=0, atol=1e-5)
+
+
+@pytest.mark.full
+def test_a_family_with_a_mean_latent_for_each_class(tmp_path: Path):
+    run = make_run(tmp_path / "run", 3, resolution=8, knobs=GAT)
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0  # compares by itself
+    module = torch.export.load(tmp_path / "out/generator.pt2").module()
+    generator, z, labels = from_pretrained(tmp_path / "out"), torch.randn(5, 8), torch.tensor([2, 0, 1, 1, 2])
+    for psi in (0.0, 0.7):
+        expected = generator.synthesize(generator.map(z, labels, psi), labels)
+        assert torch.allclose(module(z, labels, torch.tensor(psi)), expected, rtol=0, atol=1e-5)
 
 
 def test_weights_come_back_to_the_last_bit(run: Path, weights: Path):

@@ -191,6 +191,9 @@ def test_a_run_from_text_to_scores(tmp_path, capsys):
     assert "(real against real " in told
     assert "no network" in told
     assert main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 0
+    card = tmp_path / "exported"
+    assert main(["export", str(run), str(card), "--formats", "torch"]) == 0  # for any number of samples
+    assert "Samples are lines of text" in (card / "README.md").read_text()
     assert "Lines of words alone" in (tmp_path / "report.html").read_text()
 
 

@@ -15,10 +15,11 @@ from PIL import Image
 
 from stylegan_dist.cli import main
 from stylegan_dist.data.index import load_index
+from stylegan_dist.data.passes import held_out
 from stylegan_dist.errors import InputError
 from stylegan_dist.features.own import RECORD, WEIGHTS, OwnNetwork
 from stylegan_dist.features.registry import open_features
-from stylegan_dist.features.training import _held_out
+from stylegan_dist.features.training import HELD_OUT
 from stylegan_dist.kinds.array import ArrayOptions
 from stylegan_dist.kinds.image import ImageOptions
 from stylegan_dist.making.pack import PackOptions, pack
@@ -94,10 +95,10 @@ def test_readers_change_nothing_and_the_seed_does(trained, shards, tmp_path):
 def test_what_is_held_out(shards):
     """A tenth, by numbers and seed."""
     index = load_index(shards)
-    held = _held_out(index, 0)
+    held = held_out(index, 0, HELD_OUT)
     assert len(held) == len(set(held)) == 12
     assert all(0 <= number < 120 for number in held)
-    assert held == _held_out(index, 0) != _held_out(index, 1)
+    assert held == held_out(index, 0, HELD_OUT) != held_out(index, 1, HELD_OUT)
 
 
 def test_arrays(tmp_path):

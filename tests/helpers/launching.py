@@ -46,6 +46,10 @@ TINY_DCGAN = (
     *RUN, "generator.family=dcgan", "generator.z_dim=8", "generator.class_dim=4", "generator.channel_base=64",
     "generator.channel_max=16", "generator.norm_group=4",
 )
+TINY_GAT = (
+    *RUN, "generator.family=gat", "generator.z_dim=8", "generator.class_dim=4", "generator.patch=2", "generator.depth=4",
+    "generator.width=16", "generator.heads=2", "generator.hidden=24", "discriminator.depth=2", "discriminator.class_dim=12",
+)
 TINY_TEXT = (
     *RUN, "data.mirror=false", "generator.family=text", "generator.z_dim=12", "generator.choices=2", "generator.choice_of=4",
     "generator.class_dim=4", "generator.width=8", "loss.r1_gamma=1", "loss.r2_gamma=0.5",

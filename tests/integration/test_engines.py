@@ -14,6 +14,7 @@ from launching import (
     ROOT,
     TINY,
     TINY_DCGAN,
+    TINY_GAT,
     TINY_MLP,
     TINY_R3GAN,
     TINY_STYLEGAN3,
@@ -45,7 +46,7 @@ VARIANTS = ("zero2-buckets", "zero3-groups", "zero3-all-cut", "zero3-both", "zer
 OPTIMIZED = {  # name -> overrides, for both networks
     "adamw": ("name=AdamW", "weight_decay=0.1"), "sgd": ("name=SGD", "eps=auto", "lr=0.01", "momentum=0.9", "nesterov=true"),
     "rmsprop": ("name=RMSprop", "lr=3e-4", "momentum=0.5"), "adadelta": ("name=Adadelta", "lr=0.1", "eps=1e-3"),
-    "l1": ("l1=0.01",),
+    "l1": ("l1=0.01",), "clip": ("clip=0.05", "l1=0.01"),
 }
 # R3GAN, with schedules of which every step sees another value, up to the last ones.
 R3GAN = (
@@ -58,10 +59,13 @@ STYLEGAN3 = ("generator.family=stylegan3-r", "loss.blur_sigma={linear: [2, 0], u
 # Motion between anchors, and geometric augmentation; the clips would loop.
 STYLEGAN_V = ("generator.loop_frames=0", "augment.pipe=bg", "augment.p=0.5")
 R3GAN_CONTINUED = ("zero2", "flat", "zero3")  # what is saved under the first, by all
-# Dropout by the address of an image; statistics of groups of 4 images, of which each rank has two.
+# Dropout by the address of an image; statistics of groups of 4 images, of which each rank has two; attention, a mean of w for
+# each class, and gradients that are clipped in every phase.
 FIRST = {"mlp": (TINY_MLP, ("loss.r1_gamma=1", "loss.penalty_interval=2")), "dcgan": (TINY_DCGAN, ()),
+         "gat": (TINY_GAT, ("loss.penalty_sigma=0.3", "optim.g.clip=0.01", "optim.d.clip=0.01")),
          "text": (TINY_TEXT, ())}
 FIRST_ENGINES = {"mlp": ("flat", "zero2", "recorded"), "dcgan": ("flat", "ddp", "zero3", "recorded"),
+                 "gat": ("flat", "ddp", "zero2", "zero3", "zero3-offload", "recorded"),
                  "text": ("flat", "ddp", "zero2", "zero3", "recorded")}
 AUGMENTED = ("augment.pipe=bgc", "augment.p=ada", "augment.target=0", "augment.kimg=0.2")  # p moves by 0.32 a time
 AUGMENTED_STEPS = 6
@@ -81,8 +85,8 @@ CONTINUED = [*SOME, *sorted({
 # What is trained where only tests without the mark `full` are selected.
 HEART = {"flat-1-1", "flat-2-1", "zero2-2-1", "zero3-2-1", "flat-2-to-flat-2", "zero2-2-to-zero3-2",
          "flat-1-r3gan", "zero2-2-r3gan", "flat-1-augmented", "flat-2-augmented", "flat-1-frozen", "ddp-2-frozen",
-         "zero2-2-frozen", "flat-1-mlp", "flat-2-mlp", "flat-1-dcgan", "flat-2-dcgan", "flat-1-stylegan3",
-         "flat-2-stylegan3", "flat-1-stylegan_v", "flat-2-stylegan_v",
+         "zero2-2-frozen", "flat-1-mlp", "flat-2-mlp", "flat-1-dcgan", "flat-2-dcgan", "flat-1-gat", "zero3-2-gat",
+         "flat-1-stylegan3", "flat-2-stylegan3", "flat-1-stylegan_v", "flat-2-stylegan_v",
          "flat-1-text", "flat-2-text"}
 DIVIDED = [*((engine, 2, 2) for engine in ENGINES[2]), ("flat", 2, 4), ("zero2", 2, 4), ("flat", 1, 2), ("flat", 1, 4)]
 NETWORKS = ("g", "d", "g_ema")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from stylegan_dist.cli import main
 from stylegan_dist.data.index import load_index
-from stylegan_dist.kinds.audio import write_wav
+from stylegan_dist.kinds.audio import read_wav, write_wav
 from stylegan_dist.training.snapshot import load_generator
 
 SETTINGS = [setting for setting in TINY if not setting.startswith("data.mirror")]
@@ -55,6 +55,15 @@ def test_trains_continues_and_generates(shards, tmp_path, capsys):
     reals = np.asarray(Image.open(run / "samples" / "reals.png"))
     assert (reals.min(), reals.max()) == (0, 255)
     assert (run / "samples" / "nimg-00000032.png").is_file()
+    with wave.open(str(run / "samples" / "nimg-00000032.wav")) as sound:
+        assert (sound.getframerate(), sound.getnframes()) == (8000, 4 * (2048 + 1200)), "a row of four, with pauses"
+    heard = read_wav((run / "samples" / "reals.wav").read_bytes(), 10**6)[1].reshape(4, 3248)
+    assert (np.abs(heard[:, :1000]).max(1) > 0.1).all(), "tones of 0.4 at the beginning of each"
+    assert (heard[:, 2048:] == 0).all()
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert page.count('<audio src="data:audio/wav;base64,UklGR') == 4, "three of the run, and real ones"
+    assert "media-src data:" in page
 
     index = load_index(shards)
     snapshot = load_generator(run, torch.device("cpu"))
@@ -78,3 +87,17 @@ def test_another_normalisation_is_other_data(shards, tmp_path, capsys):
     assert main(["index", str(shards), str(tmp_path / "other"), "--offset", "-40", "--scale", "40"]) == 0
     assert train(tmp_path / "other", tmp_path / "run", "run.kimg=0.016") == 2
     assert "was trained on other data" in capsys.readouterr().err
+
+
+def test_accuracy_of_sounds_and_networks_of_another_form(shards, tmp_path, capsys):
+    """A network that has learnt these sounds reads the generated ones; one of another form of spectrogram is refused."""
+    run, other = tmp_path / "run", tmp_path / "phases"
+    assert train(shards, run, "run.kimg=0.008") == 0
+    assert main(["pack", str(shards.parent), str(other), "--form", "linear", "--resolution", "16", "--labels", "names"]) == 0
+    for data, out in ((shards, tmp_path / "own"), (other, tmp_path / "foreign")):
+        assert main(["train-features", str(data), str(out), "--kimg", "0.1", "--device", "cpu"]) == 0
+    score = ["evaluate", str(run), "--count", "24", "--metrics", "accuracy", "--device", "cpu", "--network"]
+    assert main([*score, str(tmp_path / "own")]) == 0
+    assert "accuracy_own_" in capsys.readouterr().out, "it chooses the best checkpoint"
+    assert main([*score, str(tmp_path / "foreign")]) == 2
+    assert "has learnt spectrograms of another form" in capsys.readouterr().err

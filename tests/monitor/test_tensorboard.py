@@ -1,5 +1,6 @@
 """TensorBoard's files, read back as TensorBoard reads them."""
 
+import numpy as np
 import pytest
 import torch
 from evaluations import add_scores
@@ -7,6 +8,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stylegan_dist.config.schema import MonitorConfig
+from stylegan_dist.kinds.audio import write_wav
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.monitor.monitor import Monitor
 
@@ -93,6 +95,20 @@ def test_clips_are_shown_where_the_page_can(tmp_path):
     seen = shown(tmp_path)
     assert seen.Tags()["images"] == ["a"]
     assert (seen.Images("a")[0].width, seen.Images("a")[0].height) == (8, 6)
+
+
+def test_sounds_are_heard(tmp_path):
+    """Given at once, and with the history."""
+    monitor = begin(tmp_path, tensorboard=False)
+    train(monitor, tmp_path, 1000, 3000)
+    write_wav(tmp_path / "samples" / "nimg-00002000.wav", np.linspace(-0.5, 0.5, 300), 8000)
+    monitor.finish(75)
+    monitor = begin(tmp_path, 1, 2000)
+    monitor.image("samples_sounds", tmp_path / "samples" / "nimg-00002000.wav", 4000)
+    monitor.finish(0)
+    accumulator = EventAccumulator(str(tmp_path / "tensorboard"), {"audio": 0}).Reload()
+    seen = accumulator.Audio("samples_sounds")
+    assert [(one.step, one.sample_rate, one.length_frames) for one in seen] == [(2000, 8000, 300), (4000, 8000, 300)]
 
 
 def test_pictures_that_came_with_the_history_are_drawn_again_after_a_roll_back(tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 from wandb_reader import read_offline_runs
 from wandb_server import KEY
 
+from stylegan_dist.kinds.audio import write_wav
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.redact import redact
 
@@ -21,10 +22,12 @@ from stylegan_dist.redact import redact
 def test_offline_run_reads_back(run, tmp_path):
     pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     save_grid(tmp_path / "samples.png", pixels, 2)
+    write_wav(tmp_path / "samples.wav", np.linspace(-0.5, 0.5, 300), 8000)
     out = run(f"""
         w = tracker(shown={{"optim": {{"lr": 0.002}}, "data": {{"api_key": "hush"}}}}, segment=3)
         w.log({{"loss/g_main": 1.25, "loss/d_main": float("nan")}}, 4000)
         w.image("samples", {str(tmp_path / "samples.png")!r}, 4000)
+        w.image("samples_sounds", {str(tmp_path / "samples.wav")!r}, 4000)
         w.log({{"loss/g_main": 1.5}}, 8000)
         w.alert("diverged", "the loss is NaN")
         w.finish(0)
@@ -49,6 +52,8 @@ def test_offline_run_reads_back(run, tmp_path):
     assert segment.config["data"] == {"api_key": "***"}
     ours, theirs = (np.array(Image.open(p)) for p in (tmp_path / "samples.png", segment.image_path("samples", 4000)))
     assert np.array_equal(ours, theirs)
+    assert segment.values("samples_sounds")[4000]["_type"] == "audio-file"
+    assert segment.image_path("samples_sounds", 4000).read_bytes() == (tmp_path / "samples.wav").read_bytes()
 
 
 @pytest.mark.full

@@ -8,8 +8,12 @@ import torch
 from torch import nn
 
 from stylegan_dist.config.schema import OptimizerConfig
+from stylegan_dist.engine.data_parallel import FlatLearner
+from stylegan_dist.engine.learner import Job
 from stylegan_dist.errors import InputError
 from stylegan_dist.objective.phases import Phase, main_share
+from stylegan_dist.objective.result import LossResult
+from stylegan_dist.ranks import Ranks
 from stylegan_dist.training.build import build_optimizer
 
 KNOBS = {  # optimizer -> what lazy regularisation with k = 16 makes of its knobs; m = 16 / 17
@@ -99,3 +103,21 @@ def test_lazy_adam_forgets_as_much_and_moves_as_far_in_k_steps():
         assert betas[0] ** (k + 1) == pytest.approx(0.5**k)
         assert betas[1] ** (k + 1) == pytest.approx(0.99**k)
         assert lr * (k + 1) == pytest.approx(0.002 * k)
+
+
+@pytest.mark.parametrize(("clip", "expected"), [(0.0, 1.0), (10.0, 1.0), (0.5, 0.1)])
+def test_long_gradients_are_scaled(clip, expected):
+    """Their norm is that of the whole network; what is reported is as it was."""
+    network = nn.Linear(2, 2)
+    before = torch.cat([p.detach().flatten() for p in network.parameters()])
+    wanted = torch.tensor([3.0, 0.0, 0.0, 0.0, 4.0, 0.0])  # of norm 5
+
+    def loss(_: object) -> LossResult:
+        values = torch.cat([p.flatten() for p in network.parameters()])
+        return LossResult(values @ wanted, {})
+
+    learner = FlatLearner(network, torch.optim.SGD(network.parameters(), lr=1.0), Ranks(device=torch.device("cpu")))
+    result = learner.step([Job(loss, None)], {}, l1=0.25, second_order=False, clip=clip)
+    after = torch.cat([p.detach().flatten() for p in network.parameters()])
+    assert result.gradient_norm.item() == pytest.approx(5)
+    assert torch.allclose(before - after, wanted * expected + 0.25 * before.sign(), atol=1e-6)

@@ -99,7 +99,7 @@ class Generator(PlainLatents):
         x = self.out(self.blocks(self.dense(x).unflatten(1, (-1, self.length))))
         x = F.pad(F.softmax(x, dim=1), (0, 0, 0, self.side - self.symbols))
         if behind := self.side - self.length:
-            blank = F.pad(x.new_ones(len(x), 1, behind), (0, 0, 0, self.side - 1))
+            blank = F.pad(x.new_ones(x.shape[0], 1, behind), (0, 0, 0, self.side - 1))
             x = torch.cat([x, blank], dim=2)
         return x[:, None]
 

@@ -1,0 +1,1 @@
+"""Autoencoders that are trained here, for latents as training data."""

@@ -1,0 +1,1 @@
+"""GAT, generative adversarial transformers (Hyun et al. 2025)."""
