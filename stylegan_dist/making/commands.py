@@ -242,7 +242,9 @@ def _add_options(parser: argparse.ArgumentParser, kinds: Mapping[str, type[Optio
             kind: Callable = word(flag)
         elif number is int:
             choices.sort()
-            kind = whole(flag, span or Range(choices[0], choices[-1]))
+            spans = [one for field in by_kind.values() if (one := field.metadata["span"])]  # of any kind; each checks its own
+            kind = whole(flag, Range(min([*choices[:1], *(one.least or 0 for one in spans)]),
+                                     max([*choices[-1:], *(one.most or 0 for one in spans)])))
         else:
             kind = real(flag, span)
         shown = first.metadata["metavar"] or "{" + ",".join(map(str, choices)) + "}"

@@ -363,3 +363,12 @@ def test_pictures_of_any_number_of_channels():
     assert (two[:, 2] == -1).all()
     assert torch.equal(three, four)
     assert torch.equal(four, values[:, :3])
+
+
+def test_an_option_takes_what_any_kind_takes(tmp_path, capsys):
+    """Arrays may have more channels than images."""
+    np.save(tmp_path / "one.npy", np.zeros((6, 16, 16), np.float32))
+    assert main(["pack", str(tmp_path), str(tmp_path / "out"), "--arrays", "--resolution", "16", "--channels", "6"]) == 0
+    assert load_index(tmp_path / "out").channels == 6
+    assert main(["pack", str(tmp_path), str(tmp_path / "other"), "--arrays", "--resolution", "16", "--channels", "129"]) == 2
+    assert "from 1 to 128" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import yaml
 from batches import locate
 from launching import ROOT, TIMEOUT, finished, late_entry, launcher_command, started, train_command, wait_for
 from metrics_reader import read
+from small_text import pack_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_reader import read_offline_runs
 
@@ -159,8 +160,11 @@ def test_a_damaged_shard_ends_all(labelled_shards: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("preset", sorted((ROOT / "launch/presets").glob("*.yaml")), ids=lambda path: path.stem)
-def test_dry_run_of_every_preset(preset: Path, labelled_shards: Path, capsys: pytest.CaptureFixture):
-    assert main(["train", str(preset), f"data.shards={labelled_shards}", "--dry-run", "run.world_size=2"]) == 0
+def test_dry_run_of_every_preset(preset: Path, labelled_shards: Path, clip_shards: Path, tmp_path: Path,
+                                 capsys: pytest.CaptureFixture):
+    shards = {"text": pack_lines(tmp_path), "video": clip_shards}.get(preset.stem, labelled_shards)
+    capsys.readouterr()
+    assert main(["train", str(preset), f"data.shards={shards}", "--dry-run", "run.world_size=2"]) == 0
     out = capsys.readouterr().out
     resolved = yaml.safe_load(out)  # the plan below the configuration is a comment
     assert "auto" not in [resolved["loss"]["r1_gamma"], resolved["run"]["batch"], resolved["optim"]["g"]["lr"]]
