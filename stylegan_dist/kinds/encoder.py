@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
@@ -68,9 +69,8 @@ def read_encoder(place: str) -> tuple[Encoder, int | None]:
                          f"with {CONFIG} and {WEIGHTS}")
     folder = path.parent if path.name in (CONFIG, WEIGHTS) else path
     config, weights = folder / CONFIG, folder / WEIGHTS
-    if not config.is_file() or not weights.is_file():
-        missing = CONFIG if not config.is_file() else WEIGHTS
-        pickles = sorted(one.name for one in folder.glob("*") if one.suffix in _PICKLES) if folder.is_dir() else []
+    if missing := next((one.name for one in (config, weights) if not os.path.isfile(one)), ""):
+        pickles = sorted(one.name for one in folder.glob("*") if one.suffix in _PICKLES) if os.path.isdir(folder) else []
         found = f"; {pickles[0]} there is a pickle, which is not opened" if pickles else ""
         raise InputError(f"{folder} is no autoencoder: it has no {missing}{found}. Give a folder that `{OWN}` has made, or one "
                          f"of an AutoencoderKL in the layout of diffusers, with {CONFIG} and {WEIGHTS}")
@@ -126,12 +126,17 @@ def find_weights(encoder: Encoder, home: str) -> Path:
     places += [cache / f"{encoder.sha256}.safetensors"] if cache else []
     other = ""
     for place in places:
-        if place.is_file():
+        if not os.path.isfile(place):  # also what this user may not look into
+            continue
+        try:
             opened, digest = _open_hashed(place)
-            opened.close()
-            if digest == encoder.sha256:
-                return place
-            other = other or f" ({place} is another file: SHA-256 {digest})"
+        except InputError as error:
+            other = other or f" ({error})"
+            continue
+        opened.close()
+        if digest == encoder.sha256:
+            return place
+        other = other or f" ({place} is another file: SHA-256 {digest})"
     put = " or ".join(str(place) for place in places if place != Path(encoder.path)) or "where it was"
     raise InputError(f"the autoencoder of these latents is not on this machine{other}: put the file with the SHA-256 "
                      f"{encoder.sha256}, which was {encoder.path} when the latents were made, at {put}")

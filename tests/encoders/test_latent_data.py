@@ -206,6 +206,28 @@ def test_a_run_without_a_decoder_goes_on_and_says_so_once(moved):
     assert weights_of(whole) == weights_of(run)
 
 
+def test_places_that_cannot_be_read_are_passed_over(place, tmp_path, monkeypatch):
+    kept = load_index(place / "none").kind.encoder
+    monkeypatch.setattr(encoder, "user_folder", lambda name: tmp_path)
+    right = tmp_path / f"{kept.sha256}.safetensors"
+    shutil.copy(place / "vae" / WEIGHTS, right)
+    assert encoder.find_weights(replace(kept, path="/" + "a" * 300), str(tmp_path / "run")) == right
+    with pytest.raises(InputError, match="is no autoencoder"):
+        encoder.read_encoder(str(tmp_path / ("a" * 300)))
+
+    def refuse(path):
+        if path == place / "vae" / WEIGHTS:
+            raise InputError(f"cannot read {path}: Permission denied")
+        return opened(path)
+
+    opened = encoder._open_hashed
+    monkeypatch.setattr(encoder, "_open_hashed", refuse)
+    assert encoder.find_weights(kept, "") == right
+    right.unlink()
+    with pytest.raises(InputError, match="Permission denied"):
+        encoder.find_weights(kept, "")
+
+
 def test_mirrored_latents_must_be_stored(place, tmp_path, capsys):
     assert train(place / "none", tmp_path / "run", "run.kimg=0.008", "data.mirror=true") == 2
     assert "pack it again with --flips stored, or set data.mirror=false" in capsys.readouterr().err.splitlines()[-1]
