@@ -112,7 +112,7 @@ class Evaluator:
         if set(self.metrics) - self.own.keys():
             self.network = ranks.together(lambda: open_features(options.network or wanted.network, ranks.device))
         ranks.together(lambda: check_takes(self.network, self.index))
-        self._check_form()
+        self._check_form(self.index.kind)
         decoded = isinstance(self.index.kind, Latents) and not takes_samples(self.network, self.index.kind)
         if self.network.dimensions and decoded:
             say("real samples are decoded latents, so the scores leave out what the autoencoder loses; --shards with the "
@@ -140,13 +140,22 @@ class Evaluator:
         self._real: Rows | None = None
         self._floors: dict[str, float] = {}  # on rank 0
 
-    def _check_form(self) -> None:
+    def _check_form(self, mine: Kind) -> None:
         """Raise InputError where a network has learnt other spectrograms, which may have the same shape."""
-        taught, mine = self.network.taught, self.index.kind
+        taught = self.network.taught
         theirs = taught.kind if taught else mine
         if isinstance(mine, Sound) and (not isinstance(theirs, Sound) or theirs.form != mine.form):
             raise InputError(f"the feature network {self.network.name} has learnt spectrograms of another form: train one "
                              "on this data with `stylegan-dist train-features SHARDS OUT`, and give OUT")
+
+    def _check_own(self, kind: Kind) -> None:
+        """Raise InputError where what a generator makes cannot be compared with the real samples, which may be others than its
+        data."""
+        theirs = kind.metrics()
+        for metric, own in self.own.items():
+            if metric not in theirs or theirs[metric].common != own.common:
+                raise InputError(f"the metric {metric} cannot compare what the generator makes with the real samples, which have "
+                                 "another form: give --shards of the form that it was trained on")
 
     def _check_classifier(self, conditional: bool) -> None:
         """Raise InputError unless the network tells the classes of the data apart, and the generator is asked for them."""
@@ -214,6 +223,8 @@ class Evaluator:
             if classes and classes != self.index.num_classes:
                 raise InputError(f"the generator has {classes} classes, and the real samples have {self.index.num_classes}: "
                                  "give --shards with the classes that it was trained on")
+            self._check_form(snapshot.kind)
+            self._check_own(snapshot.kind)
             real = self._reals()
 
             def of_numbers(function: Callable[..., Tensor]) -> Callable[[int, int], Tensor]:

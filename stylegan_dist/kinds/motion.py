@@ -32,6 +32,10 @@ class Motion(SampleMetric):
     def __init__(self, frames: int, channels: int):
         self.channels, self.lags = channels, min(frames - 1, MOST_LAGS)
 
+    @property
+    def common(self) -> tuple[int, int]:
+        return self.channels, self.lags
+
     def width(self, resolution: int, channels: int) -> int:
         return 2 * self.lags + 2
 

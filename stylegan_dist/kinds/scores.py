@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -38,6 +38,11 @@ class SampleMetric(abc.ABC):
     about: ClassVar[str]
     scores: ClassVar[tuple[str, ...]]
     most_real: ClassVar[int]
+
+    @property
+    def common(self) -> Any:
+        """What samples must have in common, so that their rows can be compared."""
+        return None
 
     @abc.abstractmethod
     def width(self, resolution: int, channels: int) -> int:

@@ -23,6 +23,10 @@ class LineMetric(SampleMetric):
     form: TextForm
     most_real = MOST_REAL
 
+    @property
+    def common(self) -> tuple[str, int]:
+        return self.form.symbols, self.form.length
+
     def width(self, resolution: int, channels: int) -> int:
         return self.form.length
 

@@ -144,6 +144,10 @@ def test_a_kind_of_samples_has_scores_of_its_own(run: Path, monkeypatch, capsys)
     expected = values.mean((1, 2, 3)).mean().item()
     assert (alone.scores["mean"].value, alone.scores["mean"].error) == (pytest.approx(expected, rel=1e-5), 0.5)
     assert alone.scores["most"] == Score(values.max().item(), None, 1.0, False)
+    other = evaluator(run, EvaluateOptions(count=40, metrics=("brightness",)))
+    monkeypatch.setattr(Brightness, "common", property(lambda self: self is other.own["brightness"]))
+    with pytest.raises(InputError, match="give --shards of the form that it was trained on"):
+        other.evaluate(160)
     assert main(["evaluate", str(run), "--metrics", "brightness,sharpness"]) == 2
     assert "there is no sharpness; give some of brightness, fd, " in capsys.readouterr().err
 

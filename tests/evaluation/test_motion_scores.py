@@ -80,6 +80,12 @@ def test_faults_score_worse_than_real_clips():
         measured(real[:1], other)
 
 
+def test_only_clips_of_one_form_are_compared():
+    assert Motion(16, 1).common == LoopingMotion(16, 1).common != Motion(8, 1).common
+    assert Motion(16, 1).common != Motion(16, 3).common
+    assert Motion(50, 1).common == Motion(60, 1).common  # the same lags
+
+
 @pytest.mark.full
 def test_features_of_motion(tmp_path, capsys):
     shards = make_clips(tmp_path, 60)
