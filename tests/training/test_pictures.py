@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from small_networks import stylegan2_generator
 
 from stylegan_dist.cli import main
-from stylegan_dist.kinds.array import Array
+from stylegan_dist.kinds import Text
+from stylegan_dist.kinds.array import Array, TextForm
 from stylegan_dist.kinds.image import Image as ImageKind
 from stylegan_dist.monitor.images import ABOUT
 from stylegan_dist.networks.generator import Sampling
@@ -46,6 +47,11 @@ def test_the_same_again_and_in_other_batches(classes: int):
         assert torch.equal(a, b)
         assert (a.int() - c.int()).abs().max() <= 1  # rounding
         assert a.float().std() > 1  # there is something in it
+
+
+def test_long_lines_of_text_stay_readable():
+    kind = Text("uint8", (0.0,), (1.0,), text=TextForm(" ab", 300))
+    assert pictures.small_pictures(kind, torch.rand(2, 1, 512, 512), pictures.SMALL_SIDE).shape == (2, 1, 16, 2400)
 
 
 @pytest.mark.parametrize("classes", [0, 3])
