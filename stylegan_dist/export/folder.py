@@ -29,7 +29,7 @@ from stylegan_dist.networks.generator import Generator, Sampling, draw_samples
 from stylegan_dist.training.build import precision_policy
 from stylegan_dist.training.checkpoint import checkpoint_folder
 from stylegan_dist.training.run_folder import read_run_config
-from stylegan_dist.training.saved import load_state
+from stylegan_dist.training.saved import SavedData, load_state
 from stylegan_dist.training.snapshot import Snapshot, Which, load_generator
 
 CARD, PICTURE = "README.md", "samples.png"
@@ -73,8 +73,8 @@ def export_run(run_dir: str | os.PathLike, out: Path, which: Which, formats: Seq
     try:
         run = Path(run_dir)
         config, state = read_run_config(run), load_state(checkpoint_folder(run, snapshot.nimg))
-        description = Description(1, "stylegan_dist", to_dict(config)["generator"], precision_policy(config).clamp, state.data,
-                                  snapshot.nimg, snapshot.digest, __version__)
+        description = Description(1, "stylegan_dist", to_dict(config)["generator"], precision_policy(config).clamp,
+                                  _published(state.data), snapshot.nimg, snapshot.digest, __version__)
         written = _write(snapshot, description, draft, formats)
         (draft / CARD).write_text(model_card(run, description, snapshot.generator, [file.name for file in written], card),
                                   encoding="utf-8")
@@ -86,6 +86,16 @@ def export_run(run_dir: str | os.PathLike, out: Path, which: Which, formats: Seq
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(draft)
     return [*written, Written(CARD, (out / CARD).stat().st_size)]
+
+
+def _published(data: SavedData) -> SavedData:
+    """The same without what no generator needs and others shall not see: lines of the data, and a path on this machine."""
+    array = data.array
+    if array and array.text:
+        array = dataclasses.replace(array, text=dataclasses.replace(array.text, held_out=()))
+    if array and array.encoder:
+        array = dataclasses.replace(array, encoder=dataclasses.replace(array.encoder, path=""))
+    return dataclasses.replace(data, array=array)
 
 
 def _write(snapshot: Snapshot, description: Description, folder: Path, formats: Sequence[str]) -> list[Written]:

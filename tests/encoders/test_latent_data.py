@@ -21,14 +21,16 @@ from stylegan_dist.cli import main
 from stylegan_dist.data.index import load_index
 from stylegan_dist.errors import InputError
 from stylegan_dist.evaluation.samples import check_takes, pictures_for
+from stylegan_dist.export.folder import _published
 from stylegan_dist.kinds import encoder
-from stylegan_dist.kinds.array import ArrayOptions
+from stylegan_dist.kinds.array import Array, ArrayOptions
 from stylegan_dist.kinds.autoencoder import Form
 from stylegan_dist.kinds.base import to_uint8
 from stylegan_dist.kinds.encoder import RUN_COPY, WEIGHTS
 from stylegan_dist.kinds.latent import LatentOptions, Latents
 from stylegan_dist.making.pack import PackOptions, pack
 from stylegan_dist.making.verify import verify
+from stylegan_dist.training.saved import SavedData
 
 SIDE, COUNT = 32, 24
 SETTINGS = [setting for setting in TINY if not setting.startswith("data.mirror")]
@@ -226,6 +228,12 @@ def test_places_that_cannot_be_read_are_passed_over(place, tmp_path, monkeypatch
     right.unlink()
     with pytest.raises(InputError, match="Permission denied"):
         encoder.find_weights(kept, "")
+
+
+def test_the_path_of_the_encoder_is_not_published(place):
+    kind = load_index(place / "none").kind
+    published = _published(SavedData("0" * 64, 16, 4, 0, Array(**kind.facts()["array"] | {"encoder": kind.encoder})))
+    assert (published.array.encoder.path, published.array.encoder) == ("", kind.encoder)
 
 
 def test_mirrored_latents_must_be_stored(place, tmp_path, capsys):

@@ -194,6 +194,7 @@ def test_a_run_from_text_to_scores(tmp_path, capsys):
     card = tmp_path / "exported"
     assert main(["export", str(run), str(card), "--formats", "torch"]) == 0  # for any number of samples
     assert "Samples are lines of text" in (card / "README.md").read_text()
+    assert '"held_out": []' in (card / "config.json").read_text()  # lines of the data are not published
     assert "Lines of words alone" in (tmp_path / "report.html").read_text()
 
 
