@@ -2,7 +2,7 @@
 
     metrics.jsonl           a record a tick
     histograms.jsonl        histograms, at the times of pictures
-    samples/                reals.png, and nimg-*.png; of sounds also .wav
+    samples/                reals.png, and nimg-*.png; of sounds also .wav, of clips .gif, of text .txt
     evaluation.jsonl        scores of checkpoints
     evaluation/             pictures and clips of what the generator has learned, the newest
 """
@@ -34,6 +34,7 @@ SAMPLES_NAME = "samples"
 PICTURES_NAME = "evaluation"
 PICTURE_SUFFIXES, CLIP_SUFFIXES = (".png", ".webp"), (".gif", ".mp4", ".webm")  # W&B shows a WebP as a picture
 SOUND_SUFFIX, SOUNDS = ".wav", "_sounds"  # of files, and of the names of what is heard
+MOVING_SUFFIX, MOVING = ".gif", "_clip"   # likewise, of what moves
 MOST_PICTURES = 32             # of samples, that a tracker is given again
 MOST_PICTURE_BYTES = 1 << 26   # all of them: W&B copies each
 MAX_BOOK = 1 << 24             # bytes
@@ -94,21 +95,23 @@ def _records(path: Path, beyond: int, upto: int) -> Iterator[dict[str, Any]]:
 
 def _pictures(folder: Path, beyond: int, upto: int) -> Iterator[tuple[int, str, Path]]:
     if beyond < 0 and (folder / "reals.png").is_file():
-        yield from _with_sounds(0, "reals", folder / "reals.png")
+        yield from _with_others(0, "reals", folder / "reals.png")
     with contextlib.suppress(OSError):
         found = sorted((int(match[1]), path) for path in folder.iterdir() if (match := _GRID.fullmatch(path.name)))
         found = [(nimg, path) for nimg, path in found if beyond < nimg <= upto]
-        size = max((path.stat().st_size for _, path in found), default=0)
+        size = max((sum(one.stat().st_size for *_, one in _with_others(nimg, "", path)) for nimg, path in found), default=0)
         most = max(1, min(MOST_PICTURES, MOST_PICTURE_BYTES // max(size, 1), len(found)))
         step = (len(found) - 1) / max(most - 1, 1)
         for number in sorted({len(found) - 1 - round(number * step) for number in range(most)} if found else ()):
-            yield from _with_sounds(found[number][0], "samples", found[number][1])
+            yield from _with_others(found[number][0], "samples", found[number][1])
 
 
-def _with_sounds(nimg: int, name: str, path: Path) -> Iterator[tuple[int, str, Path]]:
+def _with_others(nimg: int, name: str, path: Path) -> Iterator[tuple[int, str, Path]]:
+    """A picture, and what lies beside it of the same samples, to be heard or moving."""
     yield nimg, name, path
-    if (sounds := path.with_suffix(SOUND_SUFFIX)).is_file():
-        yield nimg, name + SOUNDS, sounds
+    for suffix, what in ((SOUND_SUFFIX, SOUNDS), (MOVING_SUFFIX, MOVING)):
+        if (other := path.with_suffix(suffix)).is_file():
+            yield nimg, name + what, other
 
 
 _Key = Annotated[str, Field(pattern=r"^\d{1,19} ")]  # of an evaluation; images seen come first

@@ -16,8 +16,9 @@ from stylegan_dist.config import schedules_of
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import Diverged, InputError
 from stylegan_dist.files import write_whole
+from stylegan_dist.kinds.film import frame_ms
 from stylegan_dist.machine import peak_memory
-from stylegan_dist.monitor.history import SOUNDS, picture_name
+from stylegan_dist.monitor.history import MOVING, MOVING_SUFFIX, SOUND_SUFFIX, SOUNDS, picture_name
 from stylegan_dist.monitor.images import save_clip, save_grid
 from stylegan_dist.monitor.sounds import save_sounds
 from stylegan_dist.networks.generator import Generator, Sampling, draw_samples
@@ -341,14 +342,14 @@ def save_reals(run: Run) -> None:
 def _save_samples(run: Run, name: str, path: Path, images: torch.Tensor) -> None:
     """What a network has made, or would be shown: a picture, the first row of sounds, what moves, lines of text."""
     kind, columns = run.index.kind, run.config.monitor.grid_columns
-    sounds, moving, text = (path.with_suffix(ending) for ending in (".wav", ".gif", ".txt"))
+    sounds, moving, text = (path.with_suffix(ending) for ending in (SOUND_SUFFIX, MOVING_SUFFIX, ".txt"))
     if _saved(run, path, lambda: save_grid(path, kind.as_pictures(images), columns)):
         run.monitor.image(name, path, run.state.nimg)
     if _saved(run, sounds, lambda: save_sounds(sounds, kind, images[:columns])):
         run.monitor.image(name + SOUNDS, sounds, run.state.nimg)
     if (film := kind.as_film(images)) and _saved(
-            run, moving, lambda: save_clip(moving, film.frames.transpose(0, 1), columns, round(1000 / film.fps))):
-        run.monitor.image(f"{name}_clip", moving, run.state.nimg)
+            run, moving, lambda: save_clip(moving, film.frames.transpose(0, 1), columns, frame_ms(film.fps))):
+        run.monitor.image(name + MOVING, moving, run.state.nimg)
     if (lines := kind.lines(images)) is not None:
         _saved(run, text, lambda: write_whole(text, "".join(f"{line}\n" for line in lines)))
 

@@ -246,6 +246,14 @@ def test_history_is_bounded_in_pictures_and_passes_over_what_is_damaged(tmp_path
     assert [moment.nimg for moment in history(tmp_path, 100, 300)] == [200, 300]
 
 
+def test_history_has_what_moves_and_what_is_heard(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for name in ("reals.png", "reals.gif", "nimg-00000100.png", "nimg-00000100.gif", "nimg-00000100.wav"):
+        (tmp_path / "samples" / name).write_bytes(b"x")
+    found = {moment.nimg: sorted(moment.pictures) for moment in history(tmp_path, -1, 100)}
+    assert found == {0: ["reals", "reals_clip"], 100: ["samples", "samples_clip", "samples_sounds"]}
+
+
 def test_results_are_given_once_and_again_after_a_change(tmp_path):
     book = tmp_path / "book.json"
     results = Results(tmp_path, book)
