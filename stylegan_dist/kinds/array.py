@@ -34,6 +34,7 @@ from stylegan_dist.kinds.npy import ENCODINGS, PACKED_KEY, array_names, encode_a
 from stylegan_dist.kinds.spectrum import Spectrum
 from stylegan_dist.kinds.values import Values
 from stylegan_dist.ranges import Range
+from stylegan_dist.records import shorten
 
 DTYPES = ("uint8", "int16", "float16", "float32")
 NORMALISATIONS = ("range", "std", "none")
@@ -85,7 +86,11 @@ class Array(Kind):
 
     def check(self, resolution: int, channels: int) -> None:
         if self.dtype not in DTYPES:
-            raise ValueError(f"arrays of {self.dtype!r} instead of {', '.join(DTYPES)}")
+            raise ValueError(f"arrays of {shorten(self.dtype)} instead of {', '.join(DTYPES)}")
+        made = ("log_mel", "spectrum", "film", "text", "encoder")
+        if len(given := [name for name in made if getattr(self, name)]) > 1 or (self.mirrored and not self.encoder):
+            raise ValueError(f"{' and '.join(given) or 'mirrored'}: an array is of one of {', '.join(made)}, and only latents "
+                             "are mirrored")
         if not 1 <= channels <= MAX_CHANNELS:
             raise ValueError(f"arrays of {channels} channels instead of 1 to {MAX_CHANNELS}")
         if len(self.offset) != len(self.scale) or len(self.scale) not in self._counts(resolution, channels):

@@ -37,8 +37,6 @@ class Sound(Array):
 
     def check(self, resolution: int, channels: int) -> None:
         super().check(resolution, channels)
-        if self.log_mel and self.spectrum:
-            raise ValueError("spectrograms are log-mel or linear, and not both")
         form = self.form
         form.check()
         if (form.bands, form.frames) != (resolution, resolution):
