@@ -34,7 +34,6 @@ from stylegan_dist.monitor.images import save_grid
 
 RECORD, STRIP = "training.json", "reconstructions.png"
 HELD_OUT = "encoder.held_out"         # purpose of the draw of what is held out
-DOWNSCALES = (2, 4, 8, 16)
 _LEAST_IMAGES, _EPOCHS = 100_000, 10  # of a training whose length is not given: the greater of both
 _BATCH = 8
 _RATE, _WARM = 1e-3, 0.05             # learning rate at its highest, and share of the training in which it rises

@@ -154,8 +154,8 @@ class Evaluator:
         theirs = kind.metrics()
         for metric, own in self.own.items():
             if metric not in theirs or theirs[metric].common != own.common:
-                raise InputError(f"the metric {metric} cannot compare what the generator makes with the real samples, which have "
-                                 "another form: give --shards of the form that it was trained on")
+                raise InputError(f"the metric {metric} cannot compare what the generator makes with the real samples, which "
+                                 "have another form: give --shards of the form that it was trained on")
 
     def _check_classifier(self, conditional: bool) -> None:
         """Raise InputError unless the network tells the classes of the data apart, and the generator is asked for them."""

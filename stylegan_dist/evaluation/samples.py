@@ -15,7 +15,7 @@ from stylegan_dist import randomness
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
 from stylegan_dist.features.network import FeatureNetwork
-from stylegan_dist.kinds import Clip, Kind
+from stylegan_dist.kinds import Clip, Kind, Text
 from stylegan_dist.kinds.base import to_uint8
 from stylegan_dist.metrics import MOST_SHIFT, gather_features, path_lengths, rotation_errors, translation_errors
 from stylegan_dist.networks.generator import Generator, Sampling, motion
@@ -74,6 +74,9 @@ def pictures_for(network: FeatureNetwork, kind: Kind, values: Tensor) -> Tensor:
 
 def check_takes(network: FeatureNetwork, index: DatasetIndex) -> None:
     """Raise InputError where a feature network does not take the samples of a set, or what they are shown as."""
+    if network.dimensions and isinstance(index.kind, Text) and not isinstance(network.kind, Text):
+        raise InputError(f"the feature network {network.name} looks at pictures, and the data are {index.kind.noun}: take "
+                         "one that has learnt such data (train-features; of label: --run), or the scores of the data itself")
     zeros = torch.zeros(1, index.channels, index.resolution, index.resolution)
     _, channels, _, side = pictures_for(network, index.kind, zeros).shape
     network.check(side, channels)

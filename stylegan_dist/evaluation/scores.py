@@ -97,11 +97,6 @@ def parse_metrics(text: str, where: str = "--metrics ", own: Collection[str] = (
     return tuple(dict.fromkeys(names))
 
 
-def without_network(metric: str, own: Collection[str]) -> bool:
-    """Whether scores of a metric have nothing to do with a feature network."""
-    return metric in EQUIVARIANCE or metric in own
-
-
 def names_of(metrics: Sequence[str], network: FeatureNetwork, own: Mapping[str, SampleMetric] = NO_METRICS) -> list[str]:
     """The names of their scores, the first one of each metric first."""
     found: list[str] = []

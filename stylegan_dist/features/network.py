@@ -169,7 +169,6 @@ class NoFeatures(FeatureNetwork):
     def __init__(self, device: torch.device | str):
         self.name, self.sha256, self.device, self.taught = NO_NETWORK, "0" * 64, torch.device(device), None
         self.resize, self.dtype, self.kind, self.dimensions, self.classes = "none", torch.uint8, None, 0, 0
-        self.taught = None
 
     def check(self, resolution: int, channels: int) -> None:
         pass

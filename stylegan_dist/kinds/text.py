@@ -22,7 +22,7 @@ from stylegan_dist.files import write_whole
 from stylegan_dist.kinds.array import Array, TextForm
 from stylegan_dist.kinds.base import RESOLUTIONS, Decode, Kind, Packing, Sample, option
 from stylegan_dist.kinds.scores import SampleMetric
-from stylegan_dist.kinds.text_scores import Copies, Ngrams, Words
+from stylegan_dist.kinds.text_scores import Copies, Ngrams, Words, likeliest, spelled
 from stylegan_dist.kinds.values import Values
 from stylegan_dist.ranges import Range
 from stylegan_dist.records import shorten
@@ -63,6 +63,10 @@ class Text(Array):
     def decoder(self, strict: bool) -> Decode:
         return partial(decode_line, self.form)
 
+    @property
+    def why_not_mirrored(self) -> str:
+        return "lines would be read backwards: set data.mirror=false"
+
     def settings(self) -> Mapping[str, int]:
         return {"symbols": len(self.form.symbols), "length": self.form.length}
 
@@ -70,7 +74,7 @@ class Text(Array):
         return {"ngrams": Ngrams(self.form), "words": Words(self.form), "copies": Copies(self.form)}
 
     def lines(self, values: Tensor) -> list[str]:
-        return lines_of(values, self.form)
+        return spelled(likeliest(values, self.form), self.form)
 
     def from_network(self, values: Tensor) -> Tensor:
         """Zeros and ones: the likeliest symbol of each position."""
@@ -128,12 +132,6 @@ def decode_line(form: TextForm, data: bytes, out: np.ndarray) -> None:
     out[0] = 1
     out[0, :len(found)] = 0
     out[found, range(len(found)), 0] = 1
-
-
-def lines_of(values: Tensor, form: TextForm) -> list[str]:
-    """The likeliest lines of samples [N, 1, R, R], without the blanks at their ends."""
-    indices = values[:, 0, :len(form.symbols), :form.length].argmax(1)
-    return ["".join(form.symbols[i] for i in row).rstrip(BLANK) for row in indices.tolist()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,5 +218,3 @@ def alphabet(lines: Sequence[str]) -> str:
         raise InputError(f"the text has {len(found) + 1} different symbols, more than {MOST_SYMBOLS}: --clean lower and "
                          "--clean letters leave fewer")
     return BLANK + "".join(found)
-
-

@@ -31,19 +31,15 @@ class LineMetric(SampleMetric):
         return self.form.length
 
     def rows(self, values: Tensor) -> Tensor:
-        return values[:, 0, :len(self.form.symbols), :self.form.length].argmax(1).float()
-
-    def lines(self, rows: Tensor) -> list[str]:
-        """Lines without the blanks at their ends."""
-        return ["".join(self.form.symbols[int(i)] for i in row).rstrip() for row in rows.tolist()]
+        return likeliest(values, self.form).float()
 
     def held_out(self, real: Sequence[str]) -> Sequence[str]:
         """Lines that no network has seen; where the set has none, each second one of the real lines."""
         return self.form.held_out or real[1::2] or real
 
     def measure(self, real: Tensor, generated: Tensor) -> Mapping[str, Measured]:
-        lines = self.lines(real)
-        return self.compare(lines, self.held_out(lines), self.lines(generated))
+        lines = spelled(real, self.form)
+        return self.compare(lines, self.held_out(lines), spelled(generated, self.form))
 
     def compare(self, real: Sequence[str], held_out: Sequence[str], generated: Sequence[str]) -> Mapping[str, Measured]:
         """The scores of generated lines."""
@@ -67,7 +63,8 @@ class Ngrams(LineMetric):
 
 
 class Words(LineMetric):
-    """The floor of both is that of held-out lines, of which the words of the other real lines are counted."""
+    """The floor of both is that of held-out lines, of which the words of the other real lines are counted; none where the set
+    has none."""
 
     about = "share of the words that occur in the data, and of the lines that consist of such words alone"
     scores = ("lines", "words")
@@ -75,12 +72,13 @@ class Words(LineMetric):
     def compare(self, real: Sequence[str], held_out: Sequence[str], generated: Sequence[str]) -> Mapping[str, Measured]:
         trained = words_of(real)
         value, floor = known_shares(generated, trained | words_of(held_out)), known_shares(held_out, trained)
-        return {name: Measured(value[i], _error(value[i], len(generated)) if name == "lines" else None, floor[i], False)
-                for i, name in enumerate(self.scores)}
+        return {name: Measured(value[i], _error(value[i], len(generated)) if name == "lines" else None,
+                               floor[i] if self.form.held_out else None, False) for i, name in enumerate(self.scores)}
 
 
 class Copies(LineMetric):
-    """The floor of `verbatim` is that of held-out lines; that of `distinct` is that of equally many real lines."""
+    """The floor of `verbatim` is that of held-out lines, and none where the set has none; that of `distinct` is that of equally
+    many real lines."""
 
     about = "share of the lines that are in the data word for word, and of those that are different"
     scores = ("verbatim", "distinct")
@@ -89,8 +87,18 @@ class Copies(LineMetric):
         trained, count = set(real), min(len(real), len(generated))
         value, floor = (sum(line in trained for line in lines) / len(lines) for lines in (generated, held_out))
         distinct, usual = (len(set(lines[:count])) / count for lines in (generated, real))
-        return {"verbatim": Measured(value, _error(value, len(generated)), floor),
+        return {"verbatim": Measured(value, _error(value, len(generated)), floor if self.form.held_out else None),
                 "distinct": Measured(distinct, None, usual, False)}
+
+
+def likeliest(values: Tensor, form: TextForm) -> Tensor:
+    """The numbers of the likeliest symbols of samples [N, 1, R, R]: int64 [N, length]."""
+    return values[:, 0, :len(form.symbols), :form.length].argmax(1)
+
+
+def spelled(symbols: Tensor, form: TextForm) -> list[str]:
+    """The lines of numbers of symbols [N, length], without the blanks at their ends."""
+    return ["".join(form.symbols[int(i)] for i in row).rstrip() for row in symbols.tolist()]
 
 
 def ngrams(lines: Iterable[str], n: int) -> Counter[str]:

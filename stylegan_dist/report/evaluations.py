@@ -29,7 +29,10 @@ NAMES = {"fid": "FID", "fd_infinity": "Fréchet distance at infinity", "fd_class
          "eq_r": "Equivariance to rotation, dB",
          **{f"ngrams_{n}": f"Divergence of sequences of {n} symbols, bits" for n in (1, 2, 3, 4)},
          "lines": "Lines of words alone", "words": "Words that exist", "verbatim": "Lines copied from the data",
-         "distinct": "Lines that differ", "recall": "Recall", "density": "Density", "coverage": "Coverage"}
+         "distinct": "Lines that differ", "motion_differences": "Motion: differences of frames",
+         "motion_correlation": "Motion: correlation over time", "motion_speed": "Motion: speed, as a factor",
+         "loop_jump": "Jump from the last frame to the first, in steps",
+         "recall": "Recall", "density": "Density", "coverage": "Coverage"}
 
 
 @dataclass(frozen=True)

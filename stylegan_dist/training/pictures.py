@@ -125,8 +125,11 @@ def strip(frames: Tensor) -> Sheet:
 
 
 def small_pictures(kind: Kind, values: Tensor, side: int) -> Tensor:
-    """Values [N, C, S, S] in the network's range as pictures, whose shorter side has at most `side` pixels: uint8 [N, 1, 3 or 4,
-    ...] on the CPU. Those of lines of text are long."""
+    """Values [N, C, S, S] in the network's range as pictures: uint8 [N, 1, 3 or 4, ...] on the CPU.
+
+    Args:
+        side: pixels of their shorter side, at most; those of lines of text are long.
+    """
     images = kind.as_pictures(values.float())
     factor = -(-min(images.shape[2:]) // side)
     return to_uint8(avg_pool2d(images, factor) if factor > 1 else images).cpu()

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from batches import take
+from small_features import small_features
 from small_text import WORDS, lines_of_words, pack_lines
 
 from stylegan_dist.cli import main
 from stylegan_dist.data.index import load_index
 from stylegan_dist.errors import InputError
-from stylegan_dist.kinds import Text, TextOptions
+from stylegan_dist.evaluation.samples import check_takes
+from stylegan_dist.features.network import NoFeatures
+from stylegan_dist.kinds import Text, TextOptions, declared
 from stylegan_dist.kinds.array import Array, TextForm
+from stylegan_dist.kinds.film import FilmForm
 from stylegan_dist.kinds.text import decode_line, pieces_of
 from stylegan_dist.making.pack import PackOptions, pack
 from stylegan_dist.making.text_file import open_text
@@ -139,6 +144,13 @@ def test_impossible_forms(change, message):
         Text("uint8", (0.0,), (1.0,), text=form).check(8, 1)
 
 
+def test_samples_are_of_one_kind():
+    plain = Array("uint8", (0.0,), (1.0,))
+    for wrong in (declared(replace(plain, text=FORM, film=FilmForm(1, 1, 25.0))), replace(plain, mirrored=True)):
+        with pytest.raises(ValueError, match="an array is of one of"):
+            wrong.check(8, 1)
+
+
 def test_an_index_says_what_text_is(tmp_path):
     out = pack_lines(tmp_path)
     content = json.loads((out / "index.json").read_text())
@@ -152,7 +164,11 @@ def test_an_index_says_what_text_is(tmp_path):
 
 
 def test_pictures_are_read(tmp_path):
-    kind = load_index(pack_lines(tmp_path)).kind
+    index = load_index(pack_lines(tmp_path))
+    kind = index.kind
+    check_takes(NoFeatures("cpu"), index)
+    with pytest.raises(InputError, match="looks at pictures, and the data are lines of text"):
+        check_takes(small_features(), index)
     samples = np.zeros((2, 16, 16, 1), np.uint8)
     for sample, line in zip(samples, (b"the bus", b""), strict=True):
         decode_line(kind.form, line, sample)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stylegan_dist.kinds.array import TextForm
-from stylegan_dist.kinds.text_scores import Copies, Ngrams, Words, divergence, ngrams
+from stylegan_dist.kinds.text_scores import Copies, Ngrams, Words, divergence, ngrams, spelled
 
 FORM = TextForm(" abc", 5, ("ab c", "b"))
 
@@ -44,7 +44,7 @@ def test_rows_are_the_likeliest_symbols():
     metric = Words(FORM)
     rows = metric.rows(values)
     assert rows.shape == (2, metric.width(8, 1)) == (2, 5)
-    assert metric.lines(rows) == ["a a a", "ccccc"]
+    assert spelled(rows, FORM) == ["a a a", "ccccc"]
 
 
 def test_words_and_lines():
@@ -54,6 +54,8 @@ def test_words_and_lines():
     assert found["words"][:3] == (pytest.approx(6 / 7), None, pytest.approx(2 / 3))
     assert found["lines"][:3] == (pytest.approx(3 / 5), pytest.approx(math.sqrt(0.6 * 0.4 / 5)), pytest.approx(1 / 2))
     assert not found["words"].lower_is_better
+    alone = Words(TextForm(" abc", 5)).measure(real, generated)
+    assert [alone[name].floor for name in ("words", "lines")] == [None, None]  # nothing that is real was held out
 
 
 def test_copies():

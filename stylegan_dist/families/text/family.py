@@ -44,8 +44,6 @@ class TextFamily(Family):
                                  "groups")
             if settings.kernel % 2 == 0:
                 raise InputError(f"{prefix}.kernel={settings.kernel} has no middle: choose an odd number")
-        if config.data.mirror:
-            raise InputError("data.mirror=true would train on lines that are read backwards: leave it out")
         if config.augment.pipe != "none":
             raise InputError(f"augment.pipe={config.augment.pipe} is made for pictures: leave augment.pipe at none for text")
 
