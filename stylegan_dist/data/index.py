@@ -154,8 +154,8 @@ def load_index(data: str | os.PathLike) -> DatasetIndex:
     for (location, _), index in zip(entries[1:], indices[1:], strict=True):
         if index.kind != indices[0].kind:
             raise InputError(f"{entries[0][0]} and {location} cannot be mixed: they hold {indices[0].kind.noun} and "
-                             f"{index.kind.noun}, or their dtype, normalisation or form differ (alphabet, frames, spectrograms, "
-                             "autoencoder); pack them with the same options, also --dtype, --offset and --scale")
+                             f"{index.kind.noun}, or their dtype, normalisation or form differ (alphabet, frames, "
+                             "spectrograms, autoencoder); pack them with the same options, also --dtype, --offset and --scale")
         for name in ("resolution", "channels"):
             if (a := getattr(indices[0], name)) != (b := getattr(index, name)):
                 raise InputError(f"{entries[0][0]} and {location} cannot be mixed: their {name} are {a} and {b}")

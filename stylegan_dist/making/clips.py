@@ -116,6 +116,8 @@ def cut(source: Source, options: ClipOptions) -> tuple[Source, ClipOptions]:
     assert options.stride is not None
     items: list[Item] = []
     checked = [_bounded(video, options) for video in videos]
+    if not any(video.facts for video in checked):
+        raise InputError(f"none of the videos can be used: {checked[0].name!r} ({checked[0].problem})")
     counts = [video.facts.count_at(options.fps) if video.facts else 0 for video in checked]
     for video, count in zip(checked, counts, strict=True):
         starts = range(0, count - options.frames + 1, options.stride) or range(1)  # what gives no clip is accounted for, too

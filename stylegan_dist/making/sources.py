@@ -125,7 +125,7 @@ def list_source(path: str | os.PathLike) -> Listing:
 
 
 def kind_of(listing: Listing) -> str:
-    """What a source holds: "images" if there is any, else "arrays" or "sounds"; "images" if there is nothing of these."""
+    """What a source holds: the first of "images", "arrays", "sounds" and "videos" that is there; "images" if nothing is."""
     return next(iter(_kinds(listing.names)), "images")
 
 

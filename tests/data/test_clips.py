@@ -18,6 +18,7 @@ from stylegan_dist.data.index import load_index
 from stylegan_dist.kinds.clip import Clip
 from stylegan_dist.kinds.film import Facts, FilmForm
 from stylegan_dist.kinds.npy import read_array
+from stylegan_dist.making import clips
 from stylegan_dist.making.verify import verify
 
 
@@ -161,3 +162,10 @@ def test_sets_without_clips_keep_their_identity():
     from stylegan_dist.kinds.array import Array
 
     assert "film" not in Array("uint8", (0.0,), (1.0,)).facts()["array"]
+
+
+def test_films_that_are_all_too_long(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(clips, "MOST_FILM_BYTES", 1000)
+    save_gif(tmp_path / "films" / "a.gif", circling(0, 13))
+    assert run(tmp_path / "films", tmp_path / "set", "--frames", "4") == 2
+    assert "none of the videos can be used: 'a.gif' (13 frames are more than" in capsys.readouterr().err

@@ -18,7 +18,8 @@ from stylegan_dist.config import Config, load_config, to_dict
 from stylegan_dist.config.schema import OptimizerConfig
 from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
-from stylegan_dist.kinds.clip import Clip
+from stylegan_dist.kinds import Clip, Text
+from stylegan_dist.kinds.array import TextForm
 from stylegan_dist.kinds.film import FilmForm
 from stylegan_dist.objective.phases import Phase, main_share
 from stylegan_dist.ranks import World
@@ -144,6 +145,10 @@ def test_presets_resolve(preset):
         config, index = load_config(preset, ["data.shards=somewhere"]), index_of(resolution)
         if config.generator.family == "stylegan_v":
             index = replace(index, channels=48, kind=Clip("uint8", (127.5,), (127.5,), film=FilmForm(16, 3, 25.0)))
+        elif config.generator.family == "text":
+            with pytest.raises(InputError, match="the data has images: pack a text"):
+                resolve(config, index)
+            index = replace(index, channels=1, kind=Text("uint8", (0.0,), (1.0,), text=TextForm(" ab", resolution)))
         assert resolve(config, index, World(2, "cuda", bf16=True)).config.run.batch_gpu > 0
 
 

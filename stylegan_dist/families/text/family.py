@@ -7,6 +7,7 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.families.family import Auto, Family
 from stylegan_dist.families.r3gan.objective import R3GanObjective
 from stylegan_dist.families.text.networks import Discriminator, Generator
+from stylegan_dist.kinds import Kind, Text
 from stylegan_dist.networks.generator import SampleShape
 from stylegan_dist.networks.layers import Precision
 
@@ -22,11 +23,13 @@ class TextFamily(Family):
     def discriminator(self, config: Config, shape: SampleShape, precision: Precision) -> Discriminator:
         return Discriminator(shape, config.discriminator, precision)
 
+    def check_kind(self, config: Config, kind: Kind) -> None:
+        if not isinstance(kind, Text):
+            raise InputError(f"generator.family=text makes lines of text, and the data has {kind.noun}: pack a text with "
+                             "stylegan-dist pack --text, or choose another generator.family")
+
     def resolve(self, config: Config, resolution: int, auto: Auto) -> None:
         g, d, loss = config.generator, config.discriminator, config.loss
-        for section, prefix in ((g, "generator"), (d, "discriminator")):
-            for name in ("symbols", "length"):
-                auto(section, prefix, name, resolution, "of data that is no text: all rows and columns")
         for name in ("width", "blocks", "kernel"):
             auto(d, "discriminator", name, getattr(g, name), "as the generator")
         auto(loss, "loss", "r2_gamma", loss.r1_gamma, "as R1")
