@@ -91,9 +91,10 @@ def add_pack(subparsers) -> None:
     """Add the verb `pack` to the result of `ArgumentParser.add_subparsers`."""
     parser = add_verb(
         subparsers, "pack", _run_pack,
-        help="make a shard set from a folder, a zip or a tar of images, arrays, sounds or videos, or from text", epilog=_PACK_EXAMPLES,
-        description="Bring all images, arrays, sounds or videos of a folder, a zip or a tar, or the lines of a text, into one form "
-                    "and write them as WebDataset shards with an index, ready for training.",
+        help="make a shard set from a folder, a zip or a tar of images, arrays, sounds or videos, or from text",
+        epilog=_PACK_EXAMPLES,
+        description="Bring all images, arrays, sounds or videos of a folder, a zip or a tar, or the lines of a text, into one "
+                    "form and write them as WebDataset shards with an index, ready for training.",
     )
     parser.add_argument("source", metavar="SOURCE", type=path("SOURCE", url=True),
                         help="a folder (searched with its sub-folders), a zip or a tar; a folder or a pattern of tars, such as "
