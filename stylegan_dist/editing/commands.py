@@ -266,7 +266,7 @@ def _walk(args: argparse.Namespace) -> int:
     from stylegan_dist.editing.walks import between, check_film, closed_spline, save_film
 
     out, trained, count = Path(args.out), _opened(args), _count(args, 2) * args.frames
-    check_film(out, count, trained.shape.resolution)
+    check_film(out, count, trained.kind.shown_side(trained.shape.resolution))
     points = _points(trained, args)
     with _bar(count, "frame") as bar, _writing(out):
         def frames() -> Any:
@@ -331,7 +331,7 @@ def _check_sheet(trained: Any, pictures: int, out: str) -> None:
         raise InputError(f"--out {out}: sheets are .png")
     if Path(out).is_dir():
         raise InputError(f"--out {out} is a folder: give the name of a file")
-    if (pixels := grid_pixels(pictures, trained.shape.resolution)) > MOST_PIXELS:
+    if (pixels := grid_pixels(pictures, trained.kind.shown_side(trained.shape.resolution))) > MOST_PIXELS:
         raise InputError(f"{pictures} pictures make a sheet of {pixels} pixels, more than {MOST_PIXELS}: draw fewer")
 
 

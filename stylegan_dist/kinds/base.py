@@ -96,6 +96,10 @@ class Kind(ABC):
         """Values [N, C, H, W] in the network's range as pictures for people, [N, 1, 3 or 4, H, W] in the same range."""
         return values
 
+    def shown_side(self, resolution: int) -> int:
+        """Pixels of a side of these pictures; about, where they are not square."""
+        return resolution
+
     def as_sound(self, values: Tensor) -> Waveform | None:
         """What a network has made, [C, H, W], as sound; None where the samples are none."""
         return None

@@ -90,6 +90,9 @@ class Latents(Array):
         offset, scale = self._constants(values)
         return torch.cat([network.decode(one.float() * scale + offset).clamp(-1, 1) for one in values.split(1)])
 
+    def shown_side(self, resolution: int) -> int:
+        return resolution * (1 if self.false_colours else self._encoder.form.downscale)
+
     @property
     def _encoder(self) -> Encoder:
         assert self.encoder, "they are latents"

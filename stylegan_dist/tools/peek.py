@@ -31,7 +31,7 @@ def peek(folder: str | os.PathLike, out: str | os.PathLike, columns: int = 16, r
     """
     index = load_index(folder)
     count = min(columns * rows, index.num_samples)
-    if (pixels := grid_pixels(count, index.resolution)) > MOST_PIXELS:
+    if (pixels := grid_pixels(count, index.kind.shown_side(index.resolution))) > MOST_PIXELS:
         raise InputError(f"{count} samples make a sheet of {pixels} pixels, more than {MOST_PIXELS}: use fewer --columns or "
                          "--rows")
     cache = open_cache("auto", DataConfig().cache_gb, index, 0)  # which runs use, too

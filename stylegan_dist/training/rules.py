@@ -126,7 +126,7 @@ def resolve(config: Config, index: DatasetIndex, world: World = World()) -> Reso
     auto(config.ops, "ops", "path", path.name, path.reason)
 
     advice = _advice(config, world_size)  # before batch_gpu is a number
-    _check(config, resolution, world_size, advice)
+    _check(config, index, world_size, advice)
     if config.data.mirror and (reason := index.kind.why_not_mirrored):
         raise InputError(f"data.mirror=true: {reason}")
     augment.check(config.augment, index.channels, isinstance(index.kind, Image), ADVERSARIAL[config.loss.adversarial].anchored,
@@ -194,7 +194,7 @@ def _try_out(cls: type[torch.optim.Optimizer], arguments: dict) -> None:
     cls([weight], **arguments).step()
 
 
-def _check(config: Config, resolution: int, world_size: int, advice: str) -> None:
+def _check(config: Config, index: DatasetIndex, world_size: int, advice: str) -> None:
     """Everything that needs neither the micro-batch nor the networks.
 
     Args:
@@ -203,12 +203,12 @@ def _check(config: Config, resolution: int, world_size: int, advice: str) -> Non
     run, loss = config.run, config.loss
     check_ranges(config)  # what the rules have chosen, too
     columns, rows = config.monitor.grid_columns, config.monitor.grid_rows
-    if (pixels := grid_pixels(columns * rows, resolution)) > MOST_PIXELS:
+    if (pixels := grid_pixels(columns * rows, index.kind.shown_side(index.resolution))) > MOST_PIXELS:
         raise InputError(f"monitor.grid_columns={columns} x monitor.grid_rows={rows} images make a picture of {pixels} pixels, "
                          f"more than {MOST_PIXELS}: set fewer")
     if config.monitor.tensorboard:
         check_tensorboard()
-    family_of(config).check(config, resolution)
+    family_of(config).check(config, index.resolution)
     if loss.adversarial not in ADVERSARIAL:
         raise InputError(f"loss.adversarial={shorten(loss.adversarial)} is unknown; choose one of {', '.join(ADVERSARIAL)}")
     for name in ("g", "d"):

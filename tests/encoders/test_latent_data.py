@@ -149,6 +149,13 @@ def test_feature_networks_see_decoded_pictures(place):
     assert (pictures.int() - expected.int()).abs().max() <= 1
 
 
+def test_pictures_have_the_side_that_is_told(place):
+    kind = load_index(place / "none").kind
+    values = torch.zeros(1, 4, 16, 16)
+    for one, side in ((kind, SIDE), (replace(kind, false_colours=True), 16)):
+        assert one.as_pictures(values).shape[2] == one.shown_side(16) == side
+
+
 def train(shards: Path, run_dir: Path, *settings: str) -> int:
     return main(["train", *SETTINGS, f"data.shards={shards}", f"run.dir={run_dir}", *settings])
 
