@@ -95,7 +95,8 @@ def doctor_with(groups: str, run: Path | str = ".", environment: dict[str, str] 
               f"commands.GROUPS = {groups}\nraise SystemExit(main(['doctor', '--run', {str(run)!r}]))")
     env = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     return subprocess.Popen([sys.executable, "-c", script], **streams,
-                            env=env | {"PYTHONPATH": os.pathsep.join(sys.path)} | (environment or {}))
+                            env=env | {"PYTHONPATH": os.pathsep.join(sys.path)} | (environment or {}),
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # jobs in the background ignore it
 
 
 def test_a_line_is_there_as_soon_as_it_is_known(tmp_path):

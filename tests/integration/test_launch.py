@@ -159,7 +159,13 @@ def test_a_damaged_shard_ends_all(labelled_shards: Path, tmp_path: Path):
     assert f"{index.shards[shard].name}, sample " in result.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("preset", sorted((ROOT / "launch/presets").glob("*.yaml")), ids=lambda path: path.stem)
+# Plans of large transformers take as long as all others together.
+LONG = ("gat-b2-latents", "gat-l2-latents", "gat-xl2-latents")
+PRESETS = [pytest.param(path, marks=[pytest.mark.full] * (path.stem in LONG), id=path.stem)
+           for path in sorted((ROOT / "launch/presets").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_dry_run_of_every_preset(preset: Path, labelled_shards: Path, clip_shards: Path, tmp_path: Path,
                                  capsys: pytest.CaptureFixture):
     shards = {"text": pack_lines(tmp_path), "video": clip_shards}.get(preset.stem, labelled_shards)
