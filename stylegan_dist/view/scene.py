@@ -49,9 +49,10 @@ class Scene:
         trained, generator = self.trained, self.trained.generator
         return {
             "run": trained.run_dir.resolve().name, "nimg": trained.nimg, "digest": trained.digest,
-            "device": str(trained.device), "resolution": trained.shape.resolution, "classes": trained.shape.num_classes,
-            "names": self.names, "truncates": generator.truncates, "layers": generator.num_ws,
-            "noise": bool(generator.noise_maps()), "method": self.directions.facts.method if self.directions else "",
+            "device": str(trained.device), "resolution": trained.kind.shown_side(trained.shape.resolution),
+            "classes": trained.shape.num_classes, "names": self.names, "truncates": generator.truncates,
+            "layers": generator.num_ws, "noise": bool(generator.noise_maps()),
+            "method": self.directions.facts.method if self.directions else "",
             "moves": self.moves, "most_seed": MOST_SEED,
         }
 
