@@ -141,11 +141,13 @@ class Evaluator:
         self._floors: dict[str, float] = {}  # on rank 0
 
     def _check_form(self, mine: Kind) -> None:
-        """Raise InputError where a network has learnt other spectrograms, which may have the same shape."""
-        taught = self.network.taught
-        theirs = taught.kind if taught else mine
-        if isinstance(mine, Sound) and (not isinstance(theirs, Sound) or theirs.form != mine.form):
-            raise InputError(f"the feature network {self.network.name} has learnt spectrograms of another form: train one "
+        """Raise InputError where a network has learnt samples of another kind or form, which may have the same shape."""
+        theirs = self.network.kind
+        if theirs is None or not takes_samples(self.network, mine):
+            return
+        other_form = isinstance(mine, Sound) and isinstance(theirs, Sound) and theirs.form != mine.form
+        if type(theirs) is not type(mine) or other_form:
+            raise InputError(f"the feature network {self.network.name} has learnt {theirs.noun} of another form: train one "
                              "on this data with `stylegan-dist train-features SHARDS OUT`, and give OUT")
 
     def _check_own(self, kind: Kind) -> None:

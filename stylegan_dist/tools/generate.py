@@ -32,6 +32,7 @@ GRID_NAME, MOVING_NAME = "grid.png", "grid.gif"
 LINES_NAME = "lines.txt"
 SEEDS_LIMIT = 1_000_000
 GRID_LIMIT = 256  # pictures in the grid; a larger one is hard to look at
+MOST_VALUES = 1 << 28  # of all frames of a clip, which are in memory at once
 MOST_MOVING = 1 << 25  # pixels of all frames of the grid that moves; more would be a large file
 FRAMES_AT_ONCE = 32
 
@@ -78,6 +79,9 @@ def _generate(run_dir: str | os.PathLike, out: Path, options: GenerateOptions) -
     trained.check_class(options.label)
     generator, kind, classes = trained.generator, trained.kind, trained.shape.num_classes
     labels = [None if not classes else seed % classes if options.label is None else options.label for seed in options.seeds]
+    if (most := MOST_VALUES // (3 * trained.shape.resolution**2)) < (count := _frame_count(generator, options)):
+        raise InputError(f"{count} frames of {trained.shape.resolution} pixels are more than fit into one file here: at most "
+                         f"{most}, so choose fewer --frames, or a greater --speed")
     grid: list[torch.Tensor] = []
     moving: list[torch.Tensor] = []
     lines: list[str] = []
@@ -135,11 +139,14 @@ def _draw(generator: Generator, seed: int, label: int | None, options: GenerateO
     return _film(generator, seed, index, labels, sampling, options)
 
 
+def _frame_count(generator: Generator, options: GenerateOptions) -> int:
+    return options.frames or math.ceil(getattr(generator, "frames", 1) / options.speed)
+
+
 @torch.no_grad()
 def _film(generator: Generator, seed: int, index: torch.Tensor, labels: torch.Tensor | None, sampling: Sampling,
           options: GenerateOptions) -> torch.Tensor:
     """One clip of any length and speed, float [frames * C, R, R]: a frame depends on its time alone, not on the last one."""
-    count = options.frames or math.ceil(getattr(generator, "frames", 1) / options.speed)
-    times = torch.arange(count, dtype=torch.float64, device=index.device) * options.speed
+    times = torch.arange(_frame_count(generator, options), dtype=torch.float64, device=index.device) * options.speed
     parts = [generator.film(seed, "generate", index, labels, sampling, part)[0].cpu() for part in times.split(FRAMES_AT_ONCE)]
     return torch.cat(parts)

@@ -281,6 +281,8 @@ def test_generates_clips_of_any_length(run, tmp_path, capsys):
         for number in (0, 1, 2 * FRAMES):
             film.seek(number)
             pictures.append(np.asarray(film.convert("L")).astype(float))
+    assert main(["generate", str(run / "whole"), "--speed", "1e-6", "--out", str(out), "--device", "cpu"]) == 2
+    assert "frames of 16 pixels are more than fit" in capsys.readouterr().err
     assert np.abs(pictures[0] - pictures[2]).mean() < 4  # it loops after twice as many frames at half the speed
     capsys.readouterr()
 
