@@ -147,7 +147,7 @@ class Evaluator:
             return
         other_form = isinstance(mine, Sound) and isinstance(theirs, Sound) and theirs.form != mine.form
         if type(theirs) is not type(mine) or other_form:
-            raise InputError(f"the feature network {self.network.name} has learnt {theirs.noun} of another form: train one "
+            raise InputError(f"the feature network {self.network.name} has learnt samples of another form: train one "
                              "on this data with `stylegan-dist train-features SHARDS OUT`, and give OUT")
 
     def _check_own(self, kind: Kind) -> None:

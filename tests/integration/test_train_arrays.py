@@ -100,4 +100,4 @@ def test_accuracy_of_sounds_and_networks_of_another_form(shards, tmp_path, capsy
     assert main([*score, str(tmp_path / "own")]) == 0
     assert "accuracy_own_" in capsys.readouterr().out, "it chooses the best checkpoint"
     assert main([*score, str(tmp_path / "foreign")]) == 2
-    assert "has learnt spectrograms of another form" in capsys.readouterr().err
+    assert "has learnt samples of another form" in capsys.readouterr().err
