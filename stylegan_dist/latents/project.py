@@ -137,8 +137,10 @@ class _Work:
         self.missing = None if missing is None else missing.to(trained.device)
         self.numbers = torch.tensor([target.number for target in targets], device=trained.device)
         self.agreeing = missing is not None and bool(trained.generator.num_ws)
-        every = options.every_class and options.label is None and not self.agreeing
-        self.starts = find_starts(trained, options.label, every, 0 if self.agreeing else options.starts or 0, options.seed)
+        trained.check_class(options.label)
+        if not self.agreeing:  # else they follow from samples that are drawn when the work begins
+            every = options.every_class and options.label is None
+            self.starts = find_starts(trained, options.label, every, options.starts or 0, options.seed)
         self.no_class = not trained.shape.num_classes or (options.label is None and not options.every_class)
 
     def values(self, part: slice) -> Tensor:
