@@ -51,19 +51,11 @@ class StyleGan2(Family):
         return before.num_classes == now.num_classes or not name.startswith(by_class[network])
 
     def resolve(self, config: Config, resolution: int, auto: Auto) -> None:
-        g, d, batch = config.generator, config.discriminator, config.run.batch
-        auto(g, "generator", "mapping_layers", 2, "the usual choice outside the paper's own presets")
-        auto(g, "generator", "channel_base", 32768 if resolution >= 512 else 16384, "from the resolution")
-        auto(d, "discriminator", "channel_base", g.channel_base, "as the generator")
-        group = next(n for n in (4, 3, 2, 1) if batch % n == 0)
-        auto(d, "discriminator", "mbstd_group", group, "a divisor of the batch, at most 4")
-        auto(config.loss, "loss", "r1_gamma", 0.0002 * resolution**2 / batch, "0.0002 R^2 / batch")
+        auto(config.generator, "generator", "mapping_layers", 2, "the usual choice outside the paper's own presets")
+        resolve_shared(config, resolution, auto)
 
     def check(self, config: Config, resolution: int) -> None:
-        for name in ("generator", "discriminator"):
-            if (base := getattr(config, name).channel_base) < resolution:
-                raise InputError(f"{name}.channel_base={base} leaves no feature maps at {resolution} px: it must be at least "
-                                 f"{resolution}, and 16384 is usual")
+        check_widths(config, resolution)
         self.check_frozen(config, self._layers(config, resolution))
 
     def group(self, config: Config) -> tuple[int, str]:
@@ -77,6 +69,24 @@ class StyleGan2(Family):
     def describe(self, config: Config) -> str:
         frozen = config.discriminator.freeze_layers
         return config.discriminator.architecture + (f", {frozen} layers frozen" if frozen else "")
+
+
+def resolve_shared(config: Config, resolution: int, auto: Auto) -> None:
+    """The rules for `auto` that hold for other families of the same blocks and game, too."""
+    g, d, batch = config.generator, config.discriminator, config.run.batch
+    auto(g, "generator", "channel_base", 32768 if resolution >= 512 else 16384, "from the resolution")
+    auto(d, "discriminator", "channel_base", g.channel_base, "as the generator")
+    group = next(n for n in (4, 3, 2, 1) if batch % n == 0)
+    auto(d, "discriminator", "mbstd_group", group, "a divisor of the batch, at most 4")
+    auto(config.loss, "loss", "r1_gamma", 0.0002 * resolution**2 / batch, "0.0002 R^2 / batch")
+
+
+def check_widths(config: Config, resolution: int) -> None:
+    """Raise InputError where a network would have no feature maps at the resolution of the data."""
+    for name in ("generator", "discriminator"):
+        if (base := getattr(config, name).channel_base) < resolution:
+            raise InputError(f"{name}.channel_base={base} leaves no feature maps at {resolution} px: it must be at least "
+                             f"{resolution}, and 16384 is usual")
 
 
 FAMILY = StyleGan2()

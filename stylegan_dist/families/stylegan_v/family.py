@@ -8,6 +8,7 @@ from stylegan_dist.config import Config
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.family import Auto, Family
 from stylegan_dist.families.stylegan2.family import FAMILY as STYLEGAN2
+from stylegan_dist.families.stylegan2.family import check_widths, resolve_shared
 from stylegan_dist.families.stylegan_v.networks import SEEN, Discriminator, Generator, joined_at
 from stylegan_dist.families.stylegan_v.objective import StyleGanVObjective
 from stylegan_dist.kinds import Clip, Kind
@@ -46,18 +47,10 @@ class StyleGanV(Family):
                              "generator.family")
 
     def resolve(self, config: Config, resolution: int, auto: Auto) -> None:
-        g, d, batch = config.generator, config.discriminator, config.run.batch
-        auto(g, "generator", "channel_base", 32768 if resolution >= 512 else 16384, "from the resolution")
-        auto(d, "discriminator", "channel_base", g.channel_base, "as the generator")
-        group = next(n for n in (4, 3, 2, 1) if batch % n == 0)
-        auto(d, "discriminator", "mbstd_group", group, "a divisor of the batch, at most 4")
-        auto(config.loss, "loss", "r1_gamma", 0.0002 * resolution**2 / batch, "0.0002 R^2 / batch")
+        resolve_shared(config, resolution, auto)
 
     def check(self, config: Config, resolution: int) -> None:
-        for name in ("generator", "discriminator"):
-            if (base := getattr(config, name).channel_base) < resolution:
-                raise InputError(f"{name}.channel_base={base} leaves no feature maps at {resolution} px: it must be at least "
-                                 f"{resolution}, and 16384 is usual")
+        check_widths(config, resolution)
 
     def group(self, config: Config) -> tuple[int, str]:
         group = config.discriminator.mbstd_group
