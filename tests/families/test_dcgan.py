@@ -9,6 +9,7 @@ import reference
 import torch
 import torch.nn.functional as F
 from launching import TINY_DCGAN
+from parts import gradients_in_parts
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -166,14 +167,9 @@ def test_losses_and_gradients(kernel, classes):
 def test_micro_batches_add_up(phase, parts):
     objective = objective_of("loss.r1_gamma=0.3", "loss.r2_gamma=0.2", classes=CLASSES)
     loss, = next(one.losses for one in objective.phases() if one.name == phase)
-    real, size = batch_of(CLASSES), BATCH // parts
     parameters = list((objective.generator if phase == "g_main" else objective.discriminator).parameters())
-    whole = torch.autograd.grad(loss(real).share, parameters)
-    sums = [torch.zeros_like(p) for p in parameters]
-    for i in range(0, BATCH, size):
-        part = MicroBatch(real.images[i:i + size], real.labels[i:i + size], real.index[i:i + size])
-        sums = [a + b for a, b in zip(sums, torch.autograd.grad(loss(part).share, parameters), strict=True)]
-    assert max(reference.difference(a, b) for a, b in zip(sums, whole, strict=True) if b.any()) < 1e-9
+    pairs = gradients_in_parts(loss, batch_of(CLASSES), parts, parameters)
+    assert max(reference.difference(a, b) for a, b in pairs if b.any()) < 1e-9
 
 
 @pytest.mark.parametrize("phase", ["g_main", "d_main"])

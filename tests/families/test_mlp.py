@@ -8,6 +8,7 @@ import pytest
 import reference
 import torch
 from launching import TINY_MLP
+from parts import gradients_in_parts
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -184,18 +185,9 @@ def test_minimax_learns_least_where_it_is_worst(logit, slope):
 def test_micro_batches_add_up(phase, parts):
     objective = objective_of("loss.r1_gamma=0.3", "loss.r2_gamma=0.2", classes=CLASSES)
     loss, = next(one.losses for one in objective.phases() if one.name == phase)
-    real, size = batch_of(CLASSES), BATCH // parts
     parameters = list((objective.generator if phase == "g_main" else objective.discriminator).parameters())
-
-    def gradients(part: MicroBatch) -> list[Tensor]:
-        found = torch.autograd.grad(loss(part).share, parameters, allow_unused=True)  # a penalty: biases, labels
-        return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-
-    whole, sums = gradients(real), [torch.zeros_like(p) for p in parameters]
-    for i in range(0, BATCH, size):
-        part = MicroBatch(real.images[i:i + size], real.labels[i:i + size], real.index[i:i + size])
-        sums = [a + b for a, b in zip(sums, gradients(part), strict=True)]
-    pairs = [(a, b) for a, b in zip(sums, whole, strict=True) if b.any()]
+    every = gradients_in_parts(loss, batch_of(CLASSES), parts, parameters, unused=True)  # a penalty: biases, labels
+    pairs = [(a, b) for a, b in every if b.any()]
     assert len(pairs) >= 3
     assert max(reference.difference(a, b) for a, b in pairs) < 1e-10
 

@@ -11,6 +11,7 @@ import reference
 import torch
 import torch.nn.functional as F
 from launching import ROOT, TINY, TINY_R3GAN
+from parts import gradients_in_parts
 from safetensors.torch import load_file
 from small_networks import stylegan2_discriminator, stylegan2_generator
 from torch import Tensor
@@ -223,14 +224,9 @@ def test_micro_batches_add_up(phase, parts):
     config = resolved(*SMALL, "loss.r1_gamma=0.3", "loss.r2_gamma=0.2", classes=3)
     objective = R3GanObjective(config, g, d, torch.tensor([8] * 3))
     loss, = next(one.losses for one in objective.phases() if one.name == phase)
-    real, size = batch_of(reference.normals(0, BATCH, 3, 16, 16), 3), BATCH // parts
-    parameters = list((g if phase == "g_main" else d).parameters())
-    whole = torch.autograd.grad(loss(real).share, parameters)
-    sums = [torch.zeros_like(p) for p in parameters]
-    for i in range(0, BATCH, size):
-        part = MicroBatch(real.images[i:i + size], real.labels[i:i + size], real.index[i:i + size])
-        sums = [a + b for a, b in zip(sums, torch.autograd.grad(loss(part).share, parameters), strict=True)]
-    assert max(reference.difference(a, b) for a, b in zip(sums, whole, strict=True)) < 1e-10
+    real = batch_of(reference.normals(0, BATCH, 3, 16, 16), 3)
+    pairs = gradients_in_parts(loss, real, parts, list((g if phase == "g_main" else d).parameters()))
+    assert max(reference.difference(a, b) for a, b in pairs) < 1e-10
 
 
 @pytest.mark.parametrize("phase", ["g_main", "d_main"])

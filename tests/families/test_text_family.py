@@ -6,6 +6,7 @@ import pytest
 import reference
 import torch
 from launching import TINY_TEXT
+from parts import gradients_in_parts
 from safetensors.torch import load_file
 from small_text import WORDS, pack_lines
 from torch import Tensor
@@ -148,14 +149,9 @@ def test_the_game_with_both_penalties():
 def test_micro_batches_add_up(network, parts):
     objective = objective_of("loss.r1_gamma=0.3", "loss.r2_gamma=0.2", classes=CLASSES)
     loss, = next(one.losses for one in objective.phases() if one.network == network)
-    real, size = batch_of(CLASSES), BATCH // parts
     parameters = list((objective.generator if network == "g" else objective.discriminator).parameters())
-    whole = torch.autograd.grad(loss(real).share, parameters)
-    sums = [torch.zeros_like(p) for p in parameters]
-    for i in range(0, BATCH, size):
-        part = MicroBatch(real.images[i:i + size], real.labels[i:i + size], real.index[i:i + size])
-        sums = [a + b for a, b in zip(sums, torch.autograd.grad(loss(part).share, parameters), strict=True)]
-    assert max(reference.difference(a, b) for a, b in zip(sums, whole, strict=True)) < 1e-9
+    pairs = gradients_in_parts(loss, batch_of(CLASSES), parts, parameters)
+    assert max(reference.difference(a, b) for a, b in pairs) < 1e-9
 
 
 def test_a_run_from_text_to_scores(tmp_path, capsys):
