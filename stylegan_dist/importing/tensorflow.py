@@ -23,7 +23,7 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.importing.foreign import ONLY, PART, Foreign, ForeignNetwork, Rule, pyramid_of, resolution_of
 from stylegan_dist.importing.machine import Refused
 from stylegan_dist.importing.modules import MOST_PARTS
-from stylegan_dist.importing.nvidia import DISCRIMINATOR, GENERATOR, LICENCE, NO_AVERAGE, grouping, note_clamp
+from stylegan_dist.importing.nvidia import DISCRIMINATOR, GENERATOR, LICENCE, MOST_CLAMP, NO_AVERAGE, grouping, note_clamp
 from stylegan_dist.importing.values import TENSORFLOW_NETWORK, Array, Record, Storage, Stored
 from stylegan_dist.networks.layers import resolutions
 from stylegan_dist.records import shorten
@@ -62,9 +62,9 @@ class _Network:
     variables: dict[str, Stored]
 
     def number(self, argument: str, otherwise: float | None) -> float:
-        """An argument, 0 for None. Raises InputError: it is no number from 0 on."""
+        """An argument, 0 for None. Raises InputError: it is no number from 0 to MOST_CLAMP."""
         value = self.arguments.get(argument, otherwise) or 0
-        if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        if not isinstance(value, (int, float)) or not 0 <= value <= MOST_CLAMP:
             raise InputError(f"{self.what} has the odd {argument} {shorten(value)}: {ONLY}")
         return value
 
@@ -141,9 +141,11 @@ def _network(record: Record, what: str) -> _Network:
         if (version := part.attributes.get("version")) not in _VERSIONS:
             raise InputError(f"{what} is saved in the version {shorten(version)} of the format: 2 to 5 are known")
         arguments, variables = part.attributes.get("static_kwargs"), part.attributes.get("variables")
-        if not isinstance(arguments, dict) or not isinstance(variables, list) or len(variables) > MOST_PARTS \
-                or not all(isinstance(one, tuple) and len(one) == 2 and isinstance(one[0], str) for one in variables):
+        if not isinstance(arguments, dict) or not isinstance(variables, list) or not all(
+                isinstance(one, tuple) and len(one) == 2 and isinstance(one[0], str) for one in variables):
             raise Refused(f"refused: {what} has no arguments or no named variables")
+        if len(found.variables) + len(variables) > MOST_PARTS:
+            raise Refused(f"refused: {what} has more than {MOST_PARTS} variables")
         found.arguments.update(arguments)
         for name, value in variables:
             if not _NAME.fullmatch(prefix + name) or prefix + name in found.variables:

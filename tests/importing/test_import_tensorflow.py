@@ -290,6 +290,7 @@ ARGUMENTS = {
     r"the normalize_latents False": {"normalize_latents": False},
     r"the mapping_lrmul 0\.1 instead of 0\.01": {"mapping_lrmul": 0.1},
     r"the odd conv_clamp -1": {"conv_clamp": -1},
+    r"the odd conv_clamp 10000": {"conv_clamp": 10**300},
     r"the odd num_fp16_res list": {"num_fp16_res": ["four"]},
 }
 D_WRONG = {
