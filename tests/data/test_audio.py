@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
 import wave
 from dataclasses import replace
@@ -58,12 +59,42 @@ def test_pcm_of_every_width(width, channels):
     assert np.abs(read - values[:200].mean(1)).max() <= 2.0 ** -(8 * width - 1)
 
 
+def floats(values, width: int = 4) -> bytes:
+    """A WAV file of floating-point numbers in one channel."""
+    part = struct.pack("<HHIIHH", 3, 1, 8000, 8000 * width, width, 8 * width)
+    return riff(part, np.asarray(values).astype(f"<f{width}").tobytes())
+
+
+def riff(form: bytes, data: bytes, size: int | None = None) -> bytes:
+    """A WAV file with a part that nobody needs, of an odd size."""
+    parts = [(b"LIST", b"odd", 3), (b"fmt ", form, len(form)), (b"data", data, len(data) if size is None else size)]
+    body = b"".join(name + struct.pack("<I", claimed) + part + b"\0" * (len(part) % 2) for name, part, claimed in parts)
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WAVE" + body
+
+
+def test_what_recorders_and_pipes_write():
+    """24 bits in the extensible form, as ffmpeg and recorders write them; floats; a size that was not known."""
+    values = tone(440, 300)
+    pcm = wav(values, 3)[44:]
+    guid = bytes.fromhex("0100000000001000800000aa00389b71")
+    extensible = struct.pack("<HHIIHHHHI", 0xFFFE, 1, 8000, 24000, 3, 24, 22, 24, 4) + guid
+    for data, exact in ((riff(extensible, pcm), 2.0**-23), (riff(extensible, pcm, 0xFFFFFFFF), 2.0**-23),
+                        (floats(values), 1e-7), (floats(2 * values, 8), 0)):
+        rate, read = read_wav(data, 1000)
+        assert (rate, len(read)) == (8000, 300)
+        assert np.abs(read - values * (2 if exact == 0 else 1)).max() <= exact
+    with pytest.raises(ValueError, match="format 65534"):
+        read_wav(riff(extensible[:24] + b"?" * 16, pcm), 9)
+
+
 @pytest.mark.parametrize(("data", "message"), [
     (b"RIFF", "not a WAV file"), (b"", "not a WAV file"),
     (wav(tone(440, 100)).replace(b"fmt \x10\0\0\0", b"fmt \x10\0\0\x80"), "not a WAV file"),
     (wav(tone(440, 100))[:-20], "cut off"),
     (wav(np.zeros(0)), "without samples"),
-    (wav(tone(440, 100)).replace(b"fmt \x10\0\0\0\1", b"fmt \x10\0\0\0\3"), "plain PCM"),
+    (wav(tone(440, 100)).replace(b"fmt \x10\0\0\0\1", b"fmt \x10\0\0\0\3"), r"16 bits \(floating-point\)"),
+    (wav(tone(440, 100)).replace(b"fmt \x10\0\0\0\1", b"fmt \x10\0\0\0\7"), "mu-law, not plain PCM: convert it"),
+    (floats([0.5, float("nan")]), "up to nan"), (floats([3000, 2]), "up to 3000, where full scale is 1"),
 ])
 def test_other_files(data, message):
     with pytest.raises(ValueError, match=message):
