@@ -86,7 +86,7 @@ class ClipOptions(Packing):
                          choices=FILTERS)
     background: str = option("white", "a name or #rrggbb: below transparent pixels and in the borders of --fit pad; "
                              "with 4 channels both stay transparent", metavar="COLOUR")
-    frames: int = option(16, "of a clip", span=Range(2, MAX_CHANNELS), number=int)
+    frames: int = option(16, "of a clip", span=Range(2, MAX_CHANNELS), number=int, metavar="FRAMES")
     stride: int | None = option(None, "frames from the beginning of a clip to that of the next one of the video (default: as "
                                 "many as a clip has)", span=Range(1, 1_000_000), number=int, metavar="FRAMES")
     fps: float | None = option(None, "frames per second: videos of other rates lose or repeat frames (default: that of the "

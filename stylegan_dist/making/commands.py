@@ -181,6 +181,8 @@ def add_verify(subparsers) -> None:
 
 
 def _run_pack(args: argparse.Namespace) -> int:
+    if args.kind is None and hasattr(args, "length"):
+        args.kind = "text"
     listing = None if args.kind == "text" else list_source(args.source)
     packing = _packing(args, listing)
     if isinstance(packing, TextOptions):
@@ -214,7 +216,10 @@ def _packing(args: argparse.Namespace, listing: Listing | None) -> Packing:
     given = {field.name: getattr(args, field.name) for packing in PACKINGS.values() for field in fields(packing)
              if hasattr(args, field.name)}
     if foreign := sorted(given.keys() - wanted):
-        raise InputError(f"--{foreign[0].replace('_', '-')} has no meaning for {kind}: leave it out")
+        owners = [name for name, packing in PACKINGS.items() if foreign[0] in {one.name for one in fields(packing)}]
+        how = " (--encode ENCODER)" if owners == ["latents"] else ""
+        raise InputError(f"--{foreign[0].replace('_', '-')} has no meaning for {kind}, only for {', '.join(owners)}{how}: leave it "
+                         "out")
     for field in fields(PACKINGS[kind]):
         if field.metadata and field.default is MISSING and field.name not in given:
             raise InputError(f"--{field.name.replace('_', '-')} is needed for {kind}: {field.metadata['text']}")

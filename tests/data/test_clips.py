@@ -64,6 +64,17 @@ def test_clips_of_folders_of_frames(tmp_path):
     assert all(np.array_equal(one, other) for one, other in zip(clips_of(tmp_path / "set"), expected, strict=True))
 
 
+def test_pictures_of_different_sizes_are_no_video(tmp_path, capsys):
+    """Such as a folder of photos: each would be cropped in its own way."""
+    save_gif(tmp_path / "films" / "a.gif", circling(1, 8), 40)
+    (tmp_path / "films" / "photos").mkdir()
+    for number, width in enumerate((16, 16, 20, 16)):
+        Image.new("RGB", (width, 16)).save(tmp_path / "films" / "photos" / f"{number}.png")
+    assert run(tmp_path / "films", tmp_path / "set", "--frames", "4") == 0
+    assert load_index(tmp_path / "set").num_samples == 2
+    assert "frame 2.png: 20 x 16 pixels, and 0.png has 16 x 16: frames of a video have one size" in capsys.readouterr().out
+
+
 def test_other_rates_lose_frames(tmp_path):
     save_gif(tmp_path / "films" / "a.gif", circling(0, 20), 40)
     save_gif(tmp_path / "films" / "b.gif", circling(1, 10), 80)
@@ -111,7 +122,8 @@ def test_what_gives_no_clip_is_left_out_and_named(tmp_path, capsys):
     (("--frames", "64", "--channels", "3"), "64 frames of 3 channels are 192 numbers a pixel, more than 128: give --frames 42"),
     (("--frames", "1"), "--frames must be"),
     (("--fps", "0"), "--fps must be"),
-    (("--normalise", "std"), "--normalise has no meaning for videos: leave it out"),
+    (("--normalise", "std"), "--normalise has no meaning for videos, only for arrays, sounds, latents: leave"),
+    (("--flips", "stored"), "--flips has no meaning for videos, only for latents (--encode ENCODER): leave it out"),
 ])
 def test_bad_options_are_refused(tmp_path, capsys, options, told):
     save_gif(tmp_path / "films" / "0.gif", circling(0, 8))
