@@ -35,6 +35,8 @@ _TRIM_SECONDS = 0.01       # of the pieces whose levels are compared when sounds
 class Sound(Array):
     """Arrays with `log_mel` or `spectrum`. Low tones are at the bottom of the pictures, which show decibels."""
 
+    noun = "spectrograms"
+
     def check(self, resolution: int, channels: int) -> None:
         super().check(resolution, channels)
         form = self.form

@@ -139,6 +139,14 @@ def test_damaged_lines(data, message):
         decode_line(FORM, data, np.zeros((8, 8, 1), np.uint8))
 
 
+def test_damage_is_found(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"abc\nbca\n")
+    assert main(["pack", "--text", str(tmp_path / "a.txt"), str(tmp_path / "set"), "--length", "8", "--workers", "1"]) == 0
+    shard = tmp_path / "set/shard-00000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"bca", b"bza"))
+    assert any("the line of text cannot be used (the symbol 'z'" in str(problem) for problem in verify(tmp_path / "set", workers=1))
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"symbols": "abc"}, "an alphabet of 3 symbols"), ({"symbols": " aa"}, "an alphabet of 3 symbols"),
     ({"length": 9}, r"text of 9 positions and 4 symbols is not an array of 8 x 8"), ({"length": 0}, "text of 0 positions"),
