@@ -65,14 +65,10 @@ class Clip(Array):
         return {"motion": (LoopingMotion if self.form.loops else Motion)(self.form.frames, self.form.channels)}
 
     def save(self, path: Path, values: Tensor) -> None:
-        save_clip(path, self.as_film(values[None]).frames[0], self.form.fps)
-
-
-def save_clip(path: Path, frames: Tensor, fps: float) -> None:
-    """Write frames [T, C, H, W] in the network's range as an animated WebP file. `path` has no ending. Raises OSError."""
-    pixels = to_uint8(frames).permute(0, 2, 3, 1).cpu().numpy()
-    write_webp(path.with_suffix(".webp"), [PIL.Image.fromarray(one.squeeze(2) if one.shape[2] == 1 else one).convert("RGB")
-                                           for one in pixels], fps)
+        """As an animated WebP file."""
+        pixels = to_uint8(self.as_film(values[None]).frames[0]).permute(0, 2, 3, 1).cpu().numpy()
+        pictures = (PIL.Image.fromarray(one.squeeze(2) if one.shape[2] == 1 else one) for one in pixels)
+        write_webp(path.with_suffix(".webp"), [picture.convert("RGB") for picture in pictures], self.form.fps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,7 @@ def test_other_rates_lose_frames(tmp_path):
     assert Facts(10, 10.0).places_at(20.0).tolist() == [0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5, 6, 6, 6, 7, 8, 8, 8, 9]
 
 
-def test_clips_of_a_film(tmp_path):
+def test_clips_of_a_film(tmp_path, caplog):
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     frames = np.repeat(np.repeat(circling(0, 18), 4, 1), 4, 2)
     wide = np.pad(frames, ((0, 0), (0, 0), (32, 32)))[..., None].repeat(3, 3)
@@ -99,6 +99,15 @@ def test_clips_of_a_film(tmp_path):
     assert (index.num_samples, index.kind.form.fps) == (2, 10.0)
     for clip, first in zip(clips_of(tmp_path / "set"), (0, 8), strict=True):  # H.264 loses something
         assert np.abs(clip.astype(float) - circling(0, 18)[first:first + 8]).mean() < 6
+    turned = tmp_path / "turned" / "one.mp4"
+    turned.parent.mkdir()
+    told = subprocess.run([ffmpeg.get_ffmpeg_exe(), "-v", "error", "-display_rotation", "90", "-i", str(film), "-c", "copy",
+                           str(turned)], check=False, timeout=120)
+    if not told.returncode:  # as telephones write them; older versions cannot
+        assert run(turned.parent, tmp_path / "upright", "--frames", "8", "--no-shuffle", "--filter", "box") == 0
+        for one, other in zip(clips_of(tmp_path / "upright"), clips_of(tmp_path / "set"), strict=True):
+            assert np.abs(one.astype(float) - np.rot90(other, 1, (1, 2))).mean() < 2
+        assert "frame size" not in caplog.text
     film.write_bytes(film.read_bytes()[:300])
     assert run(tmp_path / "films", tmp_path / "other", "--frames", "8") == 2
 
