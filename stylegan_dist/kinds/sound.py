@@ -170,7 +170,7 @@ class SoundOptions(Normalisation, Packing):
         form = self.spectrogram
         rate, samples = audio.read_wav(data, form.samples + 1 if self.trim is None else len(data))
         if rate != form.sample_rate:
-            raise ValueError(f"a sample rate of {rate} Hz instead of {form.sample_rate}: resample it")
+            raise ValueError(f"a sample rate of {rate} Hz instead of {form.sample_rate}, that of the first file: resample it")
         if self.trim is not None:
             samples = trimmed(samples, rate, self.trim)
         spectrogram = audio.log_mel(samples, form)[None] if isinstance(form, LogMel) else analyse(samples, form)
