@@ -111,7 +111,8 @@ def read_sound(data: bytes, most: int) -> tuple[int, np.ndarray]:
             rate, wanted = file.samplerate, min(file.frames, most, _MOST_VALUES // file.channels)
             values = file.read(wanted, dtype="float64", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"not a sound file that can be read ({error.error_string.removeprefix('Error : ').rstrip('.')})") from None
+        reason = error.error_string.removeprefix("Error : ").rstrip(".")
+        raise ValueError(f"not a sound file that can be read ({reason})") from None
     if len(values) < max(wanted, 1):
         raise ValueError("a sound file that is cut off" if wanted else "a sound file without samples")
     if not (loudest := np.abs(values).max()) <= _MOST_FLOAT:  # also where it is no number
