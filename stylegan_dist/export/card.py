@@ -84,11 +84,18 @@ def _uses(generator: Generator, files: Sequence[str], array: Array | None) -> li
                 "from stylegan_dist.networks.generator import draw_samples\n"
                 'generator = from_pretrained(".")\n'
                 f'sample = draw_samples(generator, 7, "generate", torch.tensor([0]){one})\n```')
+    if array and array.film and hasattr(generator, "frames"):
+        uses.append("z decides what is in a clip. All clips of the graphs `generator.*` move alike, that is, with one fixed motion. "
+                    "With stylegan_dist each sample number has a motion of its own.")
     return [*uses, _reading(array)]
 
 
 def _reading(array: Array | None) -> str:
     """How samples become what the data is."""
+    if array and array.film:
+        return (f"Samples are clips of {array.film.frames} frames, {array.film.fps:g} per second: "
+                f"`samples.unflatten(1, ({array.film.frames}, {array.film.channels}))`, and each frame is a picture: "
+                "`((frames + 1) * 127.5).round().clip(0, 255)` as uint8, channels first.")
     if array is None:
         return "Pictures: `((samples + 1) * 127.5).round().clip(0, 255)` as uint8, channels first."
     if array.text:

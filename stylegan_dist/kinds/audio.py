@@ -27,6 +27,9 @@ MAX_WINDOW = 1 << 17         # samples, 0.7 s at 192 kHz; the filters have as ma
 MAX_RATE = 1_000_000_000     # Hz
 ITERATIONS, MOMENTUM = 100, 0.99
 _MAX_CONDITION = 100
+_UNKNOWN_SIZE = 0x7FFFF000   # bytes; programs that write into a pipe claim as much or more
+_MOST_FLOAT = 16.0
+_MOST_VALUES = 1 << 25       # of all channels of a file, 256 MiB; compressed silence is short
 _LINEAR_HZ, _LINEAR_MELS = 1000.0, 15.0      # the mel scale is linear up to 1 kHz, at 66.7 Hz a mel,
 _LOG_STEP = np.log(6.4) / 27                 # and then logarithmic, 27 mels for a factor of 6.4
 
@@ -88,34 +91,33 @@ def check_floor(floor_db: float) -> None:
         raise ValueError(f"a floor of {floor_db:g} dB must be below 0, a full-scale sine")
 
 
-def read_wav(data: bytes, most: int) -> tuple[int, np.ndarray]:
-    """Sample rate in Hz, and the first `most` samples in [-1, 1): float64 [N], channels averaged.
+def read_sound(data: bytes, most: int) -> tuple[int, np.ndarray]:
+    """Sample rate in Hz, and the first `most` samples, or fewer where there are many channels: float64 [N], channels averaged.
 
     Args:
-        data: a WAV file, PCM of 8, 16, 24 or 32 bits.
+        data: a sound file of a format that libsndfile reads: WAV, FLAC, Ogg, MP3, AIFF. Full scale is 1. Floating-point
+            numbers may exceed it.
 
     Raises:
         ValueError: with the reason, when it is none.
     """
+    import soundfile  # it loads a library, which only those who pack sounds need
+
+    claimed = int.from_bytes(data[4:8], "little") + 8
+    if data[:4] == b"RIFF" and len(data) + 1 < claimed < _UNKNOWN_SIZE:  # the library would read what there is
+        raise ValueError(f"a sound file that is cut off: {len(data)} bytes of {claimed}")
     try:
-        with wave.open(io.BytesIO(data)) as file:
-            rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
-            count = min(file.getnframes(), most)
-            raw = file.readframes(count)
-    except (wave.Error, EOFError, RuntimeError) as error:  # the last for a chunk that is longer than the file
-        raise ValueError(f"not a WAV file of plain PCM ({str(error) or 'it ends early'})") from None
-    if width not in (1, 2, 3, 4) or rate < 1:
-        raise ValueError(f"a WAV file of {8 * width} bits and {rate} Hz, not PCM of 8, 16, 24 or 32 bits")
-    if len(raw) != count * channels * width or count == 0:
-        raise ValueError("a WAV file without samples" if count == 0 else "a WAV file that is cut off")
-    levels = np.frombuffer(raw, np.uint8).reshape(-1, width)
-    if width == 1:  # the only unsigned one
-        values = (levels[:, 0].astype(np.float64) - 128) / 128
-    else:
-        wide = np.zeros((len(levels), 4), np.uint8)
-        wide[:, 4 - width:] = levels
-        values = wide.view("<i4")[:, 0] / 2.0**31
-    return rate, values.reshape(count, channels).mean(axis=1)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate, wanted = file.samplerate, min(file.frames, most, _MOST_VALUES // file.channels)
+            values = file.read(wanted, dtype="float64", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.removeprefix("Error : ").rstrip(".")
+        raise ValueError(f"not a sound file that can be read ({reason})") from None
+    if len(values) < max(wanted, 1):
+        raise ValueError("a sound file that is cut off" if wanted else "a sound file without samples")
+    if not (loudest := np.abs(values).max()) <= _MOST_FLOAT:  # also where it is no number
+        raise ValueError(f"a sound file of floating-point numbers up to {loudest:g}, where full scale is 1")
+    return rate, values.mean(axis=1)
 
 
 def write_wav(path: str | os.PathLike, samples: np.ndarray, rate: int) -> None:

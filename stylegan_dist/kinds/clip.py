@@ -65,14 +65,10 @@ class Clip(Array):
         return {"motion": (LoopingMotion if self.form.loops else Motion)(self.form.frames, self.form.channels)}
 
     def save(self, path: Path, values: Tensor) -> None:
-        save_clip(path, self.as_film(values[None]).frames[0], self.form.fps)
-
-
-def save_clip(path: Path, frames: Tensor, fps: float) -> None:
-    """Write frames [T, C, H, W] in the network's range as an animated WebP file. `path` has no ending. Raises OSError."""
-    pixels = to_uint8(frames).permute(0, 2, 3, 1).cpu().numpy()
-    write_webp(path.with_suffix(".webp"), [PIL.Image.fromarray(one.squeeze(2) if one.shape[2] == 1 else one).convert("RGB")
-                                           for one in pixels], fps)
+        """As an animated WebP file."""
+        pixels = to_uint8(self.as_film(values[None]).frames[0]).permute(0, 2, 3, 1).cpu().numpy()
+        pictures = (PIL.Image.fromarray(one.squeeze(2) if one.shape[2] == 1 else one) for one in pixels)
+        write_webp(path.with_suffix(".webp"), [picture.convert("RGB") for picture in pictures], self.form.fps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +82,7 @@ class ClipOptions(Packing):
                          choices=FILTERS)
     background: str = option("white", "a name or #rrggbb: below transparent pixels and in the borders of --fit pad; "
                              "with 4 channels both stay transparent", metavar="COLOUR")
-    frames: int = option(16, "of a clip", span=Range(2, MAX_CHANNELS), number=int)
+    frames: int = option(16, "of a clip", span=Range(2, MAX_CHANNELS), number=int, metavar="FRAMES")
     stride: int | None = option(None, "frames from the beginning of a clip to that of the next one of the video (default: as "
                                 "many as a clip has)", span=Range(1, 1_000_000), number=int, metavar="FRAMES")
     fps: float | None = option(None, "frames per second: videos of other rates lose or repeat frames (default: that of the "

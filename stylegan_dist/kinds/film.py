@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import math
 import os
 import tempfile
@@ -165,6 +166,8 @@ def _raw_frames(path: str) -> Generator[Any]:
     """What imageio-ffmpeg gives: a dictionary about the video, then RGB bytes of each frame. Raises ValueError."""
     import imageio_ffmpeg
 
+    # Of a film that is turned, as those of telephones are, it would say for each reading that the size is another one.
+    logging.getLogger(imageio_ffmpeg.__name__).setLevel(logging.ERROR)
     # A playlist with the name of a video could name other files and addresses.
     raw = imageio_ffmpeg.read_frames(path, pix_fmt="rgb24", input_params=["-protocol_whitelist", "file"])
     try:

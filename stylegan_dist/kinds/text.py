@@ -17,7 +17,6 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
-from stylegan_dist.errors import InputError
 from stylegan_dist.files import write_whole
 from stylegan_dist.kinds.array import Array, TextForm
 from stylegan_dist.kinds.base import RESOLUTIONS, Decode, Kind, Packing, Sample, option
@@ -208,13 +207,5 @@ def _filled(words: Sequence[str], length: int) -> list[str]:
 
 
 def alphabet(lines: Sequence[str]) -> str:
-    """A blank and the other symbols of lines in their order.
-
-    Raises:
-        InputError: too many of them.
-    """
-    found = sorted({symbol for line in lines for symbol in line} - {BLANK})
-    if len(found) >= MOST_SYMBOLS:
-        raise InputError(f"the text has {len(found) + 1} different symbols, more than {MOST_SYMBOLS}: --clean lower and "
-                         "--clean letters leave fewer")
-    return BLANK + "".join(found)
+    """A blank and the other symbols of lines in their order."""
+    return BLANK + "".join(sorted({symbol for line in lines for symbol in line} - {BLANK}))

@@ -81,15 +81,22 @@ class ClipFiles(Files):
             (name,) = video.files
             frames = read_film(self.files.read(name), not is_by_ffmpeg(name), form, wanted)
         else:
-            frames = np.stack([self._frame(video.files[number]) for number in wanted])
+            sizes: dict[tuple[int, int], str] = {}
+            frames = np.stack([self._frame(video.files[number], sizes) for number in wanted])
         self._kept[video.name] = frames
         while len(self._kept) > 1 and sum(one.nbytes for one in self._kept.values()) > _KEPT_BYTES:
             self._kept.popitem(last=False)
         return frames
 
-    def _frame(self, name: str) -> np.ndarray:
+    def _frame(self, name: str, sizes: dict[tuple[int, int], str]) -> np.ndarray:
+        """A frame of a folder, whose others have these sizes. Of different ones it holds single pictures, and no video."""
         try:
             with opened(self.files.read(name)) as picture:
+                sizes.setdefault(picture.size, os.path.basename(name))
+                if len(sizes) > 1:
+                    (width, height), first = next(iter(sizes.items()))
+                    raise ValueError(f"{picture.size[0]} x {picture.size[1]} pixels, and {first} has {width} x {height}: frames "
+                                     "of a video have one size")
                 return pixels_of(picture, self.options.frame_form)
         except ValueError as error:
             raise ValueError(f"frame {os.path.basename(name)}: {error}") from None

@@ -108,9 +108,9 @@ def add_pack(subparsers) -> None:
                        help="take the .npy and .npz files, all [C, H, W] or [H, W] of one form, of which training sees "
                             "(x - offset) / scale; found by itself where there is no image")
     kinds.add_argument("--log-mel", action="store_const", dest="kind", const="sounds",
-                       help="take the .wav files, PCM of one sample rate, and make a log-mel spectrogram of each, with as many "
-                            "bands and frames as --resolution says: what is longer than frames x hop is cut off, what is "
-                            "shorter is followed by silence; --form makes other ones")
+                       help="take the sound files (WAV, FLAC, Ogg, MP3), of one sample rate, and make a log-mel spectrogram of "
+                            "each, with as many bands and frames as --resolution says: what is longer than frames x hop is "
+                            "cut off, what is shorter is followed by silence; --form makes other ones")
     kinds.add_argument("--video", action="store_const", dest="kind", const="videos",
                        help="cut clips of --frames frames from videos (mp4, webm, mov, ...; GIF, animated WebP) and from "
                             "folders whose pictures are frames")
@@ -181,6 +181,8 @@ def add_verify(subparsers) -> None:
 
 
 def _run_pack(args: argparse.Namespace) -> int:
+    if args.kind is None and hasattr(args, "length"):
+        args.kind = "text"
     listing = None if args.kind == "text" else list_source(args.source)
     packing = _packing(args, listing)
     if isinstance(packing, TextOptions):
@@ -214,7 +216,10 @@ def _packing(args: argparse.Namespace, listing: Listing | None) -> Packing:
     given = {field.name: getattr(args, field.name) for packing in PACKINGS.values() for field in fields(packing)
              if hasattr(args, field.name)}
     if foreign := sorted(given.keys() - wanted):
-        raise InputError(f"--{foreign[0].replace('_', '-')} has no meaning for {kind}: leave it out")
+        owners = [name for name, packing in PACKINGS.items() if foreign[0] in {one.name for one in fields(packing)}]
+        how = " (--encode ENCODER)" if owners == ["latents"] else ""
+        raise InputError(f"--{foreign[0].replace('_', '-')} has no meaning for {kind}, only for {', '.join(owners)}{how}: leave it "
+                         "out")
     for field in fields(PACKINGS[kind]):
         if field.metadata and field.default is MISSING and field.name not in given:
             raise InputError(f"--{field.name.replace('_', '-')} is needed for {kind}: {field.metadata['text']}")

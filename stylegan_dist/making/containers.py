@@ -281,7 +281,8 @@ def open_container(path: Path) -> Files:
         raise InputError(f"{path} is compressed: unpack it and give the folder, or a plain tar or zip (it begins like {kind})")
     if zipfile.is_zipfile(path):  # with something before it, such as a program that unpacks it
         return Archive(path)
-    raise InputError(f"{path} is neither a folder nor a zip or tar: give a folder, a zip or a tar of samples")
+    text = "; --text takes a file of text" if path.suffix.lower() in (".txt", ".md") else ""
+    raise InputError(f"{path} is neither a folder nor a zip or tar: give a folder, a zip or a tar of samples{text}")
 
 
 def packed_kind(start: bytes) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import open_regular
 from stylegan_dist.kinds import TextOptions
-from stylegan_dist.kinds.text import RESOLUTIONS, alphabet, pieces_of, side_of
+from stylegan_dist.kinds.text import CLEANINGS, MOST_SYMBOLS, RESOLUTIONS, alphabet, pieces_of, side_of
 from stylegan_dist.making.containers import MAX_FILE_BYTES, Files, state_of
 from stylegan_dist.making.sources import Listing
 from stylegan_dist.randomness import permutation
@@ -67,6 +67,9 @@ def open_text(place: str, options: TextOptions, seed: int) -> tuple[Listing, Tex
                          f"{options.length} symbols count")
     files = Lines(paths, lines)
     fitting = [i for i, line in enumerate(lines) if len(line) <= options.length]
+    if not fitting:
+        raise InputError(f"{place}: none of its {len(lines)} lines has at most {options.length} symbols, the shortest has "
+                         f"{min(map(len, lines))}: give a larger --length, or --unit words")
     files.left_out = {name_of(i): f"of more than {options.length} symbols" for i, line in enumerate(lines)
                       if len(line) > options.length}
     count = options.held_out
@@ -78,10 +81,21 @@ def open_text(place: str, options: TextOptions, seed: int) -> tuple[Listing, Tex
     held_out = [fitting[i] for i in permutation(seed, "pack.held_out", 0, len(fitting))[:count]]
     files.left_out |= {name_of(i): HELD_OUT for i in held_out}
     symbols = alphabet([lines[i] for i in fitting])
+    if len(symbols) > MOST_SYMBOLS:
+        raise InputError(f"{place} has {len(symbols)} different symbols, more than {MOST_SYMBOLS}: {_fewer(text, options)}")
     side = side_of(len(symbols), options.length)
     assert side <= RESOLUTIONS[-1]
     options = replace(options, symbols=symbols, resolution=side, held_out_lines=tuple(lines[i] for i in sorted(held_out)))
     return Listing(files, files.list()), options
+
+
+def _fewer(text: str, options: TextOptions) -> str:
+    """What to do about a text of too many symbols."""
+    for clean in CLEANINGS[CLEANINGS.index(options.clean) + 1:]:
+        pieces = pieces_of(text, replace(options, clean=clean))
+        if len(alphabet([piece for piece in pieces if len(piece) <= options.length])) <= MOST_SYMBOLS:
+            return f"--clean {clean} leaves few enough"
+    return "replace the rare ones; scripts with as many letters cannot be used"
 
 
 def python_docs() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -203,7 +204,7 @@ class _Check:
                 check_sample_size(size, index.most_sample_bytes)
                 self._decode(content[offset : offset + size], self._values)
             except ValueError as error:
-                self.complain(f"the {index.kind.noun[:-1]} cannot be used ({error})", name, offset)
+                self.complain(f"the {_singular(index.kind.noun)} cannot be used ({error})", name, offset)
 
     def _check_label(self, label: int, name: str | None, offset: int) -> None:
         index = self._index
@@ -225,3 +226,8 @@ class _Check:
             if not same:
                 self.complain(f"the class in the tar file is {text.decode('ascii', 'replace')!r}, the offsets say {label}",
                               f"{key}.cls", offset)
+
+
+def _singular(noun: str) -> str:
+    """"line of text" of "lines of text"."""
+    return re.sub(r"s\b", "", noun, count=1)

@@ -339,7 +339,8 @@ def propose_batch_gpu(resolved: Resolved, index: DatasetIndex, world_size: int, 
             return (f"set run.batch_gpu={fitting[-1]}{also}: that needs at most about {_gib(bytes_of(fitting[-1]))} of the "
                     f"{_gib(free)} that were free, and does not change the result")
         least = min(least, bytes_of(sizes[0]), bytes_of(sizes[-1]))
-    remedies = "set smaller generator.channel_base and discriminator.channel_base, which is another network"
+    knob = "channel_base" if hasattr(resolved.config.generator, "channel_base") else "width"
+    remedies = f"set smaller generator.{knob} and discriminator.{knob}, which is another network"
     if world_size > 1 and not choice.zero:
         remedies = f"train with ZeRO, for example launch/accelerate/zero2.yaml, or {remedies}"
     amount = f" (at least {_gib(least)})" if least < float("inf") else ""

@@ -64,6 +64,17 @@ def test_clips_of_folders_of_frames(tmp_path):
     assert all(np.array_equal(one, other) for one, other in zip(clips_of(tmp_path / "set"), expected, strict=True))
 
 
+def test_pictures_of_different_sizes_are_no_video(tmp_path, capsys):
+    """Such as a folder of photos: each would be cropped in its own way."""
+    save_gif(tmp_path / "films" / "a.gif", circling(1, 8), 40)
+    (tmp_path / "films" / "photos").mkdir()
+    for number, width in enumerate((16, 16, 20, 16)):
+        Image.new("RGB", (width, 16)).save(tmp_path / "films" / "photos" / f"{number}.png")
+    assert run(tmp_path / "films", tmp_path / "set", "--frames", "4") == 0
+    assert load_index(tmp_path / "set").num_samples == 2
+    assert "frame 2.png: 20 x 16 pixels, and 0.png has 16 x 16: frames of a video have one size" in capsys.readouterr().out
+
+
 def test_other_rates_lose_frames(tmp_path):
     save_gif(tmp_path / "films" / "a.gif", circling(0, 20), 40)
     save_gif(tmp_path / "films" / "b.gif", circling(1, 10), 80)
@@ -74,7 +85,7 @@ def test_other_rates_lose_frames(tmp_path):
     assert Facts(10, 10.0).places_at(20.0).tolist() == [0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5, 6, 6, 6, 7, 8, 8, 8, 9]
 
 
-def test_clips_of_a_film(tmp_path):
+def test_clips_of_a_film(tmp_path, caplog):
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     frames = np.repeat(np.repeat(circling(0, 18), 4, 1), 4, 2)
     wide = np.pad(frames, ((0, 0), (0, 0), (32, 32)))[..., None].repeat(3, 3)
@@ -88,6 +99,15 @@ def test_clips_of_a_film(tmp_path):
     assert (index.num_samples, index.kind.form.fps) == (2, 10.0)
     for clip, first in zip(clips_of(tmp_path / "set"), (0, 8), strict=True):  # H.264 loses something
         assert np.abs(clip.astype(float) - circling(0, 18)[first:first + 8]).mean() < 6
+    turned = tmp_path / "turned" / "one.mp4"
+    turned.parent.mkdir()
+    told = subprocess.run([ffmpeg.get_ffmpeg_exe(), "-v", "error", "-display_rotation", "90", "-i", str(film), "-c", "copy",
+                           str(turned)], check=False, timeout=120)
+    if not told.returncode:  # as telephones write them; older versions cannot
+        assert run(turned.parent, tmp_path / "upright", "--frames", "8", "--no-shuffle", "--filter", "box") == 0
+        for one, other in zip(clips_of(tmp_path / "upright"), clips_of(tmp_path / "set"), strict=True):
+            assert np.abs(one.astype(float) - np.rot90(other, 1, (1, 2))).mean() < 2
+        assert "frame size" not in caplog.text
     film.write_bytes(film.read_bytes()[:300])
     assert run(tmp_path / "films", tmp_path / "other", "--frames", "8") == 2
 
@@ -111,7 +131,8 @@ def test_what_gives_no_clip_is_left_out_and_named(tmp_path, capsys):
     (("--frames", "64", "--channels", "3"), "64 frames of 3 channels are 192 numbers a pixel, more than 128: give --frames 42"),
     (("--frames", "1"), "--frames must be"),
     (("--fps", "0"), "--fps must be"),
-    (("--normalise", "std"), "--normalise has no meaning for videos: leave it out"),
+    (("--normalise", "std"), "--normalise has no meaning for videos, only for arrays, sounds, latents: leave"),
+    (("--flips", "stored"), "--flips has no meaning for videos, only for latents (--encode ENCODER): leave it out"),
 ])
 def test_bad_options_are_refused(tmp_path, capsys, options, told):
     save_gif(tmp_path / "films" / "0.gif", circling(0, 8))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_encoder
 import torch
-from batches import ORDER, stream_of
+from batches import ORDER, joined, same, stream_of, take
 from launching import TINY
 from PIL import Image
 from small_features import small_features
@@ -119,6 +119,21 @@ def test_flips_are_of_pictures(place):
         mirrored = min(pixels.items(), key=lambda pair: float((pair[0] - one).abs().max()))[1]
         assert torch.allclose(other.float(), mirrored if coin else one.float(), rtol=2e-3, atol=2e-3)
         assert not coin or not torch.allclose(other.float(), one.flip(2).float(), atol=0.05)
+
+
+def test_draws_of_flips_do_not_depend_on_ranks_or_starts(place):
+    """Latent number i of the training is the same for 1 and 2 ranks, and after a start in between on another number."""
+    plan = {"mirror": True, "batch": 8}
+    whole = take(place / "stored", 7, **plan)  # 56 latents: beyond the second epoch of 24
+    by_two = [take(place / "stored", 7, **plan, rank=rank, world_size=2, workers=rank) for rank in range(2)]
+    resumed = [take(place / "stored", 4, **plan, rank=rank, world_size=2, start=24) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        assert same(batch, joined([part[step] for part in by_two]))
+        assert step < 3 or same(batch, joined([part[step - 3] for part in resumed]))
+    coins = randomness.coins(ORDER["seed"], "data.mirror", 0, 56)
+    plain = torch.cat([batch["sample"] for batch in take(place / "stored", 7, **{**plan, "mirror": False})])
+    other = (torch.cat([batch["sample"] for batch in whole]) != plain).flatten(1).any(1)
+    assert other.tolist() == [bool(coin) for coin in coins]
 
 
 @pytest.mark.parametrize(("words", "arguments"), [

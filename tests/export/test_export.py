@@ -25,6 +25,7 @@ from stylegan_dist.export.card import CardOptions, model_card
 from stylegan_dist.export.folder import FORMATS
 from stylegan_dist.export.pretrained import Description
 from stylegan_dist.kinds.array import Array
+from stylegan_dist.kinds.film import FilmForm
 from stylegan_dist.networks.generator import Sampling, draw_samples
 from stylegan_dist.records import read_record
 from stylegan_dist.scores_file import NAME
@@ -147,7 +148,10 @@ def test_the_card_of_arrays_says_how_they_are_scaled(run: Path, weights: Path):
     description = read_record(Description, record, len(record))
     generator = from_pretrained(weights)
     arrays = replace(description, data=replace(description.data, array=Array("float32", (0.0,), (2.0,))))
-    for described, word, other in ((arrays, "samples * scale + offset", "127.5"), (description, "127.5", "scale")):
+    film = Array("uint8", (127.5,), (127.5,), film=FilmForm(2, 3, 8.0))
+    clips = replace(description, data=replace(description.data, channels=6, array=film))
+    for described, word, other in ((arrays, "samples * scale + offset", "127.5"), (description, "127.5", "scale"),
+                                   (clips, "clips of 2 frames, 8 per second: `samples.unflatten(1, (2, 3))`", "move alike")):
         text = model_card(run, described, generator, [], CardOptions())
         assert word in text
         assert other not in text

@@ -298,6 +298,10 @@ def test_scores(run, clip_shards, capsys):
 def test_exports_for_any_batch(run, tmp_path, capsys):
     assert main(["export", str(run / "whole"), str(tmp_path / "out"), "--formats", "torch"]) == 0
     assert "generator.pt2" in capsys.readouterr().out
+    card = (tmp_path / "out/README.md").read_text()
+    assert "All clips of the graphs `generator.*` move alike" in card
+    assert f"samples.unflatten(1, ({FRAMES}, 1))" in card
+    assert f"Samples are clips of {FRAMES} frames" in card
 
 
 def test_other_families_make_no_films(small_shards, tmp_path, capsys):
