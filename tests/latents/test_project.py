@@ -312,6 +312,8 @@ def said(capsys: pytest.CaptureFixture, *arguments: object) -> str:
     (["--mask", "{tmp}/wide.png"], "the mask {tmp}/wide.png has 40 x 16 pixels, {image} 16 x 16: make the mask of the size"),
     (["--mask", "{tmp}/wide.png", "--mask-box", "1,1,1,1"], "--mask and --mask-box say the same thing"),
     (["--mask-box", "1,1,1,1", "--tune"], "--tune needs whole images: leave out the mask"),
+    (["--feather", "2"], "--feather mixes pixels around a hole: give --mask"),
+    (["--tune-steps", "5"], "--tune-steps are steps of tuning: give --tune"),
     (["--out", "{tmp}/file"], "cannot write to {tmp}/file"),
 ])
 def test_options_that_make_no_sense(options, message, run, images, tmp_path, capsys):
