@@ -5,7 +5,7 @@
     containers.py  files: pickles, and what torch.save writes, old and new
     modules.py     names of tensors and attributes in a tree of modules
     foreign.py     what a format tells of its networks, and the tensors under the names of ours
-    nvidia.py, rosinality.py, r3gan.py   one file for each format
+    nvidia.py, stylegan3.py, tensorflow.py, rosinality.py, r3gan.py   one file for each format
     run.py         writes the folder
     commands.py    the verb `import`
 """

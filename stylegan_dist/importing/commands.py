@@ -21,9 +21,9 @@ def add_import(verbs) -> None:
     parser = add_verb(
         verbs, "import", _import,
         help="make a run from a checkpoint of another project", epilog=_EXAMPLES,
-        description="Make the folder of a run from a file of stylegan2-ada-pytorch, stylegan3, R3GAN or rosinality's\n"
-        "stylegan2-pytorch. Such files are pickles. They are read by a program of its own that runs nothing of them, and\n"
-        "refuses what no network needs.",
+        description="Make the folder of a run from a file of StyleGAN2 and StyleGAN2-ADA (TensorFlow or PyTorch), stylegan3,\n"
+        "R3GAN or rosinality's stylegan2-pytorch. Such files are pickles. They are read by a program of its own that runs\n"
+        "nothing of them, and refuses what no network needs.",
     )
     parser.add_argument("file", metavar="FILE", type=path("FILE"), help="the .pkl or .pt file")
     parser.add_argument("out", metavar="OUT", type=path("OUT"), help="folder of the run; it must not exist")

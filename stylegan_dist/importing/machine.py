@@ -33,6 +33,13 @@ class Blob(NamedTuple):
     end: int
 
 
+class LongText(NamedTuple):
+    """A text of the file that is too long to be one, [start, end): bytes as protocol 2 writes them. It is not copied."""
+
+    start: int
+    end: int
+
+
 def _names() -> dict[int, str]:
     """Opcode -> its name, for messages."""
     return {value[0]: name for name, value in vars(pickle).items()
@@ -175,6 +182,14 @@ class Machine:
         self._take(length)
         self.stack.append(Blob(start, self.position))
 
+    def _long_text(self, length: int) -> None:
+        if length <= MOST_TEXT:
+            self.stack.append(self._text(length))
+        else:
+            start = self.position
+            self._take(length)
+            self.stack.append(LongText(start, self.position))
+
     def _put(self, index: int) -> None:
         self.memo[index] = self._top()
 
@@ -294,11 +309,12 @@ _HANDLERS: dict[int, Handler] = {code[0]: handler for code, handler in [
     (pickle.LONG4, lambda m: m._integer(m._number("<I"))),
     (pickle.BINFLOAT, _float),
     (pickle.SHORT_BINUNICODE, lambda m: m.stack.append(m._text(m._number("<B")))),
-    (pickle.BINUNICODE, lambda m: m.stack.append(m._text(m._number("<I")))),
+    (pickle.BINUNICODE, lambda m: m._long_text(m._number("<I"))),
     (pickle.BINUNICODE8, lambda m: m.stack.append(m._text(m._number("<Q")))),
     (pickle.SHORT_BINBYTES, lambda m: m._blob(m._number("<B"))),
     (pickle.BINBYTES, lambda m: m._blob(m._number("<I"))),
     (pickle.BINBYTES8, lambda m: m._blob(m._number("<Q"))),
+    (pickle.BYTEARRAY8, lambda m: m._blob(m._number("<Q"))),
     (pickle.EMPTY_TUPLE, lambda m: m.stack.append(())),
     (pickle.TUPLE1, lambda m: m._tuple(1)),
     (pickle.TUPLE2, lambda m: m._tuple(2)),

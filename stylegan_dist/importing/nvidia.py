@@ -18,7 +18,8 @@ from stylegan_dist.importing.values import Record
 from stylegan_dist.records import shorten
 
 LICENCE = "NVIDIA's code and published weights are for research or evaluation only, not commercial (NVIDIA Source Code License)"
-GENERATOR = "the generator"
+GENERATOR, DISCRIMINATOR = "the generator", "the discriminator"
+NO_AVERAGE = "the file has no averaged generator: G takes its place"
 _MAPPING: list[Rule] = [(r"mapping\.(embed\.(?:weight|bias))", r"mapping.\1"),
                         (r"mapping\.fc(\d+)\.(weight|bias)", r"mapping.layers.\1.\2"),
                         (r"mapping\.w_avg", "w_avg")]
@@ -37,6 +38,7 @@ _DISCRIMINATOR: list[Rule] = [
     (r"(b\d+\.(?:conv0|conv1)\.(?:weight|bias)|b\d+\.skip\.weight)", r"\1"),
 ]
 _MAPPING_RATE = 0.01
+MOST_CLAMP = 1e30
 
 
 def read(root: dict[str, Any]) -> Foreign | None:
@@ -54,7 +56,7 @@ def read(root: dict[str, Any]) -> Foreign | None:
     notes = []
     if "g_ema" not in trees:
         trees["g_ema"] = generator
-        notes.append("the file has no averaged generator: G takes its place")
+        notes.append(NO_AVERAGE)
     if "synthesis.input" in generator.modules:
         read_generator, title = stylegan3.read_generator, "StyleGAN3, as stylegan3 saves it"
     else:
@@ -98,7 +100,7 @@ def _generator(tree: Tree) -> tuple[str, dict[str, object], int, int]:
 
 def _discriminator(tree: Tree, resolution: int, notes: list[str], clamp: object) -> dict[str, object]:
     """Settings. StyleGAN3 has the same discriminator. `notes` gets what a person should know."""
-    what = "the discriminator"
+    what = DISCRIMINATOR
     widths = {int(match[1]): stored.shape[1] for name, stored in tree.tensors.items()
               if (match := re.fullmatch(r"b(\d{1,5})\.conv0\.weight", name)) and len(stored.shape) > 1}
     widths[4] = _size(tree, "b4.conv.weight", 0, what)
@@ -109,23 +111,42 @@ def _discriminator(tree: Tree, resolution: int, notes: list[str], clamp: object)
         raise InputError(f"{what} has the architecture {', '.join(map(shorten, architectures))}: only resnet and orig "
                          "exist here")
     _check_layers(tree, what)
-    if (own_clamp := _clamp(tree, what)) != clamp:
-        notes.append(f"{what} was trained with the clamp {own_clamp:g} and the generator with {clamp:g}, which is set for both")
-    group, number = tree.attribute("b4.mbstd", "group_size", 4), tree.attribute("b4.mbstd", "num_channels", 1)
-    if number != 1 or not (group is None or (isinstance(group, int) and group > 0)):
-        raise InputError(f"{what} has {shorten(number)} channels of minibatch standard deviation in groups of "
-                         f"{shorten(group)}: {ONLY}")
-    notes.append(f"{what} was trained with strided groups of images, here they are consecutive: its logits differ where a "
-                 "batch has more than one group")
-    if group is None:
-        notes.append(f"{what} was trained with the whole micro-batch as one group of images; here a group has 4 at most")
+    note_clamp(_clamp(tree, what), clamp, notes)
     base, most = pyramid_of(widths, what)
     result: dict[str, object] = {
         "discriminator.architecture": architectures.pop(), "discriminator.channel_base": base,
-        "discriminator.channel_max": most, **({"discriminator.mbstd_group": group} if group else {})}
+        "discriminator.channel_max": most,
+        **grouping(tree.attribute("b4.mbstd", "group_size", 4), tree.attribute("b4.mbstd", "num_channels", 1), notes)}
     if "mapping.embed.weight" in tree.tensors:
         result["discriminator.mapping_layers"] = _layers(tree)
     return result
+
+
+def note_clamp(own: float, clamp: object, notes: list[str]) -> None:
+    """Note that the discriminator had another clamp than the generator."""
+    if own != clamp:
+        notes.append(f"{DISCRIMINATOR} was trained with the clamp {own:g} and the generator with {clamp:g}, which is set for "
+                     "both")
+
+
+def grouping(group: object, number: object, notes: list[str]) -> dict[str, object]:
+    """Settings of the minibatch standard deviation. `notes` gets how it differs.
+
+    Args:
+        group: images in a group; None: all of a micro-batch.
+        number: channels.
+    Raises:
+        InputError: it cannot be represented here.
+    """
+    if number != 1 or not (group is None or (isinstance(group, int) and group > 0)):
+        raise InputError(f"{DISCRIMINATOR} has {shorten(number)} channels of minibatch standard deviation in groups of "
+                         f"{shorten(group)}: {ONLY}")
+    notes.append(f"{DISCRIMINATOR} was trained with strided groups of images, here they are consecutive: its logits differ "
+                 "where a batch has more than one group")
+    if group is None:
+        notes.append(f"{DISCRIMINATOR} was trained with the whole micro-batch as one group of images; here a group has 4 at "
+                     "most")
+    return {"discriminator.mbstd_group": group} if group else {}
 
 
 def _layers(tree: Tree) -> int:
@@ -149,7 +170,7 @@ def _clamp(tree: Tree, what: str) -> float:
     """The bound of activations, 0 for none."""
     values = {value for path, value in tree.attributes("conv_clamp") if not path.endswith("skip")}
     value = next(iter(values), None) or 0.0
-    if len(values) > 1 or not isinstance(value, (int, float)) or value < 0:
+    if len(values) > 1 or not isinstance(value, (int, float)) or not 0 <= value <= MOST_CLAMP:
         raise InputError(f"{what} has odd or different clamps in its layers: {ONLY}")
     return float(value)
 

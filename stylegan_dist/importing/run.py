@@ -21,7 +21,7 @@ from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
 from stylegan_dist.families import family_of
 from stylegan_dist.files import write_whole
-from stylegan_dist.importing import nvidia, r3gan, rosinality
+from stylegan_dist.importing import nvidia, r3gan, rosinality, tensorflow
 from stylegan_dist.importing.containers import Container
 from stylegan_dist.importing.foreign import Foreign, Table, converted
 from stylegan_dist.importing.machine import Refused
@@ -41,8 +41,6 @@ IMPORT_NAME = "import.json"
 FILE_BYTES = 1 << 30  # of a file of the checkpoint, at most
 READERS: tuple[Callable[[dict[str, Any]], Foreign | None], ...] = (nvidia.read, r3gan.read, rosinality.read)
 _SNAPSHOT = re.compile(r"network-snapshot-(\d{6,9})\.pkl")  # thousands of images
-TENSORFLOW = ("it is of the TensorFlow versions of StyleGAN: convert it with legacy.py of stylegan2-ada-pytorch or stylegan3 "
-              "(python legacy.py --source=FILE --dest=NEW), and import the new file")
 
 
 @dataclass
@@ -99,8 +97,8 @@ def import_file(path: Path, out: Path, nimg: int | None = None) -> Imported:
 
 def _foreign(root: Any) -> Foreign:
     """What the value of a file is."""
-    if isinstance(root, tuple) and any(isinstance(one, Record) and one.name.startswith("dnnlib.tflib.") for one in root):
-        raise InputError(TENSORFLOW)
+    if networks := tensorflow.networks_of(root):
+        return tensorflow.read(networks)
     if isinstance(root, Record):
         root = {"G_ema": root}
     if isinstance(root, dict):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stylegan_dist.importing.machine import MOST_NAME, Blob, Machine, Refused
+from stylegan_dist.importing.machine import MOST_NAME, Blob, LongText, Machine, Refused
 
 MOST_DIMENSIONS = 8
 _STORAGES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "DoubleStorage": torch.float64,
@@ -23,9 +23,10 @@ _STORAGES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "Doubl
              "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool}
 _DTYPES = ("float32", "float16", "float64", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _NUMPY = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
-# Classes whose objects become records: those of R3GAN's networks, of PyTorch's layers, of old TensorFlow files.
+TENSORFLOW_NETWORK = "dnnlib.tflib.network.Network"
+# Classes whose objects become records: those of R3GAN's networks, of PyTorch's layers, of TensorFlow files.
 _RECORDS = ("training.networks.", "R3GAN.Networks.", "R3GAN.FusedOperators.", "R3GAN.Resamplers.", "torch.nn.modules.",
-            "dnnlib.tflib.network.Network", "argparse.Namespace")
+            TENSORFLOW_NETWORK, "argparse.Namespace")
 
 
 @dataclass(eq=False)
@@ -276,14 +277,25 @@ def _array(machine: Machine, shape: Any, dtype: Any, fortran: Any, data: Any) ->
     return values.view(kind).reshape(shape, order="F" if fortran else "C")
 
 
+def _from_buffer(machine: Machine, arguments: tuple) -> Array:
+    """An array as protocol 5 writes it: bytes, type, shape, order."""
+    if len(arguments) != 4 or arguments[3] not in ("C", "F"):
+        raise machine.refused("an array in an odd order")
+    data, dtype, shape, order = arguments
+    return Array(_array(machine, shape, dtype, order == "F", data))
+
+
 def _encoded(machine: Machine, arguments: tuple) -> bytes:
     """Bytes as protocol 2 writes them."""
-    if len(arguments) != 2 or not isinstance(arguments[0], str) or arguments[1] != "latin1":
+    text = arguments[0] if len(arguments) == 2 and arguments[1] == "latin1" else None
+    if not isinstance(text, (str, LongText)):
         raise machine.refused("an encoding other than latin1")
-    machine.budget.spend(len(arguments[0]) // 1024)
     try:
-        return arguments[0].encode("latin1")
-    except UnicodeEncodeError:
+        if isinstance(text, LongText):
+            text = str(machine.data[text.start:text.end], "utf-8")
+        machine.budget.spend(len(text) // 1024)
+        return text.encode("latin1")
+    except UnicodeError:
         raise machine.refused("a text that is no bytes") from None
 
 
@@ -307,5 +319,6 @@ VOCABULARY: Mapping[str, Callable[[Machine, tuple], Any] | None] = {
     "numpy.ndarray": None,
     **{f"numpy.{core}.multiarray.{name}": make for core in ("core", "_core")
        for name, make in (("scalar", _scalar), ("_reconstruct", _new_array))},
+    **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
     "_codecs.encode": _encoded,
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import foreign_files as files
 import pytest
+import tensorflow_files
 import torch
 from small_networks import stylegan2_generator
 
@@ -172,6 +173,15 @@ ODD = {
     "a storage of another size": (inside(stream(storage(2), KEYS, struct.pack("<qf", 1, 0.5))), "which are not there"),
     "a storage without a key": (inside(stream(storage())), "without the storages that it names"),
     "two storages of a key": (inside(stream(storage(1) + b"0" + storage(2), KEYS)), "POP"),
+    "bytes that can be changed": (b"\x96" + struct.pack("<Q", 1 << 60), "it ends at byte"),
+    "an array of protocol 5 of another size": (b"cnumpy._core.numeric\n_frombuffer\n(C\x04abcdcnumpy\ndtype\n" + text("f4")
+                                               + b"\x89\x88\x87R" + BIG + b"\x85" + text("C") + b"tR", "of 4 bytes"),
+    "an array in another order": (b"cnumpy.core.numeric\n_frombuffer\n(C\x04abcdcnumpy\ndtype\n" + text("f4")
+                                  + b"\x89\x88\x87RK\x01\x85" + text("A") + b"tR", "an odd order"),
+    "a long text as a key": (b"}" + text("x" * (2 << 20)) + b"K\x01s", "a key that is a LongText"),
+    "a long text as a name": (b"\x80\x04" + text("x" * (2 << 20)) + b"\x8c\x01x\x93", "a name that is no text"),
+    "a long text that is no text": (b"c_codecs\nencode\nX" + struct.pack("<I", 2 << 20) + b"\xff" * (2 << 20)
+                                    + text("latin1") + b"\x86R", "a text that is no bytes"),
     "an array of another size": (b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R(K\x01" + BIG
                                  + b"\x85cnumpy\ndtype\n" + text("f4") + b"\x89\x88\x87R\x89C\x04abcdtb", "of 4 bytes"),
 }
@@ -269,7 +279,8 @@ def test_damaged_files_end_in_one_line(folder):
     buffer = io.BytesIO()
     torch.save({"g_ema": files.rosinality_generator(network), "latent_avg": network.w_avg}, buffer)
     sources = {"x.pkl": files.write_nvidia(folder / "x.pkl", G_ema=files.nvidia_generator(network)).read_bytes(),
-               "x.pt": buffer.getvalue()}
+               "x.pt": buffer.getvalue(),
+               "y.pkl": tensorflow_files.write(folder / "y.pkl", tensorflow_files.generator(0, 8)).read_bytes()}
     random = torch.Generator().manual_seed(0)
     outcomes = set()
     for name, content in sources.items():

@@ -278,13 +278,3 @@ def test_other_files(tmp_path):
             import_file(path, tmp_path / "run")
     with pytest.raises(InputError, match="cannot read"):
         import_file(tmp_path / "missing.pkl", tmp_path / "run")
-
-    class Network:
-        pass
-
-    with files.standing_in(dnnlib__tflib__network={"Network": Network}):
-        network = Network()
-        network.version, network.variables = 4, [("w", np.ones(3, np.float32))]
-        path.write_bytes(pickle.dumps((network, network, network), 3))
-    with pytest.raises(InputError, match=r"TensorFlow.*legacy\.py"):
-        import_file(path, tmp_path / "run")

@@ -38,7 +38,7 @@ class DiscriminatorConfig:
     channel_base: int | Auto = knob("auto", FIXED, "auto: as the generator", least=1, most=1 << 20)
     channel_max: int = knob(512, FIXED, "upper limit of the feature maps", least=1, most=MOST_MAPS)
     mapping_layers: int = knob(8, FIXED,
-        "fully connected layers from the class label to the projection", least=1, most=MOST_LAYERS)
+        "fully connected layers from the class label to the projection, after its embedding", least=0, most=MOST_LAYERS)
     mbstd_group: int | Auto = knob("auto", FIXED,
         "images per group of the minibatch standard deviation; auto: at most 4", least=1, most=MOST_IMAGES)
     freeze_layers: int = knob(0, FIXED,
