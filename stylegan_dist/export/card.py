@@ -85,7 +85,7 @@ def _uses(generator: Generator, files: Sequence[str], array: Array | None) -> li
                 'generator = from_pretrained(".")\n'
                 f'sample = draw_samples(generator, 7, "generate", torch.tensor([0]){one})\n```')
     if array and array.film and hasattr(generator, "frames"):
-        uses.append("z decides what is in a clip. All clips of the graphs `generator.*` move alike, that is, with one fixed motion. "
+        uses.append("z decides what is in a clip. All clips of the graphs `generator.*` move alike, with one fixed motion. "
                     "With stylegan_dist each sample number has a motion of its own.")
     return [*uses, _reading(array)]
 

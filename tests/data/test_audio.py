@@ -239,7 +239,8 @@ def test_another_rate_is_left_out(tmp_path):
     (tmp_path / "in" / "0_a.wav").write_bytes(wav(tone(440)))
     (tmp_path / "in" / "0_b.wav").write_bytes(wav(tone(440), rate=16000))
     index = pack(tmp_path / "in", tmp_path / "out", OPTIONS)
-    assert index.skipped == [{"name": "0_b.wav", "reason": "a sample rate of 16000 Hz instead of 8000, that of the first file: resample it"}]
+    assert index.skipped == [{"name": "0_b.wav", "reason":
+                              "a sample rate of 16000 Hz instead of 8000, that of the first file: resample it"}]
 
 
 def test_from_the_command_line(tape, tmp_path, capsys):
