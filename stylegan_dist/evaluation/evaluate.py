@@ -27,6 +27,7 @@ from stylegan_dist.evaluation.samples import (
     check_takes,
     gather_rows,
     in_memory,
+    is_of_another_form,
     labels_by_frequency,
     pictures_for,
     takes_samples,
@@ -46,7 +47,7 @@ from stylegan_dist.families import family_of
 from stylegan_dist.features.network import FeatureNetwork, NoFeatures, exactly
 from stylegan_dist.features.registry import open_features
 from stylegan_dist.files import file_digest
-from stylegan_dist.kinds import Kind, Latents, Sound
+from stylegan_dist.kinds import Kind, Latents
 from stylegan_dist.metrics import few_samples
 from stylegan_dist.ops import native
 from stylegan_dist.ranks import Ranks
@@ -143,8 +144,7 @@ class Evaluator:
         theirs = self.network.kind
         if theirs is None or not takes_samples(self.network, mine):
             return
-        other_form = isinstance(mine, Sound) and isinstance(theirs, Sound) and theirs.form != mine.form
-        if type(theirs) is not type(mine) or other_form:
+        if is_of_another_form(mine, theirs):
             raise InputError(f"the feature network {self.network.name} has learnt samples of another form: train one "
                              "on this data with `stylegan-dist train-features SHARDS OUT`, and give OUT")
 

@@ -16,7 +16,7 @@ from stylegan_dist import randomness
 from stylegan_dist.data.index import DatasetIndex
 from stylegan_dist.errors import InputError
 from stylegan_dist.features.network import FeatureNetwork
-from stylegan_dist.kinds import Clip, Kind, Text
+from stylegan_dist.kinds import Array, Clip, Kind, Text
 from stylegan_dist.kinds.base import to_uint8
 from stylegan_dist.metrics import MOST_SHIFT, gather_features, path_lengths, rotation_errors, translation_errors
 from stylegan_dist.networks.generator import Generator, Sampling, motion
@@ -59,6 +59,19 @@ def takes_samples(network: FeatureNetwork, kind: Kind) -> bool:
     if isinstance(kind, Clip) and not isinstance(network.kind, Clip):
         return False  # it sees single frames
     return str(network.dtype) == f"torch.{kind.dtype}"
+
+
+def is_of_another_form(one: Kind, other: Kind) -> bool:
+    """Whether samples that may have the same shape mean something else: another kind, spectrograms made in another way, latents
+    of another autoencoder, another alphabet."""
+    if type(one) is not type(other):
+        return True
+    return isinstance(one, Array) and isinstance(other, Array) and _meaning(one) != _meaning(other)
+
+
+def _meaning(kind: Array) -> tuple[object, ...]:
+    text = kind.text and (kind.text.symbols, kind.text.length)
+    return kind.log_mel, kind.spectrum, kind.encoder, text
 
 
 def pictures_for(network: FeatureNetwork, kind: Kind, values: Tensor) -> Tensor:

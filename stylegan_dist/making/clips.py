@@ -95,7 +95,7 @@ class ClipFiles(Files):
                 sizes.setdefault(picture.size, os.path.basename(name))
                 if len(sizes) > 1:
                     (width, height), first = next(iter(sizes.items()))
-                    raise ValueError(f"{picture.size[0]} x {picture.size[1]} pixels, and {first} has {width} x {height}: frames "
+                    raise ValueError(f"{picture.width} x {picture.height} pixels, and {first} has {width} x {height}: frames "
                                      "of a video have one size")
                 return pixels_of(picture, self.options.frame_form)
         except ValueError as error:

@@ -251,7 +251,7 @@ class Samples(Event):
         _save_samples(run, "samples", self.path, images)
         if run.batch is not None:
             reals = run.index.kind.to_network(run.batch["sample"])
-            for title, text in run.signs.of_samples(images, reals):
+            for title, text in run.signs.of_samples(images, reals, run.state.nimg):
                 run.monitor.alert(title, text)
             real_labels = run.batch["label"] if run.resolved.conditional else None
             logits = {"real": self._judge("real", reals, real_labels), "fake": self._judge("fake", images, labels)}

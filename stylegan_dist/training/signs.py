@@ -17,6 +17,7 @@ R1_FACTOR = 10.0    # above its level
 R1_MEMORY = 0.9     # of the level, from tick to tick
 R1_LEAST = 1.0      # R1 below this, or below the loss of the game, does no harm
 ALIKE = 0.2         # variety of the samples, as a part of that of the data
+TRAINED = 1000      # images, before which samples may be alike because little has been learnt
 APART = 10.0        # spread of the samples, as a multiple of that of the data
 
 Sign = tuple[str, str]  # title and text
@@ -39,13 +40,13 @@ class Signs:
         """What a tick shows."""
         return [*self._saturation(metrics), *self._explosion(metrics)]
 
-    def of_samples(self, samples: Tensor, reals: Tensor) -> list[Sign]:
-        """What samples [N, ...] and real images [n, ...] show, in the same range."""
+    def of_samples(self, samples: Tensor, reals: Tensor, nimg: int) -> list[Sign]:
+        """What samples [N, ...] after `nimg` images and real images [n, ...] show, in the same range."""
         if len(reals) < 2:
             return []
         found = []
         here, there = variety(samples), variety(reals)
-        if here < ALIKE * there:
+        if here < ALIKE * there and nimg >= TRAINED:
             found += self._once("samples alike", f"their variety is {here:.2f}, that of the data {there:.2f}: the generator "
                                                  "has collapsed to a few images; lower optim.g.lr, or raise loss.r1_gamma")
         here, there = spread(samples), spread(reals)

@@ -83,8 +83,8 @@ class Scene:
         return self._saved(ws, settings, label, "w+")
 
     def picture(self, settings: Settings) -> Tensor:
-        """uint8 [C, R, R] on the CPU. That of a seed alone has the pixels of `generate`, but for clips of StyleGAN-V, which here
-        have one motion. Raises InputError as `point`."""
+        """uint8 [C, R, R] on the CPU. That of a seed alone has the pixels of `generate`, but for clips of StyleGAN-V, which
+        have one motion here. Raises InputError as `point`."""
         return to_uint8(self.trained.kind.as_pictures(self._drawn(settings))[0])
 
     def frame(self, settings: Settings) -> tuple[str, bytes]:

@@ -98,8 +98,10 @@ def test_from_the_command_line(tmp_path, capsys):
     (b" \n\t\n", (), "holds no text that fits"),
     (b"\x89PNG\r\n\x1a\n\0\xff", (), r"is no text in UTF-8 \(byte 0\)"),
     (b"ab\0cd\n", (), "it has a zero byte"),
-    ("".join(map(chr, range(0x4e00, 0x4f00))).encode(), ("--unit", "window"), "has 257 different symbols, more than 255: replace the rare"),
-    ("".join(map(chr, range(0x2500, 0x2600))).encode() + b"a", ("--unit", "window"), "more than 255: --clean letters leaves few"),
+    ("".join(map(chr, range(0x4e00, 0x4f00))).encode(), ("--unit", "window"),
+     "has 257 different symbols, more than 255: replace the rare"),
+    ("".join(map(chr, range(0x2500, 0x2600))).encode() + b"a", ("--unit", "window"),
+     "more than 255: --clean letters leaves few"),
     (b"too long a line\nanother one\n", (), "none of its 2 lines has at most 8 symbols, the shortest has 11: give a larger"),
     (b"one\ntwo\n", ("--held-out", "2"), "has 2 lines of at most 8 symbols, of which 2 cannot be held out"),
     (b"one\ntwo\n", ("--length", "2000"), "--length"),
@@ -120,7 +122,8 @@ def test_no_file_and_no_length(tmp_path, capsys):
     (tmp_path / "a.txt").write_bytes(b"one\n")
     assert main(["pack", str(tmp_path / "a.txt"), str(tmp_path / "out"), "--resolution", "8"]) == 2
     assert "--text takes a file of text" in capsys.readouterr().err
-    assert main(["pack", str(tmp_path / "a.txt"), str(tmp_path / "out"), "--length", "8", "--workers", "1"]) == 0  # which only text has
+    # Only text has a length.
+    assert main(["pack", str(tmp_path / "a.txt"), str(tmp_path / "out"), "--length", "8", "--workers", "1"]) == 0
     capsys.readouterr()
     assert main(["pack", "--text", str(tmp_path), str(tmp_path / "out")]) == 2
     assert "--length is needed for text" in capsys.readouterr().err
@@ -144,7 +147,8 @@ def test_damage_is_found(tmp_path):
     assert main(["pack", "--text", str(tmp_path / "a.txt"), str(tmp_path / "set"), "--length", "8", "--workers", "1"]) == 0
     shard = tmp_path / "set/shard-00000.tar"
     shard.write_bytes(shard.read_bytes().replace(b"bca", b"bza"))
-    assert any("the line of text cannot be used (the symbol 'z'" in str(problem) for problem in verify(tmp_path / "set", workers=1))
+    problems = map(str, verify(tmp_path / "set", workers=1))
+    assert any("the line of text cannot be used (the symbol 'z'" in problem for problem in problems)
 
 
 @pytest.mark.parametrize(("change", "message"), [

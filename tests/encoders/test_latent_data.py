@@ -20,7 +20,7 @@ from stylegan_dist import randomness
 from stylegan_dist.cli import main
 from stylegan_dist.data.index import load_index
 from stylegan_dist.errors import InputError
-from stylegan_dist.evaluation.samples import check_takes, pictures_for
+from stylegan_dist.evaluation.samples import check_takes, is_of_another_form, pictures_for
 from stylegan_dist.export.folder import _published
 from stylegan_dist.kinds import encoder
 from stylegan_dist.kinds.array import Array, ArrayOptions
@@ -101,6 +101,8 @@ def test_other_weights_are_other_data(place, tmp_path):
     other = replace(index, kind=replace(index.kind, encoder=replace(index.kind.encoder, sha256="0" * 64)))
     assert other.fingerprint != index.fingerprint
     assert other.kind != index.kind
+    assert is_of_another_form(other.kind, index.kind)  # for a network of `train-features`
+    assert not is_of_another_form(replace(index.kind, offset=(1.0,) * 4), index.kind)
     at_home = replace(index, kind=index.kind.at(tmp_path))
     assert (at_home.fingerprint, at_home.kind.facts()) == (index.fingerprint, index.kind.facts())
 

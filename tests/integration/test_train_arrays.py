@@ -51,7 +51,7 @@ def test_trains_continues_and_generates(shards, tmp_path, capsys):
     assert train(shards, tmp_path / "whole", "run.kimg=0.032") == 0
     assert losses(run) == losses(tmp_path / "whole")
     assert len(losses(run)) == 4
-    assert "24 arrays, 16 px, 1 channel of float16, 3 classes" in (run / "log.txt").read_text()
+    assert "24 spectrograms, 16 px, 1 channel of float16, 3 classes" in (run / "log.txt").read_text()
     reals = np.asarray(Image.open(run / "samples" / "reals.png"))
     assert (reals.min(), reals.max()) == (0, 255)
     assert (run / "samples" / "nimg-00000032.png").is_file()

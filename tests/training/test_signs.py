@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from stylegan_dist.training.signs import R1_TICKS, SATURATED, Signs, spread, variety
+from stylegan_dist.training.signs import R1_TICKS, SATURATED, TRAINED, Signs, spread, variety
 
 
 def titles(signs: Signs, *ticks: dict[str, float]) -> list[str]:
@@ -53,7 +53,8 @@ def test_samples_that_are_alike_or_out_of_range():
         (100 * samples, ["samples out of range"]), (100 * contrast * samples[:1], ["samples alike", "samples out of range"]),
     ):
         signs = Signs("wasserstein")
-        assert [title for title, _ in signs.of_samples(made, reals)] == told
-        assert signs.of_samples(made, reals) == []
-    assert Signs("hinge").of_samples(samples, reals[:1].expand(8, 1, 8, 8)) == []  # the data itself is one image
-    assert Signs("hinge").of_samples(samples * 0, reals[:1]) == []  # one image has no variety
+        assert [title for title, _ in signs.of_samples(made, reals, TRAINED)] == told
+        assert signs.of_samples(made, reals, TRAINED) == []
+    assert Signs("hinge").of_samples(0 * samples, reals, TRAINED - 1) == []  # it has only begun
+    assert Signs("hinge").of_samples(samples, reals[:1].expand(8, 1, 8, 8), TRAINED) == []  # the data itself is one image
+    assert Signs("hinge").of_samples(samples * 0, reals[:1], TRAINED) == []  # one image has no variety
