@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
@@ -181,7 +182,7 @@ def add_verify(subparsers) -> None:
 
 
 def _run_pack(args: argparse.Namespace) -> int:
-    if args.kind is None and hasattr(args, "length"):
+    if args.kind is None and hasattr(args, "length") and not os.path.isdir(args.source):  # only text has a length
         args.kind = "text"
     listing = None if args.kind == "text" else list_source(args.source)
     packing = _packing(args, listing)
@@ -216,9 +217,10 @@ def _packing(args: argparse.Namespace, listing: Listing | None) -> Packing:
     given = {field.name: getattr(args, field.name) for packing in PACKINGS.values() for field in fields(packing)
              if hasattr(args, field.name)}
     if foreign := sorted(given.keys() - wanted):
-        owners = [name for name, packing in PACKINGS.items() if foreign[0] in {one.name for one in fields(packing)}]
+        owners = [name for name, packing in PACKINGS.items()
+                  if any(one.name == foreign[0] and one.metadata for one in fields(packing))]
         how = " (--encode ENCODER)" if owners == ["latents"] else ""
-        raise InputError(f"--{foreign[0].replace('_', '-')} has no meaning for {kind}, only for {', '.join(owners)}{how}:  "
+        raise InputError(f"--{foreign[0].replace('_', '-')} has no meaning for {kind}, only for {', '.join(owners)}{how}: "
                          "leave it out")
     for field in fields(PACKINGS[kind]):
         if field.metadata and field.default is MISSING and field.name not in given:

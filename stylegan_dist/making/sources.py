@@ -29,7 +29,7 @@ _OTHER_ENDINGS = frozenset((
     *ArrayOptions.endings, *SoundOptions.endings, _TAR_ENDING, labelling.CLASS_ENDING,
     ".json", ".jsonl", ".txt", ".caption", ".csv", ".tsv",
     ".xml", ".html", ".htm", ".md", ".yaml", ".yml", ".toml", ".ini", ".log", ".py", ".sh", ".parquet", ".pkl", ".pt", ".pth",
-    ".safetensors", ".zip", ".gz", ".mp4", ".mov", ".avi", ".mkv", ".mp3", ".flac", ".pdf", ".db", ".svg",
+    ".safetensors", ".zip", ".gz", ".mp4", ".mov", ".avi", ".mkv", ".pdf", ".db", ".svg",
 ))
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*",
                  b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")  # the last two: JPEG 2000

@@ -105,7 +105,8 @@ def test_from_the_command_line(tmp_path, capsys):
     (b"too long a line\nanother one\n", (), "none of its 2 lines has at most 8 symbols, the shortest has 11: give a larger"),
     (b"one\ntwo\n", ("--held-out", "2"), "has 2 lines of at most 8 symbols, of which 2 cannot be held out"),
     (b"one\ntwo\n", ("--length", "2000"), "--length"),
-    (b"one\ntwo\n", ("--resolution", "32"), "--resolution has no meaning for text"),
+    (b"one\ntwo\n", ("--resolution", "32"),
+     "--resolution has no meaning for text, only for images, arrays, sounds, videos, latents: leave it out"),
 ])
 def test_no_text(content, options, message, tmp_path, capsys):
     source = tmp_path / "file.txt"
@@ -130,6 +131,8 @@ def test_no_file_and_no_length(tmp_path, capsys):
     (tmp_path / "a.png").write_bytes(b"")
     assert main(["pack", str(tmp_path), str(tmp_path / "out")]) == 2
     assert "--resolution is needed for images" in capsys.readouterr().err
+    assert main(["pack", str(tmp_path), str(tmp_path / "out"), "--resolution", "8", "--length", "8"]) == 2
+    assert "--length has no meaning for images, only for text: leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("data", "message"), [
