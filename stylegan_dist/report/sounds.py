@@ -55,5 +55,7 @@ def _uri(path: Path) -> str:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
+    if not content.startswith(b"RIFF"):  # what else can be read is not what the page would say it is
+        raise ValueError("it is no WAV file")
     read_sound(content, MOST_BYTES)
     return _HEAD + base64.b64encode(content).decode()

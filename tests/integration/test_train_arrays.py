@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from launching import TINY
 from PIL import Image
@@ -64,6 +65,11 @@ def test_trains_continues_and_generates(shards, tmp_path, capsys):
     page = (run / "report.html").read_text()
     assert page.count('<audio src="data:audio/wav;base64,UklGR') == 4, "three of the run, and real ones"
     assert "media-src data:" in page
+    soundfile.write(run / "samples" / "reals.wav", np.zeros(100), 8000, format="FLAC")
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert page.count("<audio src") == 3
+    assert "reals.wav cannot be heard: it is no WAV file" in page
 
     index = load_index(shards)
     snapshot = load_generator(run, torch.device("cpu"))
