@@ -38,7 +38,7 @@ _DISCRIMINATOR: list[Rule] = [
     (r"(b\d+\.(?:conv0|conv1)\.(?:weight|bias)|b\d+\.skip\.weight)", r"\1"),
 ]
 _MAPPING_RATE = 0.01
-MOST_CLAMP = 1e30
+MOST_NUMBER = 1e9  # of an attribute or argument: that of the knob precision.clamp
 
 
 def read(root: dict[str, Any]) -> Foreign | None:
@@ -170,7 +170,7 @@ def _clamp(tree: Tree, what: str) -> float:
     """The bound of activations, 0 for none."""
     values = {value for path, value in tree.attributes("conv_clamp") if not path.endswith("skip")}
     value = next(iter(values), None) or 0.0
-    if len(values) > 1 or not isinstance(value, (int, float)) or not 0 <= value <= MOST_CLAMP:
+    if len(values) > 1 or not isinstance(value, (int, float)) or not 0 <= value <= MOST_NUMBER:
         raise InputError(f"{what} has odd or different clamps in its layers: {ONLY}")
     return float(value)
 

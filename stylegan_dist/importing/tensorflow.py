@@ -23,7 +23,7 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.importing.foreign import ONLY, PART, Foreign, ForeignNetwork, Rule, pyramid_of, resolution_of
 from stylegan_dist.importing.machine import Refused
 from stylegan_dist.importing.modules import MOST_PARTS
-from stylegan_dist.importing.nvidia import DISCRIMINATOR, GENERATOR, LICENCE, MOST_CLAMP, NO_AVERAGE, grouping, note_clamp
+from stylegan_dist.importing.nvidia import DISCRIMINATOR, GENERATOR, LICENCE, MOST_NUMBER, NO_AVERAGE, grouping, note_clamp
 from stylegan_dist.importing.values import TENSORFLOW_NETWORK, Array, Record, Storage, Stored
 from stylegan_dist.networks.layers import resolutions
 from stylegan_dist.records import shorten
@@ -62,9 +62,9 @@ class _Network:
     variables: dict[str, Stored]
 
     def number(self, argument: str, otherwise: float | None) -> float:
-        """An argument, 0 for None. Raises InputError: it is no number from 0 to MOST_CLAMP."""
+        """An argument, 0 for None. Raises InputError: it is no number from 0 to MOST_NUMBER."""
         value = self.arguments.get(argument, otherwise) or 0
-        if not isinstance(value, (int, float)) or not 0 <= value <= MOST_CLAMP:
+        if not isinstance(value, (int, float)) or not 0 <= value <= MOST_NUMBER:
             raise InputError(f"{self.what} has the odd {argument} {shorten(value)}: {ONLY}")
         return value
 

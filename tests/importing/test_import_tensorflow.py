@@ -291,6 +291,7 @@ ARGUMENTS = {
     r"the mapping_lrmul 0\.1 instead of 0\.01": {"mapping_lrmul": 0.1},
     r"the odd conv_clamp -1": {"conv_clamp": -1},
     r"the odd conv_clamp 10000": {"conv_clamp": 10**300},
+    r"the generator has the odd conv_clamp 2000000000\.0": {"conv_clamp": 2e9},
     r"the odd num_fp16_res list": {"num_fp16_res": ["four"]},
 }
 D_WRONG = {
