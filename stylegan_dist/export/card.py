@@ -99,9 +99,9 @@ def _reading(array: Array | None) -> str:
                 "`data.array.text.symbols` of config.json, and blanks behind the end of the line.")
     if array.film:
         form = array.film
-        return (f"Samples are clips of {form.frames} frames, {form.fps:g} a second: `samples.unflatten(1, ({form.frames}, "
-                f"{form.channels}))` is [N, frames, channels, height, width]. Frames: `((frames + 1) * 127.5).round().clip(0, "
-                "255)` as uint8.")
+        return (f"Samples are clips of {form.frames} frames, {form.fps:g} a second: `samples.reshape(len(samples), "
+                f"{form.frames}, {form.channels}, *samples.shape[2:])` is [N, frames, channels, height, width]. Frames: "
+                "`((frames + 1) * 127.5).round().clip(0, 255)` as uint8.")
     return ("Samples are arrays: `samples * scale + offset` for each channel or band, both in `data.array` of config.json, has "
             "the range of the data.")
 

@@ -300,7 +300,7 @@ def test_exports_for_any_batch(run, tmp_path, capsys):
     assert "generator.pt2" in capsys.readouterr().out
     card = (tmp_path / "out/README.md").read_text()
     assert "All clips of the graphs `generator.*` move alike" in card
-    assert f"samples.unflatten(1, ({FRAMES}, 1))" in card
+    assert f"samples.reshape(len(samples), {FRAMES}, 1, " in card
     assert f"Samples are clips of {FRAMES} frames" in card
 
 
