@@ -11,7 +11,7 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.latents.trained import Trained
 from stylegan_dist.networks.generator import Generator
 
-LEAST_KINSHIP = 0.1  # of networks that can be blended
+LEAST_CORRELATION = 0.1  # of the weights of networks that can be blended
 
 
 def blend(coarse: Trained, fine: Trained, resolution: int, width: float = 0.0) -> Generator:
@@ -46,7 +46,7 @@ def blend(coarse: Trained, fine: Trained, resolution: int, width: float = 0.0) -
     return blended
 
 
-def kinship(one: Generator, other: Generator) -> float:
+def correlation(one: Generator, other: Generator) -> float:
     """The correlation of the weights of two networks of the same shapes: near 0 where they began with different random ones.
 
     Each matrix or kernel counts as much as its number of values. Vectors, such as biases, are alike in all networks.

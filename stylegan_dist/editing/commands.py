@@ -313,7 +313,7 @@ def _layers(args: argparse.Namespace) -> int:
 
 
 def _blend(args: argparse.Namespace) -> int:
-    from stylegan_dist.editing.blending import LEAST_KINSHIP, blend, kinship
+    from stylegan_dist.editing.blending import LEAST_CORRELATION, blend, correlation
     from stylegan_dist.latents.derived import check_place, save_derived
     from stylegan_dist.latents.trained import open_trained
 
@@ -321,7 +321,7 @@ def _blend(args: argparse.Namespace) -> int:
     check_place(out)
     coarse, fine = open_trained(args.run_dir, "cpu"), open_trained(args.fine, "cpu")
     generator = blend(coarse, fine, args.at, args.width)
-    if (alike := kinship(coarse.generator, fine.generator)) < LEAST_KINSHIP:
+    if (alike := correlation(coarse.generator, fine.generator)) < LEAST_CORRELATION:
         print(f"note: the weights of {coarse.run_dir} and {fine.run_dir} have nothing in common (correlation {alike:.2f}): the "
               "blend of networks that do not come from one another is noise", file=sys.stderr)
     facts = {"kind": "blended", "coarse": [str(coarse.run_dir), coarse.digest], "fine": [str(fine.run_dir), fine.digest],

@@ -81,7 +81,7 @@ def points_of_files(trained: Trained, paths: Sequence[str]) -> list[Point]:
 def say_where_from(trained: Trained, path: str, checkpoint: object) -> None:
     """Print a note where a file of latents or directions was made with another checkpoint.
 
-    That may be meant, as with a blended generator. Of a stranger's, only shapes fit, and the pictures would not tell.
+    That may be meant, as with a blended generator. Of an unrelated one only the shapes fit, and the pictures would not tell.
     """
     if isinstance(checkpoint, str) and checkpoint != trained.digest:
         print(f"note: {path} was made with another checkpoint than that of {trained.run_dir} at {trained.nimg} images: it "

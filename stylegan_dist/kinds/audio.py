@@ -28,7 +28,7 @@ MAX_RATE = 1_000_000_000     # Hz
 ITERATIONS, MOMENTUM = 100, 0.99
 _MAX_CONDITION = 100
 _UNKNOWN_SIZE = 0x7FFFF000   # bytes; programs that write into a pipe claim as much or more
-_MOST_FLOAT = 16.0
+_MOST_FLOAT = 16.0           # of full scale; of whole numbers that were written as floating-point ones it is thousands
 _MOST_VALUES = 1 << 25       # of all channels of a file, 256 MiB; compressed silence is short
 _LINEAR_HZ, _LINEAR_MELS = 1000.0, 15.0      # the mel scale is linear up to 1 kHz, at 66.7 Hz a mel,
 _LOG_STEP = np.log(6.4) / 27                 # and then logarithmic, 27 mels for a factor of 6.4
@@ -101,7 +101,7 @@ def read_sound(data: bytes, most: int) -> tuple[int, np.ndarray]:
     Raises:
         ValueError: with the reason, when it is none.
     """
-    import soundfile  # it loads a library, which only those who pack sounds need
+    import soundfile  # it loads a library, which few need
 
     claimed = int.from_bytes(data[4:8], "little") + 8
     if data[:4] == b"RIFF" and len(data) + 1 < claimed < _UNKNOWN_SIZE:  # the library would read what there is
