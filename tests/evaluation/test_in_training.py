@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from launching import ROOT, TIMEOUT, direct_environment, finished, started, train_command, trained, wait_for
+from saving import FILES
 
 from stylegan_dist.cli import main
 from stylegan_dist.evaluation.record import NAME, read_evaluations
@@ -64,7 +65,7 @@ def test_equal_to_those_beside_it_on_one_and_two_ranks(by_two: Path, tmp_path: P
 
 def test_training_is_the_same_without(by_two: Path, options: list[str], labelled_shards: Path, tmp_path: Path):
     trained(labelled_shards, tmp_path / "run", *options, "evaluate.every_kimg=0", processes=2)
-    for name in ("g", "d", "g_ema", "optimizer_g", "optimizer_d"):
+    for name in FILES:
         file = Path("checkpoints/nimg-00000160", f"{name}.safetensors")
         assert file_digest(tmp_path / "run" / file) == file_digest(by_two / file)
     assert not (tmp_path / "run" / NAME).exists()

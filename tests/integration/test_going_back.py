@@ -13,13 +13,13 @@ import torch
 from launching import TIMEOUT, TRAIN, direct_environment, started, train_command, trained
 from metrics_reader import read
 from safetensors.torch import load_file
+from saving import FILES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_reader import read_offline_runs
 
 from stylegan_dist.training.checkpoint import list_checkpoints, newest_whole_checkpoint
 
 pytestmark = pytest.mark.slow
-FILES = ("g", "d", "g_ema", "optimizer_g", "optimizer_d")
 CALM = ("optim.g.eps=1e-2", "optim.d.eps=1e-2", "optim.g.lr=0.001", "optim.d.lr=0.001")
 LIMIT = "guard.limit=3"
 # NaN in the loss of one rank, in a stretch of images; `{condition}` may ask for the seed of the draws.

@@ -11,6 +11,7 @@ import torch
 from launching import TINY, finished, train_command, trained
 from native_cases import native_calls
 from safetensors.torch import load_file
+from saving import FILES
 from torch import Tensor
 
 from stylegan_dist.config import load_config
@@ -111,7 +112,7 @@ def test_runs(small_shards: Path, tmp_path: Path, cache: str):
         assert result.returncode == 0, result.stdout + result.stderr
         assert re.search(r"compile +on", result.stdout)
         assert re.search(r"compiled in \d+ s", result.stdout)
-    for file in ("g", "d", "g_ema", "optimizer_g", "optimizer_d"):
+    for file in FILES:
         eager, compiled, again = (load_file(tmp_path / name / LAST / f"{file}.safetensors")
                                   for name in ("eager", "compiled", "again"))
         assert eager.keys() == compiled.keys()
