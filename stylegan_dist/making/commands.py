@@ -218,7 +218,7 @@ def _packing(args: argparse.Namespace, listing: Listing | None) -> Packing:
     if foreign := sorted(given.keys() - wanted):
         owners = [name for name, packing in PACKINGS.items() if foreign[0] in {one.name for one in fields(packing)}]
         how = " (--encode ENCODER)" if owners == ["latents"] else ""
-        raise InputError(f"--{foreign[0].replace('_', '-')} has no meaning for {kind}, only for {', '.join(owners)}{how}:  "
+        raise InputError(f"--{foreign[0].replace('_', '-')} has no meaning for {kind}, only for {', '.join(owners)}{how}: "
                          "leave it out")
     for field in fields(PACKINGS[kind]):
         if field.metadata and field.default is MISSING and field.name not in given:
