@@ -58,6 +58,7 @@ setup(
         "simplejpeg>=1.8,<2",
         # Dated versions; the last one for Python 3.10 is the least. Elsewhere Pillow decodes what it would.
         "imagecodecs>=2025.3.30,<2027; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
+        "soundfile>=0.12,<1",    # libsndfile: WAV of all codecs, FLAC, Ogg, MP3
         "numpy>=1.26,<3",
         "pyyaml>=6,<7",
         "pydantic>=2.7,<3",      # checks what is read from JSON; wandb brings it, too

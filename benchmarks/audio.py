@@ -61,7 +61,7 @@ def main() -> None:
     columns: dict[str, list[float]] = {}
     seconds, originals, results = 0.0, [], []
     for data in contents:
-        samples = audio.read_wav(data, form.samples)[1]
+        samples = audio.read_sound(data, form.samples)[1]
         clip = audio.clip_of(samples, form)
         magnitudes = np.abs(audio.stft(clip, form))
         stored = read_array(options.sample(data).data, None, 1 << 30).astype(np.float64)

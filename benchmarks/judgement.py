@@ -47,7 +47,7 @@ from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.readers import ReaderOptions
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.errors import InputError
-from stylegan_dist.evaluation.reals import BLOCK, LANES, real_features
+from stylegan_dist.evaluation.reals import BLOCK, LANES, RealSamples
 from stylegan_dist.evaluation.samples import BATCH
 from stylegan_dist.evaluation.scores import Rows
 from stylegan_dist.features.network import FeatureNetwork
@@ -105,7 +105,7 @@ def measure(args: argparse.Namespace) -> None:
         raise InputError(f"--count {count} must be a multiple of {TIMES}, from {TIMES} to a fifth of the "
                          f"{index.num_samples} samples of {args.shards}")
     with tqdm(total=5 * count, desc="reals", unit="img", disable=None) as bar:
-        rows = real_features(index, 5 * count, network, ALONE, None, bar.update, lambda: False)
+        rows = RealSamples(index, None, ALONE, bar.update).features(5 * count, network)
     sets, real = variants(index, rows, count, network), rows.features
     reference = real[:count]
     print(f"{count} images of {index.resolution} pixels against {count} others; {network.name}, {network.dimensions} features; "
@@ -142,7 +142,7 @@ def variants(index: DatasetIndex, real: Rows, count: int, network: FeatureNetwor
 
 
 def read(index: DatasetIndex, count: int) -> Tensor:
-    """Images count, ..., 2 count - 1 of the order of `real_features`, uint8 [n, C, H, W]."""
+    """Images count, ..., 2 count - 1 of the order of `RealSamples`, uint8 [n, C, H, W]."""
     stream, images = BatchStream(index, StreamPlan(0, LANES, BLOCK, BATCH), ReaderOptions(workers=0)), []
     try:
         for start in range(0, 2 * count, BATCH):

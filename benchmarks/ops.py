@@ -199,9 +199,8 @@ def generator_layer(x: torch.Tensor, bias: torch.Tensor, filtered: bool, feature
     if not ops.draws_noise(x):
         size = [x.shape[2] - filtered] * 2
         address = torch.zeros(n, 1, *size, device=x.device)  # drawn for all layers at once, which is not part of this
-    z, rgb = ops.generator_epilogue(
-        x, ones, bias, ops.LayerNoise(address, 0), strength, ones if features else None,
-        ones[:, None].expand(-1, 3, -1) if colours else None, filtered, 256.0)
+    layer = ops.Epilogue(ones, bias, ops.LayerNoise(address, 0), strength, filtered, 256.0)
+    z, rgb = ops.generator_epilogue(x, layer, ones if features else None, ones[:, None].expand(-1, 3, -1) if colours else None)
     if z is None or rgb is None:
         return z if rgb is None else rgb
     return torch.stack((z.mean(), rgb.mean()))
@@ -209,8 +208,8 @@ def generator_layer(x: torch.Tensor, bias: torch.Tensor, filtered: bool, feature
 
 def filtered_layer(x: torch.Tensor, bias: torch.Tensor, up: int, full: bool) -> torch.Tensor:
     """What follows a convolution of StyleGAN3, which doubles the size if `up` is 4; -R has a full filter downwards."""
-    fu, fd = line(6 * up, False, x.device), line(12, full, x.device)
-    return ops.filtered_lrelu(x, bias, fu, fd, up, 2, (9, 8) if up == 2 else (13, 14), clamp=256.0)
+    filters = line(6 * up, False, x.device), line(12, full, x.device)
+    return ops.filtered_lrelu(x, bias, ops.Filters(*filters, up, 2, (9, 8) if up == 2 else (13, 14)), clamp=256.0)
 
 
 @functools.cache

@@ -76,6 +76,30 @@ def add_verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], **
     return parser
 
 
+def add_training(parser: argparse.ArgumentParser, samples: str, least: int, decided: str) -> None:
+    """Options of a verb that trains a small network on a shard set.
+
+    Args:
+        samples: what they are, for people.
+        least: thousands of them that it is trained on, unless `--kimg` says something else.
+        decided: by the seed.
+    """
+    parser.add_argument("--kimg", type=real("--kimg", Range(above=0, most=1e9)),
+                        help=f"thousands of {samples} to train on (default: the data ten times, and {least} at least)")
+    parser.add_argument("--seed", type=whole("--seed", SEEDS), default=0, help=f"decides {decided} (default: %(default)s)")
+    parser.add_argument("--workers", type=whole("--workers", Range(0, WORKERS.most)), default=0,
+                        help=f"reader processes; 0 reads in this process, enough for small {samples} (default: %(default)s)")
+    parser.add_argument("--device", type=word("--device"), help="cpu or cuda (default: cuda if there is one)")
+
+
+def training_of(args: argparse.Namespace) -> tuple[int, int | None, str, int]:
+    """What these options say: seed, images (None: by the data), device, readers."""
+    import torch  # here: it takes a second
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return args.seed, None if args.kimg is None else max(1, round(args.kimg * 1000)), device, args.workers
+
+
 def add_which(parser: argparse.ArgumentParser) -> None:
     """Add `--nimg` and `--best`, which say which checkpoint of a run is meant: `which` of the result, None for the newest."""
     choice = parser.add_mutually_exclusive_group()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from launching import ROOT, finished
+from launching import run_script
 
 from stylegan_dist.ranks import Ranks
 
 
 def test_rank_0_works_longer_than_the_others_wait(tmp_path: Path):
     """The other rank meets it again and again; result and error are the same as in a short piece of work."""
-    script = tmp_path / "work.py"
-    script.write_text("""
+    run_script(tmp_path, """
 import os, time
 import torch.distributed as dist
 from forking import run_ranks
@@ -47,6 +45,4 @@ def work():
 
 run_ranks(2, work)
 """)
-    done = finished([sys.executable, str(script)], PYTHONPATH=f"{ROOT}:{ROOT / 'tests/helpers'}")
-    assert done.returncode == 0, done.stderr
     assert Ranks().on_main_at_length(lambda: 7) == 7

@@ -79,8 +79,8 @@ def _run(args: argparse.Namespace) -> int:
         more = f", ... {sizes[-1]:,}" if len(sizes) > _SHOWN else ""
         of = f"of {found.origin['sample']:,} samples:" if out is None else f"{out}:"
         print(f"{of} {len(sizes)} clusters of {', '.join(f'{size:,}' for size in sizes[:_SHOWN])}{more} samples")
-        print(f"they explain {found.explained:.0%} of the variance of the features ({found.origin['features']}); median size "
-              f"{sorted(sizes)[len(sizes) // 2]:,}, {sizes.count(0)} empty")
+        print(f"they explain {max(0.0, found.explained):.0%} of the variance of the features ({found.origin['features']}); "
+              f"median size {sorted(sizes)[len(sizes) // 2]:,}, {sizes.count(0)} empty")
         if out is not None:
             print(f"look at {Path(out) / SHEET}")
     ranks.close()

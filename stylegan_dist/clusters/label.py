@@ -28,15 +28,16 @@ from stylegan_dist.data.cache import NodeCache
 from stylegan_dist.data.index import DatasetIndex, load_index
 from stylegan_dist.data.mixture import order_of
 from stylegan_dist.data.order import StreamPlan
+from stylegan_dist.data.passes import new_folder
 from stylegan_dist.data.reader import ShardReader
 from stylegan_dist.data.readers import ReaderOptions
 from stylegan_dist.data.stream import BatchStream
 from stylegan_dist.data.working_set import open_cache, working_set
 from stylegan_dist.errors import InputError
-from stylegan_dist.evaluation.reals import BLOCK, LANES, real_features
+from stylegan_dist.evaluation.reals import BLOCK, LANES, RealSamples
 from stylegan_dist.evaluation.samples import BATCH, check_takes, gather_rows, in_memory, pictures_for
 from stylegan_dist.features.network import FeatureNetwork
-from stylegan_dist.making.relabel import place_of_shards, prepare_folder, write_relabelled
+from stylegan_dist.making.relabel import place_of_shards, write_relabelled
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.ranks import Ranks
 from stylegan_dist.training.pictures import SMALL_SIDE, small_pictures
@@ -108,7 +109,7 @@ class Labeller:
         index, ranks, options = self.index, self.ranks, self.options
         count = min(options.sample, index.num_samples)
         with self._bar(count, "features") as progress:
-            features = real_features(index, count, self.network, ranks, self.cache, progress, lambda: False).features
+            features = RealSamples(index, self.cache, ranks, progress).features(count, self.network).features
         with self._bar(None, "k-means rounds") as progress:
             found: Clusters | None = ranks.on_main_at_length(lambda: in_memory(
                 partial(kmeans, features.to(ranks.device), options.clusters, options.seed, progress=progress)))
@@ -203,10 +204,10 @@ def label(data: str | os.PathLike, out: str | os.PathLike | None, network: Calla
         out: new or empty folder of the new set; None: only find the clusters of a sample.
         network: opens the feature network on this rank's device.
     Raises:
-        InputError: as `Labeller` and `prepare_folder`.
+        InputError: as `Labeller` and `new_folder`.
     """
     labeller = Labeller(os.fspath(data), network, options, ranks)
-    folder = ranks.on_main(lambda: None if out is None else prepare_folder(out))
+    folder = ranks.on_main(lambda: None if out is None else new_folder(Path(out), " with --out"))
     found = labeller.find(everything=out is not None)
     if out is not None:
         ranks.on_main_at_length(lambda: labeller.save(found, folder))  # type: ignore[arg-type]

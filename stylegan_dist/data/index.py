@@ -270,11 +270,11 @@ def _check_local_index(home: str, path: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         size = -1
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; correct data.shards or the permissions") from None
+        raise InputError(f"cannot read {path}: {error.strerror}; correct the path or the permissions") from None
     if size < 0 or not file.is_file():
         raise InputError(
             f"no {INDEX_NAME} in {home}: pack the images first (stylegan-dist pack SOURCE {home}), index shards that other "
-            f"tools made (stylegan-dist index {home}), or correct data.shards"
+            f"tools made (stylegan-dist index {home}), or correct the path"
         )
     if size > MAX_BYTES:
         raise InputError(f"{path} is damaged ({size} bytes, more than the {MAX_BYTES} that an index may have); pack the data "

@@ -37,14 +37,15 @@ class Part(NamedTuple):
     label: Tensor     # int64 [n], -1 for none
 
 
-def new_folder(folder: Path) -> None:
-    """Before hours of work: the folder is there and empty. Raises InputError."""
+def new_folder(folder: Path, how: str = "") -> Path:
+    """Before hours of work: the folder is there and empty. Raises InputError, which says `how` another one is chosen."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty: choose another folder, or remove it")
+            raise InputError(f"{folder} is not empty: choose another folder{how}, or remove it")
     except OSError as error:
-        raise InputError(f"cannot use the folder {folder}: {error.strerror or error}; choose another") from None
+        raise InputError(f"cannot use the folder {folder}: {error.strerror or error}; choose another{how}") from None
+    return folder
 
 
 def held_out(index: DatasetIndex, seed: int, purpose: str) -> list[int]:

@@ -11,6 +11,8 @@ from stylegan_dist.errors import InputError
 from stylegan_dist.latents.trained import Trained
 from stylegan_dist.networks.generator import Generator
 
+LEAST_KINSHIP = 0.1  # of networks that can be blended
+
 
 def blend(coarse: Trained, fine: Trained, resolution: int, width: float = 0.0) -> Generator:
     """A generator with the stages up to `resolution` of `coarse`, and the others of `fine`.
@@ -42,6 +44,17 @@ def blend(coarse: Trained, fine: Trained, resolution: int, width: float = 0.0) -
         values[name] = value
     blended.load_state_dict(values)
     return blended
+
+
+def kinship(one: Generator, other: Generator) -> float:
+    """The correlation of the weights of two networks of the same shapes: near 0 where they began with different random ones.
+
+    Each matrix or kernel counts as much as its number of values. Vectors, such as biases, are alike in all networks.
+    """
+    pairs = [(a.double().flatten(), b.double().flatten()) for a, b in zip(one.parameters(), other.parameters(), strict=True)
+             if a.dim() > 1]
+    found = [len(a) * torch.nn.functional.cosine_similarity(a, b, dim=0) for a, b in pairs]
+    return float(sum(found) / max(1, sum(len(a) for a, _ in pairs)))
 
 
 def _listed(stages: int | list[int] | None) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -227,10 +228,12 @@ def _apply(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from stylegan_dist.editing.directions import load_directions, parse_layers
+    from stylegan_dist.editing.points import say_where_from
     from stylegan_dist.editing.sheets import strengths_sheet
 
     trained, strengths = _opened(args), _numbers(args.strengths, "--strengths")
     directions = load_directions(args.directions, trained)
+    say_where_from(trained, args.directions, directions.facts.checkpoint)
     if args.number >= len(directions.vectors):
         raise InputError(f"--number {args.number}: {args.directions} has the directions 0 to {len(directions.vectors) - 1}")
     if args.layers:
@@ -239,7 +242,8 @@ def _apply(args: argparse.Namespace) -> int:
     _check_sheet(trained, _count(args) * len(strengths), args.out)
     points = _points(trained, args)
     with _bar(len(points) * len(strengths)) as bar:
-        return _saved(strengths_sheet(trained, points, directions, args.number, strengths, bar.update), args.out)
+        sheet = strengths_sheet(trained, points, directions, args.number, strengths, bar.update)
+    return _saved(sheet, args.out)
 
 
 def _mix(args: argparse.Namespace) -> int:
@@ -254,7 +258,8 @@ def _mix(args: argparse.Namespace) -> int:
     _check_sheet(trained, (len(seeds[0]) + 1) * (len(seeds[1]) + 1), args.out)
     rows, columns = (points_of_seeds(trained, some, args.label, args.trunc) for some in seeds)
     with _bar(len(rows) * len(columns)) as bar:
-        return _saved(mixing_sheet(trained, rows, columns, layers, bar.update), args.out)
+        sheet = mixing_sheet(trained, rows, columns, layers, bar.update)
+    return _saved(sheet, args.out)
 
 
 def _walk(args: argparse.Namespace) -> int:
@@ -290,7 +295,8 @@ def _truncate(args: argparse.Namespace) -> int:
     _check_sheet(trained, len(seeds) * len(psis), args.out)
     rows = [[points_of_seeds(trained, [seed], args.label, psi)[0] for psi in psis] for seed in seeds]
     with _bar(len(rows) * len(psis)) as bar:
-        return _saved(truncation_sheet(trained, rows, psis, bar.update), args.out)
+        sheet = truncation_sheet(trained, rows, psis, bar.update)
+    return _saved(sheet, args.out)
 
 
 def _layers(args: argparse.Namespace) -> int:
@@ -307,7 +313,7 @@ def _layers(args: argparse.Namespace) -> int:
 
 
 def _blend(args: argparse.Namespace) -> int:
-    from stylegan_dist.editing.blending import blend
+    from stylegan_dist.editing.blending import LEAST_KINSHIP, blend, kinship
     from stylegan_dist.latents.derived import check_place, save_derived
     from stylegan_dist.latents.trained import open_trained
 
@@ -315,6 +321,9 @@ def _blend(args: argparse.Namespace) -> int:
     check_place(out)
     coarse, fine = open_trained(args.run_dir, "cpu"), open_trained(args.fine, "cpu")
     generator = blend(coarse, fine, args.at, args.width)
+    if (alike := kinship(coarse.generator, fine.generator)) < LEAST_KINSHIP:
+        print(f"note: the weights of {coarse.run_dir} and {fine.run_dir} have nothing in common (correlation {alike:.2f}): the "
+              "blend of networks that do not come from one another is noise", file=sys.stderr)
     facts = {"kind": "blended", "coarse": [str(coarse.run_dir), coarse.digest], "fine": [str(fine.run_dir), fine.digest],
              "at": args.at, "width": args.width}
     with _writing(out):

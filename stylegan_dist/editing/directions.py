@@ -150,7 +150,7 @@ def load_directions(path: str | os.PathLike, trained: Trained) -> Directions:
             facts = read_record(Facts, metadata.get("facts", ""), _MOST_FACTS)
             vectors, spreads = (file.get_tensor(name).float() for name in ("vectors", "spreads"))
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path} is damaged ({' '.join(str(error).split())}): {again}") from None
+        raise InputError(f"{path} is damaged, or holds no directions ({' '.join(str(error).split())}): {again}") from None
     width = trained.latent_shape[-1]
     sound = bool(vectors.isfinite().all() and spreads.isfinite().all())
     layered = all(0 <= layer < trained.generator.num_ws for layer in facts.layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -68,12 +69,23 @@ def points_of_files(trained: Trained, paths: Sequence[str]) -> list[Point]:
     for path in paths:
         saved = load_latents(path)
         saved.check(trained)
+        say_where_from(trained, path, saved.facts.get("checkpoint"))
         ws = saved.latents.to(trained.device)
         if ws.ndim == 1:
             ws = ws.expand(trained.generator.num_ws, -1)
         name = path.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".safetensors")
         points.append(Point(name, ws, saved.facts.get("class"), [one[None, None].to(trained.device) for one in saved.maps]))
     return points
+
+
+def say_where_from(trained: Trained, path: str, checkpoint: object) -> None:
+    """Print a note where a file of latents or directions was made with another checkpoint.
+
+    That may be meant, as with a blended generator. Of a stranger's, only shapes fit, and the pictures would not tell.
+    """
+    if isinstance(checkpoint, str) and checkpoint != trained.digest:
+        print(f"note: {path} was made with another checkpoint than that of {trained.run_dir} at {trained.nimg} images: it "
+              "means the same only where one comes from the other", file=sys.stderr)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from stylegan_dist.arguments import SEEDS, WORKERS, add_verb, path, places, real, whole, word
+from stylegan_dist.arguments import add_training, add_verb, path, places, training_of, whole
 from stylegan_dist.errors import EXIT_OK
 from stylegan_dist.kinds.autoencoder import MAX_LATENT_CHANNELS
 from stylegan_dist.ranges import Range
@@ -45,23 +45,13 @@ def add_train_encoder(subparsers) -> None:
     parser.add_argument("--width", type=int, choices=(8, 16, 32, 64, 128), default=16,
                         help="channels at the finest level; each coarser one has twice as many, up to 8 times (default: "
                              "%(default)s, for a CPU)")
-    parser.add_argument("--kimg", type=real("--kimg", Range(above=0, most=1e9)),
-                        help="thousands of pictures to train on (default: the data ten times, and 100 at least)")
-    parser.add_argument("--seed", type=whole("--seed", SEEDS), default=0,
-                        help="decides the first weights, the order, the draws, and what is held out (default: %(default)s)")
-    parser.add_argument("--workers", type=whole("--workers", Range(0, WORKERS.most)), default=0,
-                        help="reader processes; 0 reads in this process, enough for small pictures (default: %(default)s)")
-    parser.add_argument("--device", type=word("--device"), help="cpu or cuda (default: cuda if there is one)")
+    add_training(parser, "pictures", 100, "the first weights, the order, the draws, and what is held out")
 
 
 def _run(args: argparse.Namespace) -> int:
-    import torch
-
     from stylegan_dist.encoders.training import EncoderOptions, train_encoder
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    images = None if args.kimg is None else max(1, round(args.kimg * 1000))
-    record = train_encoder(args.shards, args.out, EncoderOptions(args.downscale, args.latent_channels, args.width, args.seed,
-                                                                 images, device, args.workers))
+    options = EncoderOptions(args.downscale, args.latent_channels, args.width, *training_of(args))
+    record = train_encoder(args.shards, args.out, options)
     print(f"{args.out}: PSNR {record.psnr:.2f} dB of {record.judged} held-out pictures")
     return EXIT_OK

@@ -19,14 +19,12 @@ from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.working_set import open_cache, working_set
 from stylegan_dist.errors import InputError
 from stylegan_dist.evaluation.neighbours import Neighbours
-from stylegan_dist.evaluation.reals import BLOCK, LANES, real_features, real_rows
+from stylegan_dist.evaluation.reals import BLOCK, LANES, RealSamples
 from stylegan_dist.evaluation.record import Evaluation, add_evaluation, best_first, find_known, read_evaluations
 from stylegan_dist.evaluation.samples import (
     BATCH,
+    GeneratedSamples,
     check_takes,
-    draw_motion_errors,
-    draw_path_lengths,
-    draw_values,
     gather_rows,
     in_memory,
     is_of_another_form,
@@ -37,11 +35,11 @@ from stylegan_dist.evaluation.samples import (
 from stylegan_dist.evaluation.scores import (
     EQUIVARIANCE,
     Rows,
+    Scoring,
     class_distances,
     compute_scores,
     describe_classes,
     describe_scores,
-    names_of,
     parse_metrics,
     real_scores,
 )
@@ -51,7 +49,6 @@ from stylegan_dist.features.registry import open_features
 from stylegan_dist.files import file_digest
 from stylegan_dist.kinds import Kind, Latents
 from stylegan_dist.metrics import few_samples
-from stylegan_dist.networks.generator import Generator
 from stylegan_dist.ops import native
 from stylegan_dist.ranks import Ranks
 from stylegan_dist.scores_file import MOST_CLASSES
@@ -129,7 +126,8 @@ class Evaluator:
         if self.moving and not family_of(config).moves:
             raise InputError(f"the metric {self.moving[0]} needs a generator that can move its content, and those of "
                              f"{config.generator.family} cannot: leave it out")
-        self.names = names_of(self.metrics, self.network, self.own)
+        self.scoring = Scoring(self.network, self.metrics, self.own)
+        self.names = self.scoring.names()
         plan = StreamPlan(0, LANES, BLOCK, BATCH * ranks.world_size, ranks.rank, ranks.world_size)
         size = working_set(self.index, plan, range(ranks.world_size), steps=1)
         self.cache: NodeCache | None = ranks.together(
@@ -227,24 +225,21 @@ class Evaluator:
                                  "give --shards with the classes that it was trained on")
             self._check_form(snapshot.kind)
             self._check_own(snapshot.kind)
-            real = self._reals()
-
-            def of_numbers(function: Callable[..., Tensor]) -> Callable[[int, int], Tensor]:
-                def compute(first: int, length: int) -> Tensor:
-                    refresh()
-                    index = torch.arange(first, first + length, device=ranks.device)
-                    return function(snapshot.generator, snapshot.kind, self.network, self.seed, index, counts)
-
-                return compute
-
+            real, samples = self._reals(), GeneratedSamples(snapshot.generator, self.seed, counts)
             paths, what = "ppl" in self.metrics, f"kimg {nimg / 1000:g}"
             with self._bar(self.count * (1 + paths + len(self.moving)), what) as progress:
-                features, own = self._split(gather_rows(self.count, self.network.dimensions + sum(self.widths), of_numbers(
-                    self._describe), ranks, progress, self.stop))
-                lengths = gather_rows(self.count, 1, of_numbers(
-                    lambda *draws: draw_path_lengths(*draws)[:, None]), ranks, progress, self.stop)[:, 0] if paths else None
-                errors = {metric: gather_rows(self.count, 2, of_numbers(partial(draw_motion_errors, metric)), ranks, progress,
-                                              self.stop) for metric in self.moving}
+                def gather(width: int, function: Callable[[Tensor], Tensor]) -> Tensor:
+                    def compute(first: int, length: int) -> Tensor:
+                        refresh()
+                        return function(torch.arange(first, first + length, device=ranks.device))
+
+                    return gather_rows(self.count, width, compute, ranks, progress, self.stop)
+
+                features, own = self._split(gather(self.network.dimensions + sum(self.widths), lambda index: self._describe(
+                    samples.values(index), snapshot.kind)))
+                lengths = gather(1, lambda index: samples.path_lengths(
+                    index, snapshot.kind, self.network)[:, None])[:, 0] if paths else None
+                errors = {metric: gather(2, partial(samples.motion_errors, metric=metric)) for metric in self.moving}
             labels = labels_by_frequency(self.seed, torch.arange(self.count), counts) if counts else None
             generated = Rows(features, labels, lengths, errors, own)
 
@@ -261,11 +256,9 @@ class Evaluator:
         """Numbers in a row of each metric of the kind of samples."""
         return [one.width(self.index.resolution, self.index.channels) for one in self.own.values()]
 
-    def _describe(self, generator: Generator, kind: Kind, network: FeatureNetwork, seed: int, index: Tensor,
-                  counts: Sequence[int] | None) -> Tensor:
+    def _describe(self, values: Tensor, kind: Kind) -> Tensor:
         """Features of samples, followed by their rows of the metrics of the kind."""
-        values = draw_values(generator, seed, index, counts)
-        features = [network(pictures_for(network, kind, values))] if network.dimensions else []
+        features = [self.network(pictures_for(self.network, kind, values))] if self.network.dimensions else []
         return torch.cat([*features, *(one.rows(values) for one in self.own.values())], 1)
 
     def _split(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -274,12 +267,12 @@ class Evaluator:
         return parts[0].contiguous(), dict(zip(self.own, parts[1:], strict=True))
 
     def _record(self, nimg: int, digest: str, real: Rows, generated: Rows, began: float) -> Evaluation | None:
-        device, metrics = self.ranks.device, self.metrics
+        device = self.ranks.device
         real, generated = real.to(device), generated.to(device)
         if not self._floors:
-            self._floors = real_scores(real, self.network, metrics, self.index.fingerprint)
-        by_class = class_distances(real, generated, self.index.num_classes) if "classes" in metrics else ()
-        scores = compute_scores(real, generated, self.network, metrics, self._floors, by_class, self.own)
+            self._floors = real_scores(real, self.scoring, self.index.fingerprint)
+        by_class = class_distances(real, generated, self.index.num_classes) if "classes" in self.metrics else ()
+        scores = compute_scores(real, generated, self.scoring, self._floors, by_class)
         found = Evaluation(1, nimg, digest, self.network.name, self.network.sha256, self.count, self.seed,
                            self.index.fingerprint, time.monotonic() - began, time.time(), scores,
                            by_class if len(by_class) <= MOST_CLASSES else ())
@@ -343,11 +336,9 @@ class Evaluator:
             numbers = [min(self.count, self.index.num_samples)] if self.network.dimensions else []
             numbers += [min(one.most_real, self.index.num_samples) for one in self.own.values()]
             with self._bar(sum(numbers), "real samples") as progress:
-                context = self.ranks, self.cache, progress, self.stop
-                real = Rows(torch.empty(0, 0))
-                if self.network.dimensions:
-                    real = real_features(self.index, self.count, self.network, *context)
-                self._real = replace(real, own={name: real_rows(self.index, one, *context) for name, one in self.own.items()})
+                reals = RealSamples(self.index, self.cache, self.ranks, progress, self.stop)
+                found = reals.features(self.count, self.network) if self.network.dimensions else Rows(torch.empty(0, 0))
+                self._real = replace(found, own={name: reals.rows(one) for name, one in self.own.items()})
         return self._real
 
     def _counts(self) -> list[int] | None:

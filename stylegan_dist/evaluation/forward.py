@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stylegan_dist.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, InputError
 from stylegan_dist.monitor.monitor import give_results
+from stylegan_dist.monitor.tracker import Segment
 from stylegan_dist.training.checkpoint import list_checkpoints
 from stylegan_dist.training.lease import is_owned, read_status
 from stylegan_dist.training.run_folder import read_run_config
@@ -32,4 +33,5 @@ def forward_results(run_dir: Path, say: Callable[[str], None]) -> None:
         say(f"WARNING: the results are not sent to trackers: {error}")
         return
     shown = shown_config(config, facts.data.fingerprint, facts.origin)
-    give_results(run_dir, facts.segment, nimg, config.monitor, shown, exit_code, say, lambda text: say(f"WARNING: {text}"))
+    segment = Segment(run_dir, facts.segment, nimg)
+    give_results(segment, config.monitor, shown, exit_code, say, lambda text: say(f"WARNING: {text}"))

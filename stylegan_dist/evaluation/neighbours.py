@@ -21,7 +21,7 @@ from stylegan_dist.data.order import StreamPlan
 from stylegan_dist.data.reader import ShardReader, blobs
 from stylegan_dist.errors import InputError
 from stylegan_dist.evaluation.reals import BLOCK, LANES
-from stylegan_dist.evaluation.samples import BATCH, draw_values, in_memory
+from stylegan_dist.evaluation.samples import BATCH, GeneratedSamples, in_memory
 from stylegan_dist.metrics import nearest_others, nearest_samples
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.networks.generator import Generator
@@ -109,7 +109,7 @@ class Neighbours:
         """The values of one sample, [1, C, S, S], in the batch that it was in for the scores: rounding depends on that."""
         first = number // BATCH * BATCH
         index = torch.arange(first, min(first + BATCH, count), device=device)
-        return draw_values(generator, self.seed, index, self.counts)[number - first:number - first + 1]
+        return GeneratedSamples(generator, self.seed, self.counts).values(index)[number - first:number - first + 1]
 
 
 def shown_samples(distances: Tensor) -> list[int]:

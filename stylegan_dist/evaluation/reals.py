@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,56 +31,59 @@ from stylegan_dist.ranks import Ranks
 LANES, BLOCK = 64, 128  # of the order in which they are read; a part of a set is a fair sample of it
 
 
-def real_features(index: DatasetIndex, count: int, network: FeatureNetwork, ranks: Ranks, cache: NodeCache | None,
-                  progress: Callable[[int], object], stop: Callable[[], bool]) -> Rows:
-    """Of the first n = min(count, samples of the set) real samples of a shuffled order; on the CPU.
+@dataclass(frozen=True)
+class RealSamples:
+    """The real samples of a set in a shuffled order, not flipped. All ranks must call its methods, and get all rows.
 
-    They are not flipped. All ranks must call it, and get all of them.
+    Both raise InputError where the data cannot be read, and Stopped where a rank was asked to stop.
 
-    Raises:
-        InputError: the data cannot be read.
-        Stopped: a rank was asked to stop.
+    Attributes:
+        progress, stop: as of `gather_rows`.
     """
-    count = min(count, index.num_samples)
-    key = {"data": index.fingerprint, "count": count, "network": network.sha256, "resize": network.resize, "version": 2}
-    width = network.dimensions + 1  # the label is the last number of a row
-    kept = ranks.on_main(lambda: _load(key, count, width))
-    if ranks.broadcast(kept is not None):
-        mine = torch.empty(0, width) if kept is None else kept
-        return _rows(gather_features(mine.to(ranks.device), 0, count, ranks).cpu(), index)
 
-    def describe(samples: Tensor, labels: Tensor) -> Tensor:
-        features = network(pictures_for(network, index.kind, samples))
-        return torch.cat([features, labels.to(features)[:, None]], 1)
+    index: DatasetIndex
+    cache: NodeCache | None
+    ranks: Ranks
+    progress: Callable[[int], object]
+    stop: Callable[[], bool] = lambda: False
 
-    found = _gather(index, count, width, describe, ranks, cache, progress, stop)
-    ranks.on_main(lambda: _save(key, found))
-    return _rows(found, index)
+    def features(self, count: int, network: FeatureNetwork) -> Rows:
+        """Of the first n = min(count, samples of the set); on the CPU."""
+        index, ranks, count = self.index, self.ranks, min(count, self.index.num_samples)
+        key = {"data": index.fingerprint, "count": count, "network": network.sha256, "resize": network.resize, "version": 2}
+        width = network.dimensions + 1  # the label is the last number of a row
+        kept = ranks.on_main(lambda: _load(key, count, width))
+        if ranks.broadcast(kept is not None):
+            mine = torch.empty(0, width) if kept is None else kept
+            return _rows(gather_features(mine.to(ranks.device), 0, count, ranks).cpu(), index)
 
+        def describe(samples: Tensor, labels: Tensor) -> Tensor:
+            features = network(pictures_for(network, index.kind, samples))
+            return torch.cat([features, labels.to(features)[:, None]], 1)
 
-def real_rows(index: DatasetIndex, metric: SampleMetric, ranks: Ranks, cache: NodeCache | None,
-              progress: Callable[[int], object], stop: Callable[[], bool]) -> Tensor:
-    """`SampleMetric.rows` of the first real samples of that order, as many as the metric needs; on the CPU.
+        found = self._gather(count, width, describe)
+        ranks.on_main(lambda: _save(key, found))
+        return _rows(found, index)
 
-    All ranks must call it, and get all of them. Errors as of `real_features`.
-    """
-    count, width = min(metric.most_real, index.num_samples), metric.width(index.resolution, index.channels)
-    return _gather(index, count, width, lambda samples, labels: metric.rows(samples), ranks, cache, progress, stop)
+    def rows(self, metric: SampleMetric) -> Tensor:
+        """`SampleMetric.rows` of the first samples, as many as the metric needs; on the CPU."""
+        index = self.index
+        count, width = min(metric.most_real, index.num_samples), metric.width(index.resolution, index.channels)
+        return self._gather(count, width, lambda samples, labels: metric.rows(samples))
 
+    def _gather(self, count: int, width: int, describe: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """describe(samples in the network's range, labels) of the first samples, [count, width]."""
+        kind, ranks = self.index.kind, self.ranks
+        plan = StreamPlan(0, LANES, BLOCK, BATCH * ranks.world_size, ranks.rank, ranks.world_size)
+        stream = BatchStream(self.index, plan, ReaderOptions(workers=0), self.cache)
+        try:
+            def compute(first: int, length: int) -> Tensor:
+                batch = next(stream)
+                return describe(kind.to_network(batch["sample"].to(ranks.device)), batch["label"])[:length]
 
-def _gather(index: DatasetIndex, count: int, width: int, describe: Callable[[Tensor, Tensor], Tensor], ranks: Ranks,
-            cache: NodeCache | None, progress: Callable[[int], object], stop: Callable[[], bool]) -> Tensor:
-    """describe(samples in the network's range, labels) of the first real samples, [count, width]."""
-    plan = StreamPlan(0, LANES, BLOCK, BATCH * ranks.world_size, ranks.rank, ranks.world_size)
-    stream = BatchStream(index, plan, ReaderOptions(workers=0), cache)
-    try:
-        def compute(first: int, length: int) -> Tensor:
-            batch = next(stream)
-            return describe(index.kind.to_network(batch["sample"].to(ranks.device)), batch["label"])[:length]
-
-        return gather_rows(count, width, compute, ranks, progress, stop)
-    finally:
-        stream.close()
+            return gather_rows(count, width, compute, ranks, self.progress, self.stop)
+        finally:
+            stream.close()
 
 
 def _rows(found: Tensor, index: DatasetIndex) -> Rows:

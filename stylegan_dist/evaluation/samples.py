@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -53,11 +54,6 @@ def labels_by_frequency(seed: int, index: Tensor, counts: Sequence[int]) -> Tens
     return torch.searchsorted(ends, number, right=True)
 
 
-def labels_for(generator: Generator, seed: int, index: Tensor, counts: Sequence[int] | None) -> Tensor | None:
-    """Labels int64 [n] of a generator's samples; None for an unconditional generator, or data without classes."""
-    return labels_by_frequency(seed, index, counts) if counts and generator.num_classes else None
-
-
 def takes_samples(network: FeatureNetwork, kind: Kind) -> bool:
     """Whether a feature network takes samples of the data as they are, and not pictures of them."""
     if isinstance(kind, Clip) and not isinstance(network.kind, Clip):
@@ -95,54 +91,62 @@ def check_takes(network: FeatureNetwork, index: DatasetIndex) -> None:
     network.check(side, channels)
 
 
-@torch.no_grad()
-def draw_values(generator: Generator, seed: int, index: Tensor, counts: Sequence[int] | None) -> Tensor:
-    """Samples [n, C, H, W] in the range of generators, on the device of `index` (int64 [n]).
+@dataclass(frozen=True)
+class GeneratedSamples:
+    """Samples of a generator by their numbers, int64 [n], on the device of these.
 
-    Args:
-        counts: samples of each class in the data; None for an unconditional generator.
+    Attributes:
+        counts: samples of each class in the data; None for data without classes.
     """
-    return generator.sample(seed, "evaluate", index, labels_for(generator, seed, index, counts), Sampling(batch=BATCH))
 
+    generator: Generator
+    seed: int
+    counts: Sequence[int] | None = None
 
-def draw_path_lengths(generator: Generator, kind: Kind, network: FeatureNetwork, seed: int, index: Tensor,
-                      counts: Sequence[int] | None) -> Tensor:
-    """Lengths [n], float32, of the beginnings of paths between pairs of latents, by the numbers of the pairs (int64 [n]).
+    def labels(self, index: Tensor) -> Tensor | None:
+        """int64 [n]; None for an unconditional generator, or data without classes."""
+        return labels_by_frequency(self.seed, index, self.counts) if self.counts and self.generator.num_classes else None
 
-    A pair has one label. Layer noise is constant. Images of more than 256 pixels are averaged down to that.
-    """
-    labels = labels_for(generator, seed, index, counts)
+    @torch.no_grad()
+    def values(self, index: Tensor) -> Tensor:
+        """[n, C, H, W] in the range of generators."""
+        return self.generator.sample(self.seed, "evaluate", index, self.labels(index), Sampling(batch=BATCH))
 
-    def synthesize(latents: Tensor) -> Tensor:
-        values = generator.synthesize(latents, labels)
-        values = values if takes_samples(network, kind) else kind.as_pictures(values)
-        factor = max(1, values.shape[-1] // PATH_PIXELS)
-        return functional.avg_pool2d(values, factor)
+    @torch.no_grad()
+    def path_lengths(self, index: Tensor, kind: Kind, network: FeatureNetwork) -> Tensor:
+        """Lengths [n], float32, of the beginnings of paths between pairs of latents, by the numbers of the pairs.
 
-    with torch.no_grad():
-        first, second = (generator.latents(seed, f"evaluate.path{end}", index, labels) for end in (0, 1))
+        A pair has one label. Layer noise is constant. Images of more than 256 pixels are averaged down to that.
+        """
+        labels = self.labels(index)
+
+        def synthesize(latents: Tensor) -> Tensor:
+            values = self.generator.synthesize(latents, labels)
+            values = values if takes_samples(network, kind) else kind.as_pictures(values)
+            factor = max(1, values.shape[-1] // PATH_PIXELS)
+            return functional.avg_pool2d(values, factor)
+
+        first, second = (self.generator.latents(self.seed, f"evaluate.path{end}", index, labels) for end in (0, 1))
         return path_lengths(first, second, synthesize, network.distance).float()
 
+    @torch.no_grad()
+    def motion_errors(self, index: Tensor, metric: str) -> Tensor:
+        """Rows [n, 2] for `metrics.equivariance_score`, of the samples and a motion for each number.
 
-@torch.no_grad()
-def draw_motion_errors(metric: str, generator: Generator, kind: Kind, network: FeatureNetwork, seed: int, index: Tensor,
-                       counts: Sequence[int] | None) -> Tensor:
-    """Rows [n, 2] for `metrics.equivariance_score`, of the samples of these numbers (int64 [n]) and a motion for each number.
-
-    Args:
-        metric: "eq_t", "eq_t_frac" or "eq_r".
-    """
-    labels = labels_for(generator, seed, index, counts)
-    latents = generator.latents(seed, "evaluate", index, labels)
-    images = generator.synthesize(latents, labels)
-    nothing = torch.zeros(len(index), 2, device=index.device)
-    if metric == "eq_r":
-        angle = (2 * randomness.uniform(seed, "evaluate.rotation", index)[:, 0] - 1) * math.pi
-        return rotation_errors(images, generator.moved(latents, labels, motion(nothing, angle)), angle)
-    pixels = (2 * randomness.uniform(seed, "evaluate.translation", index, 2) - 1) * MOST_SHIFT * images.shape[3]
-    pixels = pixels.round() if metric == "eq_t" else pixels
-    moved = generator.moved(latents, labels, motion(pixels / images.shape[3], nothing[:, 0]))
-    return translation_errors(images, moved, pixels)
+        Args:
+            metric: "eq_t", "eq_t_frac" or "eq_r".
+        """
+        generator, seed, labels = self.generator, self.seed, self.labels(index)
+        latents = generator.latents(seed, "evaluate", index, labels)
+        images = generator.synthesize(latents, labels)
+        nothing = torch.zeros(len(index), 2, device=index.device)
+        if metric == "eq_r":
+            angle = (2 * randomness.uniform(seed, "evaluate.rotation", index)[:, 0] - 1) * math.pi
+            return rotation_errors(images, generator.moved(latents, labels, motion(nothing, angle)), angle)
+        pixels = (2 * randomness.uniform(seed, "evaluate.translation", index, 2) - 1) * MOST_SHIFT * images.shape[3]
+        pixels = pixels.round() if metric == "eq_t" else pixels
+        moved = generator.moved(latents, labels, motion(pixels / images.shape[3], nothing[:, 0]))
+        return translation_errors(images, moved, pixels)
 
 
 def gather_rows(count: int, width: int, compute: Callable[[int, int], Tensor], ranks: Ranks,

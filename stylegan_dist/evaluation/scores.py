@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -50,7 +49,6 @@ AUTO = "auto"  # the metrics of the kind of samples, or those of pictures
 EQUIVARIANCE = ("eq_t", "eq_t_frac", "eq_r")  # scores without a feature network
 _WORDS = {"infinity": "fd_infinity", "classes": "fd_classes"}  # in the names of scores
 SHOWN_CLASSES = 5
-NO_METRICS: Mapping[str, SampleMetric] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -97,19 +95,31 @@ def parse_metrics(text: str, where: str = "--metrics ", own: Collection[str] = (
     return tuple(dict.fromkeys(names))
 
 
-def names_of(metrics: Sequence[str], network: FeatureNetwork, own: Mapping[str, SampleMetric] = NO_METRICS) -> list[str]:
-    """The names of their scores, the first one of each metric first."""
-    found: list[str] = []
-    for metric in metrics:
-        if metric in own:
-            found += own[metric].scores
-            continue
-        words = [one.name for one in fields(ManifoldScores)] if metric == "pr" else [_WORDS.get(metric, metric)]
-        found += words if metric in EQUIVARIANCE else [network.score_name(word) for word in words]
-    return found
+@dataclass(frozen=True)
+class Scoring:
+    """Which metrics are computed, and with what.
+
+    Attributes:
+        own: those that are of the kind of samples.
+    """
+
+    network: FeatureNetwork
+    metrics: Sequence[str]
+    own: Mapping[str, SampleMetric] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Of the scores, the first one of each metric first."""
+        found: list[str] = []
+        for metric in self.metrics:
+            if metric in self.own:
+                found += self.own[metric].scores
+                continue
+            words = [one.name for one in fields(ManifoldScores)] if metric == "pr" else [_WORDS.get(metric, metric)]
+            found += words if metric in EQUIVARIANCE else [self.network.score_name(word) for word in words]
+        return found
 
 
-def real_scores(real: Rows, network: FeatureNetwork, metrics: Sequence[str], data: str = "") -> dict[str, float]:
+def real_scores(real: Rows, scoring: Scoring, data: str = "") -> dict[str, float]:
     """The floors: the scores by name of one half of the real samples against the other; the inception score of all of them,
     and the accuracy on those that the network has not been trained on.
 
@@ -118,9 +128,10 @@ def real_scores(real: Rows, network: FeatureNetwork, metrics: Sequence[str], dat
     Raises:
         InputError: too few samples, or the network does not classify.
     """
-    halved = [metric for metric in metrics if metric in ("fd", "kid", "pr")]
-    floors = real_floor(lambda one, other: compute_scores(Rows(one), Rows(other), network, halved, {}),
-                        real.features) if halved else {}
+    network, metrics = scoring.network, scoring.metrics
+    halved = Scoring(network, [metric for metric in metrics if metric in ("fd", "kid", "pr")])
+    floors = real_floor(lambda one, other: compute_scores(Rows(one), Rows(other), halved, {}),
+                        real.features) if halved.metrics else {}
     values = {name: score.value for name, score in floors.items()}
     if "is" in metrics:
         values[network.score_name("is")] = _inception_score(real.features, network).value
@@ -169,25 +180,25 @@ def class_distances(real: Rows, generated: Rows, classes: int) -> tuple[ClassDis
     return found
 
 
-def compute_scores(real: Rows, generated: Rows, network: FeatureNetwork, metrics: Sequence[str], floors: Mapping[str, float],
-                   by_class: Sequence[ClassDistance] = (), own: Mapping[str, SampleMetric] = NO_METRICS) -> dict[str, Score]:
+def compute_scores(real: Rows, generated: Rows, scoring: Scoring, floors: Mapping[str, float],
+                   by_class: Sequence[ClassDistance] = ()) -> dict[str, Score]:
     """Scores by name, each with its floor.
 
     Args:
         real, generated: on one device.
         floors: of `real_scores`.
         by_class: of `class_distances`, for the metric "classes".
-        own: metrics of the kind of samples.
     Raises:
         InputError: too few samples, or the network does not classify.
     """
     scores: dict[str, Score] = {}
+    network, own = scoring.network, scoring.own
 
     def add(what: str, value: float, error: float | None = None, lower_is_better: bool = True) -> None:
         name = network.score_name(what)
         scores[name] = Score(value, error, floors.get(name), lower_is_better)
 
-    for metric in metrics:
+    for metric in scoring.metrics:
         if metric in own:
             measured = own[metric].measure(real.own[metric], generated.own[metric])
             scores |= {name: Score(*measured[name]) for name in own[metric].scores}

@@ -78,29 +78,30 @@ def _uses(generator: Generator, files: Sequence[str], array: Array | None) -> li
                     'session = onnxruntime.InferenceSession("generator.onnx")\n'
                     f'z = np.random.randn(4, {generator.z_dim}).astype(np.float32)\n'
                     f'(samples,) = session.run(None, {{"z": z{feed}}})\n```')
-    one = ", torch.tensor([0])" if generator.num_classes else ""
+    one = f", torch.tensor([{7 % generator.num_classes}])" if generator.num_classes else ""  # the class of `generate`
     uses.append("With stylegan_dist, by seed, here the picture of `stylegan-dist generate --seeds 7`:\n\n```python\n"
                 "import torch\nfrom stylegan_dist.export import from_pretrained\n"
                 "from stylegan_dist.networks.generator import draw_samples\n"
                 'generator = from_pretrained(".")\n'
                 f'sample = draw_samples(generator, 7, "generate", torch.tensor([0]){one})\n```')
     if array and array.film and hasattr(generator, "frames"):
-        uses.append("z decides what is in a clip. All clips of the graphs `generator.*` move alike, with one fixed motion. "
-                    "With stylegan_dist each sample number has a motion of its own.")
+        uses.append("z decides what is in a clip. All clips of the graphs `generator.*` move alike, that is, with one fixed "
+                    "motion. With stylegan_dist each sample number has a motion of its own.")
     return [*uses, _reading(array)]
 
 
 def _reading(array: Array | None) -> str:
     """How samples become what the data is."""
-    if array and array.film:
-        return (f"Samples are clips of {array.film.frames} frames, {array.film.fps:g} per second: "
-                f"`samples.unflatten(1, ({array.film.frames}, {array.film.channels}))`, and each frame is a picture: "
-                "`((frames + 1) * 127.5).round().clip(0, 255)` as uint8, channels first.")
     if array is None:
         return "Pictures: `((samples + 1) * 127.5).round().clip(0, 255)` as uint8, channels first."
     if array.text:
         return ("Samples are lines of text: `samples[:, 0].argmax(1)` has for each position the number of a symbol in "
                 "`data.array.text.symbols` of config.json, and blanks behind the end of the line.")
+    if array.film:
+        form = array.film
+        return (f"Samples are clips of {form.frames} frames, {form.fps:g} a second: `samples.unflatten(1, ({form.frames}, "
+                f"{form.channels}))` is [N, frames, channels, height, width]. Frames: `((frames + 1) * 127.5).round().clip(0, "
+                "255)` as uint8.")
     return ("Samples are arrays: `samples * scale + offset` for each channel or band, both in `data.array` of config.json, has "
             "the range of the data.")
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from stylegan_dist.arguments import SEEDS, WORKERS, add_verb, path, places, real, whole, word
+from stylegan_dist.arguments import add_training, add_verb, path, places, training_of
 from stylegan_dist.errors import EXIT_OK
-from stylegan_dist.ranges import Range
 
 _EXAMPLES = """\
 examples:
@@ -40,23 +39,13 @@ def add_train_features(subparsers) -> None:
     parser.add_argument("out", metavar="OUT", type=path("OUT"), help="new folder for features.safetensors and features.json")
     parser.add_argument("--motion", action="store_true",
                         help="of clips: learn to tell them from shuffled, frozen and stuttering ones; needs no labels")
-    parser.add_argument("--kimg", type=real("--kimg", Range(above=0, most=1e9)),
-                        help="thousands of images to train on (default: the data ten times, and 50 at least)")
-    parser.add_argument("--seed", type=whole("--seed", SEEDS), default=0,
-                        help="decides the first weights, the order, and what is held out (default: %(default)s)")
-    parser.add_argument("--workers", type=whole("--workers", Range(0, WORKERS.most)), default=0,
-                        help="reader processes; 0 reads in this process, enough for small samples (default: %(default)s)")
-    parser.add_argument("--device", type=word("--device"), help="cpu or cuda (default: cuda if there is one)")
+    add_training(parser, "samples", 50, "the first weights, the order, and what is held out")
 
 
 def _run(args: argparse.Namespace) -> int:
-    import torch
-
     from stylegan_dist.features.training import FeatureOptions, train_features
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    images = None if args.kimg is None else max(1, round(args.kimg * 1000))
-    record = train_features(args.shards, args.out, FeatureOptions(args.seed, images, device, args.workers, args.motion))
+    record = train_features(args.shards, args.out, FeatureOptions(*training_of(args), args.motion))
     print(f"{args.out}: {100 * record.accuracy:.1f} % of {record.held_out} held-out samples are told right "
           f"({100 / record.classes:.1f} % by chance)")
     return EXIT_OK

@@ -37,9 +37,10 @@ class Normalisation(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int, epsilon: float):
+    epsilon = 1e-3
+
+    def __init__(self, channels: int):
         super().__init__()
-        self.epsilon = epsilon
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
@@ -57,11 +58,11 @@ class Convolution(nn.Module):
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], stride: int = 1, groups: int = 1,
-                 padding: tuple[int, int] | str = (0, 0), activation: str = "relu", epsilon: float = 1e-3):
+                 padding: tuple[int, int] | str = (0, 0), activation: str = "relu"):
         super().__init__()
         self.stride, self.groups, self.padding, self.activation = stride, groups, padding, activation
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
-        self.bn: Normalisation | None = Normalisation(outputs, epsilon)
+        self.bn: Normalisation | None = Normalisation(outputs)
 
     def fold(self) -> None:
         """Make the normalisation a part of the convolution, computed in float64. Saves a fifth of the time on a CPU."""

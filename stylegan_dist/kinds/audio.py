@@ -12,8 +12,8 @@ Perraudin, Balazs and Sondergaard (2013, "A fast Griffin-Lim algorithm").
 
 from __future__ import annotations
 
+import io
 import os
-import struct
 import wave
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,11 +27,9 @@ MAX_WINDOW = 1 << 17         # samples, 0.7 s at 192 kHz; the filters have as ma
 MAX_RATE = 1_000_000_000     # Hz
 ITERATIONS, MOMENTUM = 100, 0.99
 _MAX_CONDITION = 100
-_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE     # numbers of codecs in WAV files
-_CODECS = {2: "ADPCM", 6: "A-law", 7: "mu-law", 17: "IMA ADPCM", 49: "GSM", 80: "MPEG audio", 85: "MP3"}
-_SUBFORMAT = bytes.fromhex("000000001000800000aa00389b71")  # behind the number of the codec, where that stands later
-_UNKNOWN_SIZE = 0x7FFFF000
+_UNKNOWN_SIZE = 0x7FFFF000   # bytes; programs that write into a pipe claim as much or more
 _MOST_FLOAT = 16.0
+_MOST_VALUES = 1 << 25       # of all channels of a file, 256 MiB; compressed silence is short
 _LINEAR_HZ, _LINEAR_MELS = 1000.0, 15.0      # the mel scale is linear up to 1 kHz, at 66.7 Hz a mel,
 _LOG_STEP = np.log(6.4) / 27                 # and then logarithmic, 27 mels for a factor of 6.4
 
@@ -93,80 +91,33 @@ def check_floor(floor_db: float) -> None:
         raise ValueError(f"a floor of {floor_db:g} dB must be below 0, a full-scale sine")
 
 
-def read_wav(data: bytes, most: int) -> tuple[int, np.ndarray]:
-    """Sample rate in Hz, and the first `most` samples in [-1, 1): float64 [N], channels averaged.
+def read_sound(data: bytes, most: int) -> tuple[int, np.ndarray]:
+    """Sample rate in Hz, and the first `most` samples, or fewer where there are many channels: float64 [N], channels averaged.
 
     Args:
-        data: a WAV file, PCM of 8, 16, 24 or 32 bits, or floating-point numbers of 32 or 64, where full scale is 1 and may be
-            exceeded.
+        data: a sound file of a format that libsndfile reads: WAV, FLAC, Ogg, MP3, AIFF. Full scale is 1. Floating-point
+            numbers may exceed it.
 
     Raises:
         ValueError: with the reason, when it is none.
     """
-    chunks = _chunks_of(data)
-    if len(chunks) < 2:
-        raise ValueError("not a WAV file (no RIFF file with a format and data)")
-    codec, channels, rate, bits = _format_of(data, *chunks[b"fmt "])
-    width, floats = (bits + 7) // 8, codec == _FLOAT
-    if codec not in (_PCM, _FLOAT):
-        raise ValueError(f"a WAV file of {_CODECS.get(codec, f'format {codec}')}, not plain PCM: convert it, for example with "
-                         "ffmpeg -i IN.wav -c:a pcm_s16le OUT.wav")
-    if width not in ((4, 8) if floats else (1, 2, 3, 4)) or rate < 1 or channels < 1:
-        raise ValueError(f"a WAV file of {bits} bits{' (floating-point)' * floats}, {channels} channels and {rate} Hz, not PCM "
-                         "of 8, 16, 24 or 32 bits, or floats of 32 or 64")
-    begin, size = chunks[b"data"]
-    if size >= _UNKNOWN_SIZE:  # a program that wrote into a pipe could not know it
-        size = len(data) - begin
-    count = min(size // (channels * width), most)
-    raw = data[begin:begin + count * channels * width]
-    if len(raw) != count * channels * width or count == 0:
-        raise ValueError("a WAV file without samples" if count == 0 else "a WAV file that is cut off")
-    values = _floats(raw, width) if floats else _levels(raw, width)
-    return rate, values.reshape(count, channels).mean(axis=1)
+    import soundfile  # it loads a library, which only those who pack sounds need
 
-
-def _chunks_of(data: bytes) -> dict[bytes, tuple[int, int]]:
-    """Where the format and the data begin in a RIFF file, and the sizes that they claim. Empty where it is no such file."""
-    found: dict[bytes, tuple[int, int]] = {}
-    position = 12
-    while data[:4] == b"RIFF" and data[8:12] == b"WAVE" and position + 8 <= len(data) and len(found) < 2:
-        name, size = struct.unpack_from("<4sI", data, position)
-        if name in (b"fmt ", b"data"):
-            found.setdefault(name, (position + 8, size))
-        position += 8 + size + size % 2
-    return found
-
-
-def _format_of(data: bytes, begin: int, size: int) -> tuple[int, int, int, int]:
-    """Number of the codec, channels, rate in Hz, bits of a sample. Recorders of 24 bits write the number at a later place.
-
-    Raises:
-        ValueError: the part is too short.
-    """
-    if size < 16 or begin + 16 > len(data):
-        raise ValueError("not a WAV file (its format is cut off)")
-    codec, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", data, begin)
-    if codec == _EXTENSIBLE and size >= 40 and data[begin + 26:begin + 40] == _SUBFORMAT:
-        codec = int.from_bytes(data[begin + 24:begin + 26], "little")
-    return codec, channels, rate, bits
-
-
-def _levels(raw: bytes, width: int) -> np.ndarray:
-    """PCM of so many bytes: float64 [samples of all channels]."""
-    levels = np.frombuffer(raw, np.uint8).reshape(-1, width)
-    if width == 1:  # the only unsigned one
-        return (levels[:, 0].astype(np.float64) - 128) / 128
-    wide = np.zeros((len(levels), 4), np.uint8)
-    wide[:, 4 - width:] = levels
-    return np.asarray(wide.view("<i4")[:, 0] / 2.0**31)
-
-
-def _floats(raw: bytes, width: int) -> np.ndarray:
-    """As `_levels`, of floating-point numbers. Raises ValueError where they are none, or far beyond full scale."""
-    values = np.frombuffer(raw, f"<f{width}").astype(np.float64)
+    claimed = int.from_bytes(data[4:8], "little") + 8
+    if data[:4] == b"RIFF" and len(data) + 1 < claimed < _UNKNOWN_SIZE:  # the library would read what there is
+        raise ValueError(f"a sound file that is cut off: {len(data)} bytes of {claimed}")
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate, wanted = file.samplerate, min(file.frames, most, _MOST_VALUES // file.channels)
+            values = file.read(wanted, dtype="float64", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.removeprefix("Error : ").rstrip(".")
+        raise ValueError(f"not a sound file that can be read ({reason})") from None
+    if len(values) < max(wanted, 1):
+        raise ValueError("a sound file that is cut off" if wanted else "a sound file without samples")
     if not (loudest := np.abs(values).max()) <= _MOST_FLOAT:  # also where it is no number
-        raise ValueError(f"a WAV file of floating-point numbers up to {loudest:g}, where full scale is 1")
-    return values
+        raise ValueError(f"a sound file of floating-point numbers up to {loudest:g}, where full scale is 1")
+    return rate, values.mean(axis=1)
 
 
 def write_wav(path: str | os.PathLike, samples: np.ndarray, rate: int) -> None:

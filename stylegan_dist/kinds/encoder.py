@@ -9,7 +9,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
@@ -81,10 +81,9 @@ def read_encoder(place: str) -> tuple[Encoder, int | None]:
         side = values.get("sample_size")
     except (OSError, ValueError) as error:
         raise InputError(f"{config} does not describe an autoencoder that is known here: {error}") from None
-    opened, digest = _open_hashed(weights)
+    content, digest = _read(weights)
     encoder = Encoder("own" if own else "diffusers", digest, form, str(weights.resolve()))
-    with opened:
-        _load(opened, encoder, weights)
+    _network(content, form, weights)
     return encoder, side if own and isinstance(side, int) else None
 
 
@@ -114,8 +113,8 @@ def _fixed(form: Form) -> dict[str, Any]:
             "up_block_types": ["UpDecoderBlock2D"] * levels}
 
 
-def find_weights(encoder: Encoder, home: str) -> Path:
-    """The file with the weights: in the folder of the run, where the set was made, or in this program's cache.
+def find_weights(encoder: Encoder, home: str) -> tuple[Path, bytes]:
+    """The file with the weights, and what is in it: in the folder of the run, where the set was made, or in our cache.
 
     Raises:
         InputError: it is in none of them. Says where to put it.
@@ -129,13 +128,12 @@ def find_weights(encoder: Encoder, home: str) -> Path:
         if not os.path.isfile(place):  # also what this user may not look into
             continue
         try:
-            opened, digest = _open_hashed(place)
+            content, digest = _read(place)
         except InputError as error:
             other = other or f" ({error})"
             continue
-        opened.close()
         if digest == encoder.sha256:
-            return place
+            return place, content
         other = other or f" ({place} is another file: SHA-256 {digest})"
     put = " or ".join(str(place) for place in places if place != Path(encoder.path)) or "where it was"
     raise InputError(f"the autoencoder of these latents is not on this machine{other}: put the file with the SHA-256 "
@@ -149,10 +147,10 @@ def copy_weights(encoder: Encoder, folder: Path) -> None:
         InputError: they are not on this machine.
         OSError: the folder cannot be written.
     """
-    found = find_weights(encoder, str(folder))
-    if found != folder / RUN_COPY and found.stat().st_size <= COPIED_BYTES:
+    found, content = find_weights(encoder, str(folder))
+    if found != folder / RUN_COPY and len(content) <= COPIED_BYTES:
         with replacing(folder / RUN_COPY) as temporary:
-            temporary.write_bytes(found.read_bytes())
+            temporary.write_bytes(content)
 
 
 def open_autoencoder(encoder: Encoder, home: str, device: torch.device | str) -> Autoencoder:
@@ -166,23 +164,17 @@ def open_autoencoder(encoder: Encoder, home: str, device: torch.device | str) ->
 
 @lru_cache(maxsize=4)
 def _opened(encoder: Encoder, home: str, device: torch.device) -> Autoencoder:
-    path = find_weights(encoder, home)
-    opened, _ = _open_hashed(path)
-    with opened:
-        network = _load(opened, encoder, path)
-    return network.to(device)
+    path, content = find_weights(encoder, home)
+    return _network(content, encoder.form, path).to(device)
 
 
-def _load(file: BinaryIO, encoder: Encoder, path: Path) -> Autoencoder:
+def _network(content: bytes, form: Form, path: Path) -> Autoencoder:
     """The network with the weights of a file; every tensor must be there, and no other. Raises InputError."""
     try:
-        content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES or hashlib.sha256(content).hexdigest() != encoder.sha256:
-            raise ValueError("it has changed, or is too large")
         with torch.device("meta"):
-            network = Autoencoder(encoder.form)
+            network = Autoencoder(form)
         network.load_state_dict(_fitting(safetensors.torch.load(content), network.state_dict()), assign=True)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (ValueError, SafetensorError) as error:
         raise InputError(f"{path} cannot be used as the weights of this autoencoder: {' '.join(str(error).split())}; restore "
                          f"it, with its {CONFIG}") from None
     return network.eval().requires_grad_(False)
@@ -205,14 +197,13 @@ def _fitting(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[st
     return found
 
 
-def _open_hashed(path: Path) -> tuple[BinaryIO, str]:
-    """A file for reading from its beginning, and its SHA-256. Raises InputError: it cannot be read."""
-    digest = hashlib.sha256()
+def _read(path: Path) -> tuple[bytes, str]:
+    """What is in a file, and its SHA-256. Raises InputError: it cannot be read, or is too large."""
     try:
-        file = open_regular(path)
-        while block := file.read(1 << 20):
-            digest.update(block)
-        file.seek(0)
+        with open_regular(path) as file:
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}; correct the path or the permissions") from None
-    return file, digest.hexdigest()
+    if len(content) > _MOST_BYTES:
+        raise InputError(f"{path} is no file of weights: it has more than {_MOST_BYTES:,} bytes")
+    return content, hashlib.sha256(content).hexdigest()

@@ -6,6 +6,7 @@ Three forms: log-mel (`audio`), linear, and linear with phases (`spectrum`).
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -104,7 +105,7 @@ class SoundOptions(Normalisation, Packing):
     encoding: str = option("npy", "npz: compressed", choices=ENCODINGS)
     sample_rate: int | None = None   # Hz, of the first file; files of another one are refused
     noun = "sound files"
-    endings = (".wav", ".wave")
+    endings = (".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff")
 
     @property
     def channels(self) -> int:  # type: ignore[override]
@@ -131,7 +132,7 @@ class SoundOptions(Normalisation, Packing):
 
     def completed(self, files: Files) -> SoundOptions:
         """With the sample rate and what follows from it. Raises InputError also where no spectrograms can be made so."""
-        *_, (rate, _) = first_readable(files, self.noun, partial(audio.read_wav, most=1))
+        *_, (rate, _) = first_readable(files, self.noun, partial(audio.read_sound, most=1))
         options = replace(self, sample_rate=self.sample_rate or rate,
                           normalise=self.normalise or ("range" if self.form == "log-mel" else "bands"))
         return options._completed_log_mel() if self.form == "log-mel" else options._completed_linear()
@@ -168,7 +169,7 @@ class SoundOptions(Normalisation, Packing):
     def sample(self, data: bytes) -> Sample:
         """The spectrogram of a sound file. Raises ValueError with the reason when it cannot be had."""
         form = self.spectrogram
-        rate, samples = audio.read_wav(data, form.samples + 1 if self.trim is None else len(data))
+        rate, samples = audio.read_sound(data, form.samples + 1 if self.trim is None else sys.maxsize)
         if rate != form.sample_rate:
             raise ValueError(f"a sample rate of {rate} Hz instead of {form.sample_rate}, that of the first file: resample it")
         if self.trim is not None:
@@ -194,7 +195,9 @@ class SoundOptions(Normalisation, Packing):
         return checked(Sound(self.dtype, *self.of(values), key, log_mel, spectrum), self.resolution, self.channels)
 
     def libraries(self) -> dict[str, str]:
-        return {"numpy": np.__version__}
+        import soundfile
+
+        return {"numpy": np.__version__, "libsndfile": soundfile.__libsndfile_version__}
 
 
 def trimmed(samples: np.ndarray, rate: int, level_db: float) -> np.ndarray:

@@ -6,7 +6,7 @@ known pixels. The weights of an image are as flat as if `EFFECTIVE` samples coun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ _COLDEST, _HOTTEST = -40.0, 20.0
 
 
 @torch.no_grad()
-def agreeing(trained: Trained, parts: Sequence[Callable[[], Tensor]], missing: Tensor, label: int | None, drawn: int, seed: int,
-             batch: int, report: Callable[[int], object]) -> Starts:
+def agreeing(trained: Trained, parts: Sequence[Callable[[], Tensor]], missing: Tensor, label: int | None, seed: int,
+             numbers: Iterable[Tensor]) -> Starts:
     """One start for each image.
 
     Args:
@@ -30,16 +30,14 @@ def agreeing(trained: Trained, parts: Sequence[Callable[[], Tensor]], missing: T
         parts: give images [n, C, R, R] in the range of networks, some of them each.
         missing: bool [1, 1, R, R].
         label: class of the samples; None: all classes in turn.
-        drawn: samples that are compared.
-        batch: of them that are computed at once.
-        report: is told how many were computed.
+        numbers: int64 [b] each, on the device: of the samples that are compared, as many as are computed at once.
     Returns: starts, as of `find_starts`; without a class, the class of a start is that of the samples which count most.
     """
-    classes, device = trained.shape.num_classes, trained.device
+    classes = trained.shape.num_classes
     population = trained.population(label, f"{PURPOSE}.population")
     known = ~missing[0, 0]
     latents, kinds, apart = [], [], []
-    for index in torch.arange(drawn, device=device).split(batch):
+    for index in numbers:
         labels = None
         if classes:
             labels = index % classes if label is None else torch.full_like(index, label)
@@ -47,10 +45,9 @@ def agreeing(trained: Trained, parts: Sequence[Callable[[], Tensor]], missing: T
         latents.append(trained.generator.latents(seed, f"{PURPOSE}.start", index, labels))
         pictures = trained.generator.synthesize(latents[-1], labels).clamp(-1, 1)[:, :, known].flatten(1)
         apart.append(torch.cat([torch.cdist(values()[:, :, known].flatten(1), pictures) for values in parts]).double().square())
-        report(len(index))
-    weights = shares(torch.cat(apart, 1), min(EFFECTIVE, drawn))
-    drawn_latents = torch.cat(latents)
-    means = (weights @ drawn_latents.double().flatten(1)).float().view(-1, *drawn_latents.shape[1:])
+    drawn = torch.cat(latents)
+    weights = shares(torch.cat(apart, 1), min(EFFECTIVE, len(drawn)))
+    means = (weights @ drawn.double().flatten(1)).float().view(-1, *drawn.shape[1:])
     labels = None
     if classes:
         labels = torch.stack([weights[:, torch.cat(kinds) == one].sum(1) for one in range(classes)], 1).argmax(1)

@@ -64,8 +64,7 @@ def add_project(verbs) -> None:
     tuning = parser.add_argument_group("tuning")
     tuning.add_argument("--tune", action="store_true",
                         help="tune the weights of the generator to all images given; DIR/tuned is a run for other tools then")
-    tuning.add_argument("--tune-steps", type=whole("--tune-steps", Range(1, 1_000_000)), default=350, metavar="N",
-                        help="(default: %(default)s)")
+    tuning.add_argument("--tune-steps", type=whole("--tune-steps", Range(1, 1_000_000)), metavar="N", help="(default: 350)")
     computing = parser.add_argument_group("computing")
     computing.add_argument("--batch", type=whole("--batch", MANY), default=8, metavar="N",
                            help="images computed at once (default: %(default)s)")
@@ -75,6 +74,12 @@ def add_project(verbs) -> None:
 
 def _project(args: argparse.Namespace) -> int:
     from stylegan_dist.latents.project import FEATURE_WEIGHT, ProjectOptions, project
+    from stylegan_dist.latents.tuning import STEPS
+
+    if args.feather and args.mask is None and args.mask_box is None:
+        raise InputError("--feather mixes pixels around a hole: give --mask or --mask-box, too")
+    if args.tune_steps is not None and not args.tune:
+        raise InputError("--tune-steps are steps of tuning: give --tune, too")
 
     label = None
     if args.label not in ("all", "none"):
@@ -84,7 +89,7 @@ def _project(args: argparse.Namespace) -> int:
     weight = FEATURE_WEIGHT if args.feature_weight is None else args.feature_weight
     options = ProjectOptions(
         args.space, args.steps, label, args.label == "all", args.starts, args.features, weight, args.noise, args.pull,
-        args.seed, args.batch, args.mask, args.mask_box, args.feather, args.tune, args.tune_steps, args.device,
+        args.seed, args.batch, args.mask, args.mask_box, args.feather, args.tune, args.tune_steps or STEPS, args.device,
         args.which, args.ops)
     found = project(args.images, args.run_dir, args.out, options)
     network = args.features if args.features != "none" else "no network"

@@ -24,7 +24,7 @@ from stylegan_dist.latents.inputs import Target, box_mask, read_images, read_mas
 from stylegan_dist.latents.loss import OWN, Loss, open_loss_features
 from stylegan_dist.latents.pictures import STRIP, save_picture, save_strip
 from stylegan_dist.latents.saved import SavedLatents, save_latents
-from stylegan_dist.latents.search import Report, Rows, draw, search
+from stylegan_dist.latents.search import Report, Rows, Search, draw, search
 from stylegan_dist.latents.starts import PURPOSE, TRIAL_SHARE, TRIALS, Starts, begin, choose, find_starts
 from stylegan_dist.latents.trained import Trained, open_trained
 from stylegan_dist.latents.tuning import FOLDER, tune
@@ -178,24 +178,23 @@ class _Work:
     def compare(self) -> Starts:
         """A start for each image, from drawn samples that agree with what is known of it."""
         options, parts = self.options, [partial(self.values, part) for part in self.parts()]
-        drawn = options.starts or DRAWN
         assert self.missing is not None
-        with tqdm(total=drawn, unit="img", desc="compare") as bar:
-            return agreeing(self.trained, parts, self.missing, options.label, drawn, options.seed, options.batch, bar.update)
+        numbers = torch.arange(options.starts or DRAWN, device=self.trained.device).split(options.batch)
+        shown = tqdm(numbers, unit="img", unit_scale=options.batch, desc="compare")
+        return agreeing(self.trained, parts, self.missing, options.label, options.seed, shown)
 
     def search(self, part: slice, first: int, wide: int, report: Report) -> Rows:
         """The rows of a part after `first` steps in W and `wide` steps in W+."""
-        options, trained, maps = self.options, self.trained, self.options.noise == "fit"
+        options, trained = self.options, self.trained
+        how = Search(trained, options.seed, options.batch, options.noise == "fit", report)
         loss, numbers, pull = self.loss(part), self.numbers[part], options.pull or 0.0
         if self.agreeing:
             choice = torch.arange(len(self.targets), device=trained.device)[part]
         else:
-            choice = choose(trained, loss, self.starts, numbers, first, options.seed, options.batch, maps, report)
-        rows = begin(trained, self.starts, numbers, choice, maps)
-        rows = search(trained, loss, rows, first, options.seed, PURPOSE, pull, report)
+            choice = choose(how, loss, self.starts, numbers, first)
+        rows = search(how, loss, begin(how, self.starts, numbers, choice), first, PURPOSE, pull)
         if wide:
-            rows = rows.widened(trained.generator.num_ws)
-            rows = search(trained, loss, rows, wide, options.seed, f"{PURPOSE}.wide", pull, report)
+            rows = search(how, loss, rows.widened(trained.generator.num_ws), wide, f"{PURPOSE}.wide", pull)
         return rows
 
     def tune(self, rows: list[Rows], out: Path) -> Trained:

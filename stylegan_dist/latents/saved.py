@@ -95,7 +95,8 @@ def load_latents(path: str | os.PathLike) -> SavedLatents:
             maps = sorted((name for name in names if name.startswith(_MAP)), key=lambda name: int(name.removeprefix(_MAP)))
             tensors = {name: file.get_tensor(name) for name in (LATENTS, *maps)}
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path} is damaged ({' '.join(str(error).split())}): project the image again") from None
+        raise InputError(f"{path} is damaged, or holds no latents ({' '.join(str(error).split())}): project the "
+                         "image again") from None
     label = facts.get("class") if isinstance(facts, dict) else ""
     if not (label is None or type(label) is int) or not all(one.isfinite().all() for one in tensors.values()):
         raise InputError(f"{path} is damaged (its facts or values): project the image again")

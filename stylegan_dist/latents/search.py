@@ -76,16 +76,32 @@ def losses_of(trained: Trained, loss: Loss, rows: Rows) -> Tensor:
     return loss(draw(trained, rows))
 
 
-def search(trained: Trained, loss: Loss, rows: Rows, steps: int, seed: int, purpose: str, pull: float = 0.0,
-           report: Report = lambda _: None) -> Rows:
+@dataclass(frozen=True)
+class Search:
+    """How latents of a generator are searched for, the same for all images.
+
+    Attributes:
+        seed: of the draws.
+        batch: rows that are computed at once where there are several starts.
+        with_maps: noise maps of the images' own are searched for, too.
+        report: called after each step, with nothing that waits for the device.
+    """
+
+    trained: Trained
+    seed: int
+    batch: int = 8
+    with_maps: bool = False
+    report: Report = lambda _: None
+
+
+def search(how: Search, loss: Loss, rows: Rows, steps: int, purpose: str, pull: float = 0.0) -> Rows:
     """Better rows after `steps` steps of Adam.
 
     Args:
         loss: of the same rows.
-        seed, purpose: of the draws.
+        purpose: of the draws.
         pull: weight of the distance from the mean: the mean square of the whitened values, 1 for usual latents (Wulff and
             Torralba 2020 likewise, in another coordinate system).
-        report: called after each step, with nothing that waits for the device.
     """
     latents = rows.latents.detach().clone().requires_grad_()
     maps = [values.detach().clone().requires_grad_() for values in rows.maps]
@@ -98,9 +114,9 @@ def search(trained: Trained, loss: Loss, rows: Rows, steps: int, seed: int, purp
         optimizer.param_groups[0]["lr"] = LR * learning_rate(done)
         current = latents
         if strength := latent_noise(done):
-            noise = randomness.normal(seed, purpose, (rows.numbers << STEP_BITS) + step, latents.shape[1:])
+            noise = randomness.normal(how.seed, purpose, (rows.numbers << STEP_BITS) + step, latents.shape[1:])
             current = latents + noise * (strength * scale)
-        each = loss(draw(trained, replace(rows, latents=current, maps=maps)))
+        each = loss(draw(how.trained, replace(rows, latents=current, maps=maps)))
         total = each + _MAPS_WEIGHT * roughness(maps) if maps else each
         if pull:
             apart = (latents - mean).flatten(2 if wide else 1)
@@ -111,7 +127,7 @@ def search(trained: Trained, loss: Loss, rows: Rows, steps: int, seed: int, purp
         with torch.no_grad():
             for values in maps:
                 values.copy_(normalised(values))
-        report(each.detach())
+        how.report(each.detach())
     return replace(rows, latents=latents.detach(), maps=[values.detach() for values in maps])
 
 

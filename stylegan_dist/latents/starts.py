@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.latents.loss import Loss
-from stylegan_dist.latents.search import Report, Rows, losses_of, search
+from stylegan_dist.latents.search import Rows, Search, losses_of, search
 from stylegan_dist.latents.trained import DRAWS, Trained
 
 PURPOSE = "project"
@@ -67,21 +67,19 @@ def find_starts(trained: Trained, label: int | None, every: bool, drawn: int, se
     return Starts(latents, mean, spread, whitening, labels)
 
 
-def begin(trained: Trained, starts: Starts, numbers: Tensor, choice: Tensor, with_maps: bool) -> Rows:
-    """Rows at chosen starts.
+def begin(how: Search, starts: Starts, numbers: Tensor, choice: Tensor) -> Rows:
+    """Rows at chosen starts. Their own noise maps begin as the fixed ones.
 
     Args:
         numbers: int64 [N], of the images.
         choice: int64 [N], of the starts.
-        with_maps: noise maps of their own, which begin as the fixed ones.
     """
-    maps = [values.repeat(len(numbers), 1, 1, 1) for values in trained.generator.noise_maps()] if with_maps else []
+    maps = [values.repeat(len(numbers), 1, 1, 1) for values in how.trained.generator.noise_maps()] if how.with_maps else []
     return Rows(starts.latents[choice], starts.mean[choice], starts.spread[choice], starts.whitening[choice],
                 None if starts.labels is None else starts.labels[choice], numbers, maps)
 
 
-def choose(trained: Trained, loss: Loss, starts: Starts, numbers: Tensor, steps: int, seed: int, batch: int, with_maps: bool,
-           report: Report) -> Tensor:
+def choose(how: Search, loss: Loss, starts: Starts, numbers: Tensor, steps: int) -> Tensor:
     """The best start of each image: int64 [N].
 
     The starts whose own pictures are nearest go into a short search. The least loss after it decides.
@@ -89,23 +87,21 @@ def choose(trained: Trained, loss: Loss, starts: Starts, numbers: Tensor, steps:
     Args:
         loss: of the N images.
         steps: of a whole search.
-        batch: rows that are computed at once.
-        report: as of `search`.
     """
-    count, images = len(starts.latents), len(numbers)
+    count, images, device = len(starts.latents), len(numbers), how.trained.device
     if count == 1:
-        return torch.zeros(images, dtype=torch.int64, device=trained.device)
-    every = torch.arange(count, device=trained.device)
+        return torch.zeros(images, dtype=torch.int64, device=device)
+    every = torch.arange(count, device=device)
 
     def tried(choice: Tensor, work: Callable[[Loss, Rows], Rows]) -> Tensor:
         """Losses [N, K] of choices int64 [N, K] after some work."""
-        image = torch.arange(images, device=trained.device)[:, None].expand_as(choice).flatten()
+        image = torch.arange(images, device=device)[:, None].expand_as(choice).flatten()
         found = []
-        for first in range(0, len(image), batch):
-            part = slice(first, first + batch)
+        for first in range(0, len(image), how.batch):
+            part = slice(first, first + how.batch)
             own = loss.rows(image[part])
-            rows = work(own, begin(trained, starts, numbers[image[part]], choice.flatten()[part], with_maps))
-            found.append(losses_of(trained, own, rows))
+            rows = work(own, begin(how, starts, numbers[image[part]], choice.flatten()[part]))
+            found.append(losses_of(how.trained, own, rows))
         return torch.cat(found).view(choice.shape)
 
     choice = every.expand(images, -1)
@@ -113,7 +109,7 @@ def choose(trained: Trained, loss: Loss, starts: Starts, numbers: Tensor, steps:
         nearest = tried(choice, lambda _, rows: rows).topk(TRIALS, largest=False).indices
         choice = choice.gather(1, nearest)
     short = max(1, round(steps * TRIAL_SHARE))
-    losses = tried(choice, lambda own, rows: search(trained, own, rows, short, seed, PURPOSE, report=report))
+    losses = tried(choice, lambda own, rows: search(how, own, rows, short, PURPOSE))
     return choice.gather(1, losses.argmin(1, keepdim=True))[:, 0]
 
 

@@ -108,9 +108,9 @@ def add_pack(subparsers) -> None:
                        help="take the .npy and .npz files, all [C, H, W] or [H, W] of one form, of which training sees "
                             "(x - offset) / scale; found by itself where there is no image")
     kinds.add_argument("--log-mel", action="store_const", dest="kind", const="sounds",
-                       help="take the .wav files, of one sample rate, and make a log-mel spectrogram of each, with as many "
-                            "bands and frames as --resolution says: what is longer than frames x hop is cut off, what is "
-                            "shorter is followed by silence; --form makes other ones")
+                       help="take the sound files (WAV, FLAC, Ogg, MP3), of one sample rate, and make a log-mel spectrogram of "
+                            "each, with as many bands and frames as --resolution says: what is longer than frames x hop is "
+                            "cut off, what is shorter is followed by silence; --form makes other ones")
     kinds.add_argument("--video", action="store_const", dest="kind", const="videos",
                        help="cut clips of --frames frames from videos (mp4, webm, mov, ...; GIF, animated WebP) and from "
                             "folders whose pictures are frames")

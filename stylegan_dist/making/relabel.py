@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,22 +15,6 @@ from stylegan_dist.data import storage
 from stylegan_dist.data.index import LABELS_FROM, DatasetIndex, Shard, load_offsets, parse_offsets
 from stylegan_dist.errors import InputError
 from stylegan_dist.making.scan import npy_bytes
-
-
-def prepare_folder(out: str | os.PathLike) -> Path:
-    """The folder of a new set, before hours of work: made, and empty.
-
-    Raises:
-        InputError: it is not, or cannot be used.
-    """
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty: choose another folder with --out, or remove it")
-    except OSError as error:
-        raise InputError(f"cannot use the folder {folder}: {error.strerror or error}; choose another with --out") from None
-    return folder
 
 
 def place_of_shards(index: DatasetIndex) -> str:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,10 +70,10 @@ def manifold_scores(real: Tensor, generated: Tensor, neighbours: int = 3, densit
     precise = torch.zeros(len(generated), dtype=torch.bool, device=real.device)
     recalled, covered = (torch.zeros(len(real), dtype=torch.bool, device=real.device) for _ in range(2))
     counted = 0
-    norms, other_norms = _square_norms(real), _square_norms(generated)
+    reals, others = _Samples.of(real), _Samples.of(generated)
     for start, end in pieces(len(real), real.shape[1]):
         for first, last in pieces(len(generated), real.shape[1]):
-            tile = _Tile(real, start, end, norms, generated, first, last, other_norms)
+            tile = _Tile(reals.part(start, end), others.part(first, last))
             inside = tile.within(radii[start:end, None])
             precise[first:last] |= inside.any(0)
             if density_neighbours != neighbours:
@@ -111,10 +112,10 @@ def nearest_others(features: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     check_features(features, "features", neighbours + 1)
     count, width = features.shape
     found = _Nearest(count, min(neighbours + _SPARE, count - 1), features.device)
-    norms = _square_norms(features)
+    samples = _Samples.of(features)
     for start, end in pieces(count, width):
         for first, last in pieces(count, width, start):  # distances are symmetric: each pair once
-            distances = _Tile(features, start, end, norms, features, first, last, norms).distances
+            distances = _Tile(samples.part(start, end), samples.part(first, last)).distances
             if first == start:
                 found.update(start, end, distances.fill_diagonal_(math.inf), first)
             else:
@@ -139,10 +140,10 @@ def nearest_samples(features: Tensor, others: Tensor, neighbours: int) -> tuple[
     check_pair(others, features, 1)
     check_features(others, "others", neighbours)
     found = _Nearest(len(features), min(neighbours + _SPARE, len(others)), features.device)
-    norms, other_norms = _square_norms(features), _square_norms(others)
+    samples, candidates = _Samples.of(features), _Samples.of(others)
     for start, end in pieces(*features.shape):
         for first, last in pieces(*others.shape):
-            found.update(start, end, _Tile(features, start, end, norms, others, first, last, other_norms).distances, first)
+            found.update(start, end, _Tile(samples.part(start, end), candidates.part(first, last)).distances, first)
     exact, names = found.exact(features, others)
     return exact[:, :neighbours], names[:, :neighbours]
 
@@ -177,15 +178,31 @@ class _Nearest:
         return exact, self._names.gather(1, order)
 
 
-class _Tile:
-    """Squared distances of samples start, ..., end - 1 of one set to first, ..., last - 1 of another: float64 [r, s]."""
+class _Samples(NamedTuple):
+    """Features [n, d] and their squared norms, float64 [n]."""
 
-    def __init__(self, a: Tensor, start: int, end: int, a_norms: Tensor, b: Tensor, first: int, last: int, b_norms: Tensor):
-        self._a, self._b, self._origin = a, b, (start, first)
-        self._norms = a_norms[start:end, None] + b_norms[None, first:last]
-        self.distances = torch.sub(self._norms, a[start:end].double() @ b[first:last].double().T, alpha=2)
+    features: Tensor
+    norms: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> _Samples:
+        norms = [features[start:end].double().square().sum(1) for start, end in pieces(*features.shape)]
+        return cls(features, torch.cat(norms))
+
+    def part(self, start: int, end: int) -> _Samples:
+        """Samples start, ..., end - 1."""
+        return _Samples(self.features[start:end], self.norms[start:end])
+
+
+class _Tile:
+    """Squared distances of samples a to samples b: float64 [r, s]."""
+
+    def __init__(self, a: _Samples, b: _Samples):
+        self._a, self._b = a.features, b.features
+        self._norms = a.norms[:, None] + b.norms[None, :]
+        self.distances = torch.sub(self._norms, self._a.double() @ self._b.double().T, alpha=2)
         # Twice the bound of the error of a sum of d + 2 terms, of the three sums in a distance.
-        self._relative = 2 * (a.shape[1] + 2) * torch.finfo(torch.float64).eps
+        self._relative = 2 * (self._a.shape[1] + 2) * torch.finfo(torch.float64).eps
 
     def within(self, radii: Tensor) -> Tensor:
         """Which pairs are at most the distance `radii` apart, squared radii [r, 1] or [1, s]: bool [r, s]."""
@@ -194,7 +211,7 @@ class _Tile:
         unsure = (off.abs_() <= self._norms * self._relative).nonzero()
         if len(unsure):
             rows, columns = unsure.unbind(1)
-            exact = _exact_distances(self._a, rows + self._origin[0], self._b, columns + self._origin[1])
+            exact = _exact_distances(self._a, rows, self._b, columns)
             inside[rows, columns] = exact <= radii.expand_as(off)[rows, columns]
         return inside
 
@@ -209,11 +226,6 @@ def _exact_distances(a: Tensor, rows: Tensor, b: Tensor, columns: Tensor) -> Ten
         off = a[rows[i:i + step]].double() - b[columns[i:i + step]].double()
         result[i:i + step] = off.square_().sum(1)
     return result[:count]
-
-
-def _square_norms(features: Tensor) -> Tensor:
-    """Float64 [n]."""
-    return torch.cat([features[start:end].double().square().sum(1) for start, end in pieces(*features.shape)])
 
 
 def _share(flags: Tensor) -> float:

@@ -17,7 +17,7 @@ from stylegan_dist.monitor.history import HISTOGRAMS_NAME, METRICS_NAME, Results
 from stylegan_dist.monitor.jsonl import MetricsFile
 from stylegan_dist.monitor.tensorboard_tracker import FOLDER as TENSORBOARD_FOLDER
 from stylegan_dist.monitor.tensorboard_tracker import TensorboardTracker
-from stylegan_dist.monitor.tracker import BOOK_NAME, Tracker
+from stylegan_dist.monitor.tracker import BOOK_NAME, Segment, Tracker
 from stylegan_dist.monitor.wandb_tracker import FOLDER as WANDB_FOLDER
 from stylegan_dist.monitor.wandb_tracker import ID_NAME, WandbTracker
 
@@ -30,9 +30,7 @@ class Monitor(Console):
     Failures of any of them are warnings.
 
     Args:
-        run_dir:    folder of the run; must exist
-        segment:    restarts so far; 0 for the first start
-        nimg:       images seen at the checkpoint this process continues from; records beyond it are dropped
+        segment:    of the run, which this process trains; records beyond its beginning are dropped
         total_nimg: images to see in the whole run, for percentage and ETA
         config:     which trackers are used, and how; see `WandbTracker`
         shown:      see `Tracker`
@@ -42,17 +40,18 @@ class Monitor(Console):
         InputError: metrics.jsonl is no file.
     """
 
-    def __init__(self, run_dir: Path, segment: int, nimg: int, total_nimg: int, config: MonitorConfig, shown: dict[str, Any]):
+    def __init__(self, segment: Segment, total_nimg: int, config: MonitorConfig, shown: dict[str, Any]):
+        run_dir, number, nimg = segment.run_dir, segment.number, segment.nimg
         super().__init__(run_dir / LOG_NAME, total_nimg)
-        self._metrics = MetricsFile(run_dir / METRICS_NAME, segment, nimg, self.line, self.warn)
+        self._metrics = MetricsFile(run_dir / METRICS_NAME, number, nimg, self.line, self.warn)
         # Opened when there are histograms: the file is cut back to the checkpoint then.
         self._histograms: MetricsFile | None = None
-        self._open_histograms = lambda: MetricsFile(run_dir / HISTOGRAMS_NAME, segment, nimg, self.line, self.warn)
+        self._open_histograms = lambda: MetricsFile(run_dir / HISTOGRAMS_NAME, number, nimg, self.line, self.warn)
         if (run_dir / HISTOGRAMS_NAME).exists():
             self._histograms = self._open_histograms()
-        self._trackers: list[Tracker] = [WandbTracker(run_dir, segment, nimg, config, shown, self.line, self.warn)]
+        self._trackers: list[Tracker] = [WandbTracker(segment, config, shown, self.line, self.warn)]
         if config.tensorboard:
-            self._trackers.append(TensorboardTracker(run_dir, segment, nimg, shown, self.line, self.warn))
+            self._trackers.append(TensorboardTracker(segment, shown, self.line, self.warn))
 
     def alert(self, title: str, text: str) -> None:
         """Show a warning and send it as a W&B alert: for what a person should know of at once, such as divergence."""
@@ -113,22 +112,23 @@ class Monitor(Console):
         self.close()
 
 
-def give_results(run_dir: Path, segment: int, nimg: int, config: MonitorConfig, shown: Mapping[str, Any], exit_code: int,
-                 say: Callable[[str], None], warn: Callable[[str], None]) -> None:
+def give_results(segment: Segment, config: MonitorConfig, shown: Mapping[str, Any], exit_code: int, say: Callable[[str], None],
+                 warn: Callable[[str], None]) -> None:
     """Give the trackers of a run what evaluators have left, while no training does that. One process may write to a W&B run.
 
     Trackers that the run did not have, or that have everything, are left alone.
 
     Args:
-        nimg:      images that the run has seen
+        segment:   of the run, with the images that it has seen in the end
         exit_code: how it has ended, which W&B shows
         others:    see `Tracker`
     """
     trackers: list[Tracker] = []
+    run_dir, nimg = segment.run_dir, segment.nimg
     if (run_dir / ID_NAME).exists() and Results(run_dir, run_dir / WANDB_FOLDER / BOOK_NAME).has_news(nimg):
-        trackers.append(WandbTracker(run_dir, segment, nimg, config, shown, say, warn))
+        trackers.append(WandbTracker(segment, config, shown, say, warn))
     if config.tensorboard and Results(run_dir, run_dir / TENSORBOARD_FOLDER / BOOK_NAME).has_news(nimg):
-        trackers.append(TensorboardTracker(run_dir, segment, nimg, shown, say, warn))
+        trackers.append(TensorboardTracker(segment, shown, say, warn))
     for tracker in trackers:
         tracker.early_timeout = tracker.finish_timeout  # nobody is in a hurry, however the training has ended
         tracker.finish(exit_code)

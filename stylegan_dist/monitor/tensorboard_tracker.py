@@ -14,7 +14,7 @@ from PIL import Image
 from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.histograms import Histogram
 from stylegan_dist.monitor.history import SOUND_SUFFIX
-from stylegan_dist.monitor.tracker import Tracker
+from stylegan_dist.monitor.tracker import Segment, Tracker
 from stylegan_dist.scores_file import Evaluation, Score
 
 FOLDER = "tensorboard"
@@ -38,9 +38,8 @@ class TensorboardTracker(Tracker):
     TITLE = "TensorBoard"
     finish_timeout, early_timeout = 10.0, 2.0  # only a disk can be slow
 
-    def __init__(self, run_dir: Path, segment: int, nimg: int, shown: Mapping[str, Any],
-                 say: Callable[[str], None], warn: Callable[[str], None]):
-        super().__init__(run_dir, FOLDER, segment, nimg, shown, say, warn)
+    def __init__(self, segment: Segment, shown: Mapping[str, Any], say: Callable[[str], None], warn: Callable[[str], None]):
+        super().__init__(segment, FOLDER, shown, say, warn)
         self._writer: Any = None
         self._open()
 

@@ -15,6 +15,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,26 @@ KILL_SECONDS = 3.0        # for the thread to end, once nothing is left that it 
 BOOK_NAME, LOCK_NAME = "given.json", ".writer"
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A training run from one of its starts on.
+
+    Attributes:
+        run_dir: folder of the run; must exist
+        number:  restarts so far; 0 for the first start
+        nimg:    images seen at the checkpoint that it continues from
+    """
+
+    run_dir: Path
+    number: int = 0
+    nimg: int = 0
+
+
 class Tracker(abc.ABC):
     """A copy of the record of a run. For rank 0, and for an evaluator when the training has ended.
 
     Args:
-        run_dir: folder of the training run; must exist
-        folder:  of the tracker, in it
-        segment: restarts of the run so far
-        nimg:    images seen at the start
+        folder:  of the tracker, in that of the run
         shown:   nested dict of plain values, shown with the run; secrets in it are masked
         say:     receives one line of information; may be called from another thread
         warn:    receives one line of warning; may be called from another thread
@@ -51,18 +64,18 @@ class Tracker(abc.ABC):
     finish_timeout = 30.0  # seconds to wait for it at the end
     early_timeout = 10.0   # at the end of a run that was interrupted or has failed
 
-    def __init__(self, run_dir: Path, folder: str, segment: int, nimg: int, shown: Mapping[str, Any],
-                 say: Callable[[str], None], warn: Callable[[str], None]):
-        self._run_dir, self._folder, self._segment, self._shown = run_dir, run_dir / folder, segment, shown
-        self._say, self._warn = say, warn
-        self._nimg = nimg         # images seen; of the thread, as all that follows the queue
-        self._failures = 0        # in a row
+    def __init__(self, segment: Segment, folder: str, shown: Mapping[str, Any], say: Callable[[str], None],
+                 warn: Callable[[str], None]):
+        self._run_dir, self._folder, self._segment = segment.run_dir, segment.run_dir / folder, segment.number
+        self._shown, self._say, self._warn = shown, say, warn
+        self._nimg = segment.nimg  # images seen; of the thread, as all that follows the queue
+        self._failures = 0         # in a row
         self._warned = False
         self._on = True
         self._jobs: queue.Queue = queue.Queue(QUEUE_LENGTH)
-        self._row_at = -1         # images at the last row of metrics
+        self._row_at = -1          # images at the last row of metrics
         self._pictures: set[tuple[str, int]] = set()  # names and images of those that came with the history
-        self._results = Results(run_dir, self._folder / BOOK_NAME)
+        self._results = Results(self._run_dir, self._folder / BOOK_NAME)
         self._lock: int | None = None
         self._thread: threading.Thread | None = None
 

@@ -21,7 +21,7 @@ from stylegan_dist.errors import EXIT_INTERRUPTED, EXIT_OK
 from stylegan_dist.files import write_whole
 from stylegan_dist.monitor.histograms import Histogram
 from stylegan_dist.monitor.history import SOUND_SUFFIX
-from stylegan_dist.monitor.tracker import Tracker, brief
+from stylegan_dist.monitor.tracker import Segment, Tracker, brief
 from stylegan_dist.monitor.wandb_choice import choose_mode, description, names_a_secret, user_settings
 from stylegan_dist.monitor.wandb_service import Service, disconnect
 from stylegan_dist.redact import redact
@@ -52,9 +52,9 @@ class WandbTracker(Tracker):
     TITLE = "W&B"
     init_timeout = 30.0    # seconds to wait for the server at the start, in the background
 
-    def __init__(self, run_dir: Path, segment: int, nimg: int, config: MonitorConfig, shown: Mapping[str, Any],
-                 say: Callable[[str], None], warn: Callable[[str], None]):
-        super().__init__(run_dir, FOLDER, segment, nimg, shown, say, warn)
+    def __init__(self, segment: Segment, config: MonitorConfig, shown: Mapping[str, Any], say: Callable[[str], None],
+                 warn: Callable[[str], None]):
+        super().__init__(segment, FOLDER, shown, say, warn)
         self._config = config
         self._start_deadline = time.monotonic() + self.init_timeout
         self._run: Any = None               # the W&B run, once it has started

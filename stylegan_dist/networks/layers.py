@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -198,32 +198,20 @@ class Conv2d(nn.Module):
     The output has the dtype of x. Weights are cast to it.
 
     Args:
-        activation: "linear" or "lrelu".
-        filters_output: apply the low-pass filter of the next layer's down-sampling, which makes the output larger by a pixel.
-        filtered_input: the layer before has done that; for kernel 3 and down 2.
+        activation: "lrelu", or "linear", which is without a bias, too.
+        sampling: "down": halve the size, low-pass filter first; "filter": apply the filter of the next layer's down-sampling to
+            the output, which makes it larger by a pixel; "decimate": halve the size where the layer before has done that, for
+            kernel 3; "same" for none of it.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        activation: str = "linear",
-        bias: bool = True,
-        down: int = 1,
-        clamp: float | None = None,
-        filters_output: bool = False,
-        filtered_input: bool = False,
-    ):
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, activation: Literal["linear", "lrelu"] = "lrelu",
+                 sampling: Literal["same", "down", "filter", "decimate"] = "same", clamp: float | None = None):
         super().__init__()
-        self.activation = activation
-        self.down = down
+        self.sampling = sampling
         self.clamp = clamp
-        self.filters_output = filters_output
-        self.filtered_input = filtered_input
         self.weight_gain = 1 / (in_channels * kernel**2) ** 0.5
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.bias = nn.Parameter(torch.empty(out_channels)) if activation == "lrelu" else None
 
     def init_parameters(self, draw: Draw) -> None:
         self.weight.copy_(draw("weight", self.weight.shape))
@@ -233,13 +221,13 @@ class Conv2d(nn.Module):
     def forward(self, x: torch.Tensor, gain: float = 1.0, residual: torch.Tensor | None = None) -> torch.Tensor:
         """gain: factor on the output; residual: shape and dtype of the output, is added to it."""
         weight = (self.weight * self.weight_gain).to(x.dtype)
-        if self.filtered_input:
-            x = ops.conv2d(x, weight, stride=self.down)
+        if self.sampling == "decimate":
+            x = ops.conv2d(x, weight, stride=2)
         else:
-            x = ops.conv2d_resample(x, weight, down=self.down)
-        if self.activation == "lrelu":
-            return ops.discriminator_epilogue(x, self.bias, gain, self.clamp, residual, self.filters_output)
-        x = ops.bias_act(x, self.bias, self.activation, gain=gain, clamp=self.clamp)
+            x = ops.conv2d_resample(x, weight, down=2 if self.sampling == "down" else 1)
+        if self.bias is not None:
+            return ops.discriminator_epilogue(x, self.bias, gain, self.clamp, residual, self.sampling == "filter")
+        x = ops.bias_act(x, gain=gain, clamp=self.clamp)
         return x if residual is None else residual + x
 
 

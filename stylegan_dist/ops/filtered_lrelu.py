@@ -7,7 +7,8 @@ that the output cannot hold, and drop samples (section 3.2 and figure 4b).
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,34 +21,37 @@ from stylegan_dist.ops.resample import padded
 MOST_TAPS, MOST_FACTOR = 24, 4  # that native operators take; the filters of StyleGAN3 have 6 taps for each unit of a factor
 
 
-def filtered_lrelu(
-    x: Tensor,
-    bias: Tensor | None,
-    up_filter: Tensor | None,
-    down_filter: Tensor | None,
-    up: int = 1,
-    down: int = 1,
-    padding: tuple[int, int] = (0, 0),
-    gain: float = LRELU_GAIN,
-    slope: float = LRELU_SLOPE,
-    clamp: float | None = None,
-) -> Tensor:
+class Filters(NamedTuple):
+    """The low-pass filters around a leaky ReLU, and how they change the sampling rate, the same in both directions.
+
+    Attributes:
+        before, after: [taps] for both directions, one after the other, or [taps, taps]; on the device of the signal. They are
+            used as they are, so that their sums should be one, and get no gradient. None: the filter [1].
+        up, down: integer factors.
+        padding: (lo, hi), zeros before and after, counted after the zero insertion; negative values crop.
+    """
+
+    before: Tensor | None = None
+    after: Tensor | None = None
+    up: int = 1
+    down: int = 1
+    padding: tuple[int, int] = (0, 0)
+
+
+def filtered_lrelu(x: Tensor, bias: Tensor | None, filters: Filters, gain: float = LRELU_GAIN, slope: float = LRELU_SLOPE,
+                   clamp: float | None = None) -> Tensor:
     """Bias, up-sampling, leaky ReLU, clamp and down-sampling; natively in one pass over memory.
 
     In each direction, with s = x + bias, `up - 1` zeros behind each pixel, and zeros around:
 
-        m[t] = up * sum_j up_filter[j] s[t - lo + up_taps - 1 - j]
-        y[o] = sum_k down_filter[k] phi(m[o * down + down_taps - 1 - k])        phi(v) = clip(gain * lrelu(v), -clamp, clamp)
+        m[t] = up * sum_j before[j] s[t - lo + up_taps - 1 - j]
+        y[o] = sum_k after[k] phi(m[o * down + down_taps - 1 - k])        phi(v) = clip(gain * lrelu(v), -clamp, clamp)
 
     Filters convolve: the first tap meets the last sample. It makes a difference for asymmetric filters only.
 
     Args:
         x: [N, C, H, W] in any floating dtype.
         bias: [C]; None for none.
-        up_filter, down_filter: [taps] for both directions, one after the other, or [taps, taps]; on the device of x. They are
-            used as they are, so that their sums should be one, and get no gradient. None: the filter [1].
-        up, down: integer factors, the same in both directions.
-        padding: (lo, hi), zeros before and after, in both directions, counted after the zero insertion; negative values crop.
         gain: factor behind the leaky ReLU, above zero.
         slope: of the leaky ReLU below zero, at least zero.
         clamp: bound of phi, at least zero; None for no bound.
@@ -55,7 +59,8 @@ def filtered_lrelu(
         M = H * up + lo + hi - up_taps + 1 samples are between the filters.
     Raises: ValueError: that is less than one pixel.
     """
-    up_taps, down_taps = _taps(up_filter, down_filter)
+    before, after, up, down, padding = filters
+    up_taps, down_taps = _taps(before, after)
     if min(x.shape[2:]) * up + sum(padding) < up_taps + down_taps - 1:
         raise ValueError(f"filtered_lrelu: {x.shape[2]}x{x.shape[3]} pixels with up {up} and padding {padding} are fewer than "
                          f"filters of {up_taps} and {down_taps} taps need")
@@ -64,38 +69,36 @@ def filtered_lrelu(
     if small and native.serves(x, faster_on_cpu=x.dtype.itemsize == 2):
         wide = fused.wide(x)
         bias = None if bias is None else bias.to(wide)
-        if up_filter is None and down_filter is None and (up, down, *padding) == (1, 1, 0, 0):
+        if before is None and after is None and (up, down, *padding) == (1, 1, 0, 0):
             return fused.call("bias_act", x, bias, slope, gain, fused.bound(clamp))
-        filters = (None if f is None else f.detach().to(wide) for f in (up_filter, down_filter))
+        taps = (None if f is None else f.detach().to(wide) for f in (before, after))
         keep = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
         constants = up, down, *padding, slope, gain * up**2, fused.bound(clamp), keep
-        return fused.call("filtered_lrelu", x, bias, *filters, *constants)[0]
-    return filtered_lrelu_reference(x, bias, up_filter, down_filter, up, down, padding, gain, slope, clamp)
+        return fused.call("filtered_lrelu", x, bias, *taps, *constants)[0]
+    return filtered_lrelu_reference(x, bias, filters, gain, slope, clamp)
 
 
-def filtered_lrelu_reference(
-    x: Tensor, bias: Tensor | None, up_filter: Tensor | None, down_filter: Tensor | None, up: int, down: int,
-    padding: tuple[int, int], gain: float, slope: float, clamp: float | None,
-) -> Tensor:
+def filtered_lrelu_reference(x: Tensor, bias: Tensor | None, filters: Filters, gain: float, slope: float,
+                             clamp: float | None) -> Tensor:
     """The same in plain PyTorch, differentiable to any order. What is between the filters has the dtype of x, too."""
-    dtype = x.dtype
+    dtype, (before, after, up, down, padding) = x.dtype, filters
     if convolution.is_slow(x):
         x = x.float()
     if bias is not None:
         x = x + bias.to(x.dtype)[:, None, None]
     with convolution.without_autocast(x):
-        if up_filter is not None or up > 1:
-            for kernel, stride in _lines(x, up_filter, up, up):
+        if before is not None or up > 1:
+            for kernel, stride in _lines(x, before, up, up):
                 # Zero insertion and full convolution in one, of which the padding then leaves a part.
                 x = F.conv_transpose2d(x, kernel, stride=stride, groups=x.shape[1])
-            taps, = _taps(up_filter)
+            taps, = _taps(before)
             padding = padding[0] - (taps - 1), padding[1] - (taps - up)
         x = F.leaky_relu(padded(x, *padding), slope) * gain
         if clamp is not None:
             x = x.clamp(-clamp, clamp)
-        if down_filter is None:
+        if after is None:
             return x[:, :, ::down, ::down].to(dtype)
-        for kernel, stride in _lines(x, down_filter, down, 1):
+        for kernel, stride in _lines(x, after, down, 1):
             x = F.conv2d(x, kernel.flip([2, 3]), stride=stride, groups=x.shape[1])  # which correlates
     return x.to(dtype)
 
@@ -120,18 +123,17 @@ def _taps(*filters: Tensor | None) -> list[int]:
     return [1 if f is None else f.shape[0] for f in filters]
 
 
-def _sizes(
-    x: Tensor, up_filter: Tensor | None, down_filter: Tensor | None, up: int, down: int, lo: int, hi: int
-) -> tuple[list[int], list[int]]:
-    """Rows and columns of the output, and of the samples between the filters that it needs."""
-    up_taps, down_taps = _taps(up_filter, down_filter)
+def _sizes(x: Tensor, geometry: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Rows and columns of the output, and of the samples between the filters that it needs; of `Filters` as a flat list."""
+    *filters, up, down, lo, hi = geometry
+    up_taps, down_taps = _taps(*filters)
     sizes = [(size * up + lo + hi - up_taps + 1 - down_taps) // down + 1 for size in x.shape[2:]]
     return sizes, [(size - 1) * down + down_taps for size in sizes]
 
 
 def _fake(x: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     *geometry, _, _, _, keep = rest
-    (height, width), (rows, columns) = _sizes(x, *geometry)
+    (height, width), (rows, columns) = _sizes(x, geometry)
     mask = (*x.shape[:2], rows, (columns + 3) // 4) if keep else (0,)
     return fused.empty_like(x, (*x.shape[:2], height, width)), x.new_empty(mask, dtype=torch.uint8)
 
@@ -140,7 +142,7 @@ def _save(ctx: Any, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None:
     x, _, *geometry, slope, gain, _, _ = inputs
     up_filter, down_filter, up, down, lo, _ = geometry
     up_taps, down_taps = _taps(up_filter, down_filter)
-    _, samples = _sizes(x, *geometry)
+    _, samples = _sizes(x, geometry)
     ctx.save_for_backward(outputs[1], down_filter, up_filter)
     ctx.adjoint = (down, up, down_taps - 1, up_taps - 1 - lo, *samples, *x.shape[2:], False, slope, gain)
 

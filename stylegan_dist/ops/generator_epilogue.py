@@ -24,22 +24,32 @@ class LayerNoise(NamedTuple):
     layer: int      # number of the layer, which is part of the address
 
 
+class Epilogue(NamedTuple):
+    """What a layer of the generator does after its convolution.
+
+    Attributes:
+        demodulation: d, [N, C] in full precision.
+        bias: [C] in full precision.
+        noise, strength: strength [1] in full precision, needed where there is noise.
+        filtered: whether the low-pass filter [1, 3, 3, 1] of up-sampling comes first.
+        clamp: bound of the activation, None for none.
+    """
+
+    demodulation: Tensor
+    bias: Tensor
+    noise: LayerNoise | None = None
+    strength: Tensor | None = None
+    filtered: bool = False
+    clamp: float | None = None
+
+
 def draws_noise(x: Tensor) -> bool:
     """Whether layers on the device of x draw their noise natively, so that addresses are the better noise to give them."""
     return native.serves(x)
 
 
-def generator_epilogue(
-    x: Tensor,
-    demodulation: Tensor,
-    bias: Tensor,
-    noise: LayerNoise | None = None,
-    strength: Tensor | None = None,
-    style: Tensor | None = None,
-    rgb_weight: Tensor | None = None,
-    filtered: bool = False,
-    clamp: float | None = None,
-) -> tuple[Tensor | None, Tensor | None]:
+def generator_epilogue(x: Tensor, layer: Epilogue, style: Tensor | None = None,
+                       rgb_weight: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
     """Features for the next convolution and the colours of this resolution, in one pass over memory.
 
         u = filter(x) or x,    v = d u + strength noise + b,    y = phi(v)
@@ -49,34 +59,29 @@ def generator_epilogue(
 
     Args:
         x: [N, C, H, W] in any floating dtype; if filtered [N, C, H + 1, W + 1], from `conv2d_up`.
-        demodulation: d, [N, C] in full precision.
-        bias: [C] in full precision.
-        noise, strength: both or none; strength [1] in full precision.
         style: of the next convolution, [N, C] in full precision; None if none follows.
         rgb_weight: [N, K, C] in full precision, K = 1 to 4, modulated; None for none.
-        filtered: whether the low-pass filter [1, 3, 3, 1] of up-sampling comes first.
-        clamp: bound of y, None for none.
     Returns: z [N, C, H, W] in the dtype of x, None without a style; rgb [N, K, H, W] in full precision, None without a weight.
     """
     # The native operator has no gradient for maps that want one.
+    noise = layer.noise
     if native.serves(x) and not (noise is not None and noise.values.requires_grad) and (
             rgb_weight is None or rgb_weight.shape[1] <= MAX_COLOURS):
-        table = _table(x, demodulation, bias, strength, style, rgb_weight)
-        line = [tap * FILTER_GAIN**0.5 for tap in correlated(TAPS)] if filtered else []
-        maps, layer = (None, 0) if noise is None else noise
+        table = _table(x, layer, style, rgb_weight)
+        line = [tap * FILTER_GAIN**0.5 for tap in correlated(TAPS)] if layer.filtered else []
+        maps, number = (None, 0) if noise is None else noise
         if maps is not None and maps.is_floating_point():
             maps = maps.to(table.dtype)
-        z, rgb = fused.call("generator_epilogue", x, table, maps, layer, line, LRELU_SLOPE, LRELU_GAIN, fused.bound(clamp),
-                            style is not None)
+        z, rgb = fused.call("generator_epilogue", x, table, maps, number, line, LRELU_SLOPE, LRELU_GAIN,
+                            fused.bound(layer.clamp), style is not None)
         return None if style is None else z, None if rgb_weight is None else rgb.to(rgb_weight.dtype)
-    return generator_epilogue_reference(x, demodulation, bias, noise, strength, style, rgb_weight, filtered, clamp)
+    return generator_epilogue_reference(x, layer, style, rgb_weight)
 
 
-def generator_epilogue_reference(
-    x: Tensor, demodulation: Tensor, bias: Tensor, noise: LayerNoise | None, strength: Tensor | None, style: Tensor | None,
-    rgb_weight: Tensor | None, filtered: bool, clamp: float | None,
-) -> tuple[Tensor | None, Tensor | None]:
+def generator_epilogue_reference(x: Tensor, layer: Epilogue, style: Tensor | None,
+                                 rgb_weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """The same in plain PyTorch."""
+    demodulation, bias, noise, strength, filtered, clamp = layer
     if filtered:
         x = resample2d_reference(x, 1, 1, PADDING, FILTER_GAIN, TAPS)
     y = x * demodulation.to(x.dtype)[:, :, None, None]
@@ -105,10 +110,8 @@ def generator_epilogue_reference(
 # computed from x, which the convolution has made and nobody else keeps. Noise is drawn again.
 
 
-def _table(
-    x: Tensor, demodulation: Tensor, bias: Tensor, strength: Tensor | None, style: Tensor | None, rgb_weight: Tensor | None
-) -> Tensor:
-    wide = fused.wide(x)
+def _table(x: Tensor, layer: Epilogue, style: Tensor | None, rgb_weight: Tensor | None) -> Tensor:
+    wide, (demodulation, bias, _, strength, *_) = fused.wide(x), layer
     shape = (x.shape[0], 1, x.shape[1])
     zeros = demodulation.new_zeros((), dtype=wide).expand(shape)
     rows = [demodulation.to(wide)[:, None], bias.to(wide).expand(shape),

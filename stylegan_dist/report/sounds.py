@@ -6,7 +6,7 @@ import base64
 from pathlib import Path
 
 from stylegan_dist.files import open_regular
-from stylegan_dist.kinds.audio import read_wav
+from stylegan_dist.kinds.audio import read_sound
 from stylegan_dist.report.reading import SAMPLES_NAME, RunFiles
 from stylegan_dist.report.thinning import evenly
 from stylegan_dist.report.values import kimg
@@ -55,5 +55,5 @@ def _uri(path: Path) -> str:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
-    read_wav(content, MOST_BYTES)
+    read_sound(content, MOST_BYTES)
     return _HEAD + base64.b64encode(content).decode()

@@ -29,6 +29,7 @@ from stylegan_dist.engine.preflight import check_agreement
 from stylegan_dist.errors import Diverged, InputError, Interrupted
 from stylegan_dist.families import family_of
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
+from stylegan_dist.monitor.tracker import Segment
 from stylegan_dist.ops import native
 from stylegan_dist.outcome import leave_outcome
 from stylegan_dist.redact import redact
@@ -190,7 +191,7 @@ class Run:
         # A run that was finished before has nothing to record.
         settings = self.config.monitor if self.stream else replace(self.config.monitor, wandb="disabled", tensorboard=False)
         shown = shown_config(self.config, self.index.fingerprint, self.state.origin)
-        monitor = Monitor(self.dir, self.state.segment, self.state.nimg, self.total, settings, shown)
+        monitor = Monitor(Segment(self.dir, self.state.segment, self.state.nimg), self.total, settings, shown)
         engine = self.engine
         execution = Execution(engine.describe(), engine.describe_network(), engine.compute.describe(), self.no_compile,
                               engine.no_graphs)

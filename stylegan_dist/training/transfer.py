@@ -149,7 +149,8 @@ class Transfer:
         for name in TITLES:
             rows[name] = self._compare(name, config, before, now, problems)
         self._loaded = {name: frozenset(of["loaded"]) for name, of in rows.items()}
-        self._check(config, origin, problems, before, now, hint, getattr(networks["d"], "frozen", ()))
+        self._check(config, origin, problems, _other_shape(before, now), hint)
+        self._check_frozen(getattr(networks["d"], "frozen", ()))
         self.origin = replace(origin, table=self._table(rows))
 
     def _of_one_file(self, path: Path) -> dict[str, Mapping[str, Tensor]]:
@@ -180,16 +181,17 @@ class Transfer:
                 problems.append(f"its {TITLES[name]} {problem}" if there else f"it has no {TITLES[name]}")
         return rows
 
-    def _check(self, config: Config, origin: Origin, problems: list[str], before: SampleShape, now: SampleShape, hint: str,
-               frozen: Iterable[str]) -> None:
+    def _check(self, config: Config, origin: Origin, problems: list[str], other_shape: str, hint: str) -> None:
         if not any(self._loaded.values()):
             raise InputError(f"run.init_from: nothing in {origin.path} fits these networks"
-                             f"{f' ({problems[0]})' if problems else ''}{_other_shape(before, now)}{hint}; choose another one")
+                             f"{f' ({problems[0]})' if problems else ''}{other_shape}{hint}; choose another one")
         if problems and config.run.init_strict:
             several = len(set(problems)) - 1
             raise InputError(f"run.init_from={origin.init_from} does not fit: {problems[0]}"
                              f"{f', and {several} more' if several else ''}{hint}; run.init_strict=false begins anew what does "
                              "not fit")
+
+    def _check_frozen(self, frozen: Iterable[str]) -> None:
         if random := [key for key in frozen if key not in self._loaded["d"]]:
             raise InputError(f"discriminator.freeze_layers freezes {random[0]}, which begins anew and would never learn: "
                              "freeze fewer layers, or none where the resolution changes")

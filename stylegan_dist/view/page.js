@@ -30,7 +30,10 @@
           note.textContent = await reply.text();
         } else {
           const bitmap = await createImageBitmap(await reply.blob());
-          if (canvas.width !== bitmap.width) canvas.width = canvas.height = bitmap.width;
+          if (canvas.width !== bitmap.width || canvas.height !== bitmap.height) {
+            [canvas.width, canvas.height] = [bitmap.width, bitmap.height];
+            canvas.style.aspectRatio = `${bitmap.width} / ${bitmap.height}`;
+          }
           pen.clearRect(0, 0, canvas.width, canvas.height);
           pen.drawImage(bitmap, 0, 0);
           bitmap.close();

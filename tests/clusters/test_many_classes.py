@@ -13,11 +13,12 @@ from small_features import small_features
 
 from stylegan_dist.cli import main
 from stylegan_dist.data.index import DatasetIndex, load_index
+from stylegan_dist.data.passes import new_folder
 from stylegan_dist.errors import InputError
 from stylegan_dist.evaluation import evaluate as evaluating
 from stylegan_dist.evaluation import reals
 from stylegan_dist.evaluation.record import read_evaluations
-from stylegan_dist.making.relabel import prepare_folder, write_relabelled
+from stylegan_dist.making.relabel import write_relabelled
 from stylegan_dist.making.verify import verify
 from stylegan_dist.metrics import frechet_by_class
 from stylegan_dist.metrics.frechet import ClassDistance, frechet_distance
@@ -32,7 +33,7 @@ def with_classes(data: Path, out: Path, classes: int = MANY, used: tuple[int, ..
     numbers = np.full(index.num_samples, used[0])
     numbers[[3, 40]] = used[1:3]
     parts = np.split(numbers, np.cumsum([shard.samples for shard in index.shards])[:-1])
-    return write_relabelled(index, parts, classes, {"method": "by hand"}, prepare_folder(out))
+    return write_relabelled(index, parts, classes, {"method": "by hand"}, new_folder(out))
 
 
 def test_what_is_told_of_many_classes_is_short(small_shards, tmp_path):

@@ -140,6 +140,11 @@ def test_directions_from_the_command_line(run: Path, tmp_path: Path, capsys):
     capsys.readouterr()
     assert main(["edit", "apply", str(run), "--directions", str(file), "--number", "2"]) == 2
     assert "0 to 1" in capsys.readouterr().err
+    other = make_run(tmp_path / "other", 3, knobs=[*TINY, "run.seed=1"])
+    for at, noted in ((run, False), (other, True)):  # shapes fit both
+        assert main(["edit", "apply", str(at), "--directions", str(file), "--seeds", "4", "--strengths=0", "--out",
+                     str(tmp_path / "o.png"), "--device", "cpu"]) == 0
+        assert (f"note: {file} was made with another checkpoint than that of {at}" in capsys.readouterr().err) == noted
     file.write_bytes(file.read_bytes()[:-20])
     assert main(["edit", "apply", str(run), "--directions", str(file)]) == 2
     assert "damaged" in capsys.readouterr().err
@@ -227,6 +232,9 @@ def test_a_blended_run_has_the_stages_of_both(tmp_path: Path, capsys):
         source = other if name.startswith(("synthesis.b16", "synthesis.b32")) else one
         assert torch.equal(value, source[name]), name
     assert main(["generate", str(tmp_path / "c"), "--seeds", "0", "--out", str(tmp_path / "g")]) == 0
+    assert f"note: the weights of {a} and {b} have nothing in common (correlation " in capsys.readouterr().err
+    assert main(["edit", "blend", str(a), str(tmp_path / "c"), str(tmp_path / "related"), "--at", "8"]) == 0
+    assert "note" not in capsys.readouterr().err
     trained = open_trained(a, "cpu"), open_trained(b, "cpu")
     soft = blend(*trained, 8, width=1.0).state_dict()
     name = "synthesis.b16.conv0.weight"

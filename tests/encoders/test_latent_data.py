@@ -237,18 +237,18 @@ def test_places_that_cannot_be_read_are_passed_over(place, tmp_path, monkeypatch
     monkeypatch.setattr(encoder, "user_folder", lambda name: tmp_path)
     right = tmp_path / f"{kept.sha256}.safetensors"
     shutil.copy(place / "vae" / WEIGHTS, right)
-    assert encoder.find_weights(replace(kept, path="/" + "a" * 300), str(tmp_path / "run")) == right
+    assert encoder.find_weights(replace(kept, path="/" + "a" * 300), str(tmp_path / "run"))[0] == right
     with pytest.raises(InputError, match="is no autoencoder"):
         encoder.read_encoder(str(tmp_path / ("a" * 300)))
 
     def refuse(path):
         if path == place / "vae" / WEIGHTS:
             raise InputError(f"cannot read {path}: Permission denied")
-        return opened(path)
+        return read(path)
 
-    opened = encoder._open_hashed
-    monkeypatch.setattr(encoder, "_open_hashed", refuse)
-    assert encoder.find_weights(kept, "") == right
+    read = encoder._read
+    monkeypatch.setattr(encoder, "_read", refuse)
+    assert encoder.find_weights(kept, "")[0] == right
     right.unlink()
     with pytest.raises(InputError, match="Permission denied"):
         encoder.find_weights(kept, "")

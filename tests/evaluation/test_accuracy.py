@@ -7,7 +7,7 @@ import torch
 from small_features import small_features
 
 from stylegan_dist.errors import InputError
-from stylegan_dist.evaluation.scores import Rows, agreement, compute_scores, describe_scores, real_scores
+from stylegan_dist.evaluation.scores import Rows, Scoring, agreement, compute_scores, describe_scores, real_scores
 from stylegan_dist.features.network import Taught
 from stylegan_dist.kinds import Image
 
@@ -34,8 +34,9 @@ def test_beside_it_stands_that_of_real_samples():
     network = small_features()
     for fingerprint, expected in (("this", 0.875), ("other", 0.75)):
         network.taught = Taught(fingerprint, 0.875, Image())
-        floors = real_scores(real, network, ("accuracy",), "this")
+        scoring = Scoring(network, ("accuracy",))
+        floors = real_scores(real, scoring, "this")
         assert floors == {"accuracy_small": expected}
-        score = compute_scores(real, generated, network, ("accuracy",), floors)["accuracy_small"]
+        score = compute_scores(real, generated, scoring, floors)["accuracy_small"]
         assert (score.value, score.floor, score.lower_is_better) == (0.5, expected, False)
         assert describe_scores({"accuracy_small": score}, "small") == f"accuracy 0.50 +- 0.25 (of real ones {expected:.2f})"

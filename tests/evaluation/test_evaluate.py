@@ -10,11 +10,10 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from launching import ROOT, TINY_STYLEGAN3, finished, trained
+from launching import TINY_STYLEGAN3, trained
 from saving import prune
 from small_features import small_features
 
@@ -25,13 +24,11 @@ from stylegan_dist.evaluation import evaluate as evaluating
 from stylegan_dist.evaluation import reals, watch
 from stylegan_dist.evaluation.evaluate import EvaluateOptions, Evaluator
 from stylegan_dist.evaluation.record import NAME, alone, read_evaluations
-from stylegan_dist.evaluation.samples import BATCH, draw_path_lengths, draw_values, gather_rows, labels_by_frequency
-from stylegan_dist.evaluation.scores import METRICS, parse_metrics
+from stylegan_dist.evaluation.samples import GeneratedSamples
 from stylegan_dist.features.network import Taught
-from stylegan_dist.kinds import Image, declared
+from stylegan_dist.kinds import Image
 from stylegan_dist.kinds.scores import Measured, SampleMetric
-from stylegan_dist.networks.generator import Generator
-from stylegan_dist.ranks import ALONE, Ranks
+from stylegan_dist.ranks import ALONE
 from stylegan_dist.scores_file import Score
 from stylegan_dist.training.best import Best, read_best
 from stylegan_dist.training.checkpoint import list_checkpoints, put_aside
@@ -140,7 +137,8 @@ def test_a_kind_of_samples_has_scores_of_its_own(run: Path, monkeypatch, capsys)
     assert alone.scores == {name: both.scores[name] for name in ("mean", "most")}
     snapshot = load_generator(run, torch.device("cpu"), 240)
     counts = load_index(read_run_config(run).data.shards).class_counts
-    values = torch.cat([draw_values(snapshot.generator, 0, torch.arange(*ends), counts) for ends in ((0, 32), (32, 40))])
+    samples = GeneratedSamples(snapshot.generator, 0, counts)
+    values = torch.cat([samples.values(torch.arange(*ends)) for ends in ((0, 32), (32, 40))])
     expected = values.mean((1, 2, 3)).mean().item()
     assert (alone.scores["mean"].value, alone.scores["mean"].error) == (pytest.approx(expected, rel=1e-5), 0.5)
     assert alone.scores["most"] == Score(values.max().item(), None, 1.0, False)
@@ -150,72 +148,6 @@ def test_a_kind_of_samples_has_scores_of_its_own(run: Path, monkeypatch, capsys)
         other.evaluate(160)
     assert main(["evaluate", str(run), "--metrics", "brightness,sharpness"]) == 2
     assert "there is no sharpness; give some of brightness, fd, " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("count", [1, BATCH, 100])
-def test_rows_do_not_depend_on_the_number_of_ranks(count: int):
-    """Each of the ranks computes its batches of the same 32 numbers."""
-    def compute(first: int, length: int) -> torch.Tensor:
-        assert first % BATCH == 0
-        assert 0 < length <= BATCH
-        return torch.arange(first, first + length).float()[:, None].expand(length, 3)
-
-    class OneOf(Ranks):
-        def sum(self, value):
-            return value  # of the others nothing comes
-
-        def gather(self, value):
-            return [value]
-
-    told: list[int] = []
-    whole = gather_rows(count, 3, compute, ALONE, told.append)
-    assert torch.equal(whole[:, 0], torch.arange(count).float())
-    assert sum(told) == count
-    parts = [gather_rows(count, 3, compute, OneOf(rank, 3), told.append) for rank in range(3)]
-    assert torch.equal(sum(parts), whole)
-
-
-def test_what_fails_on_one_rank_fails_on_all(tmp_path: Path):
-    """A rank that went on with its training alone would meet the others in another sum."""
-    script = tmp_path / "work.py"
-    script.write_text("""
-import os
-import torch
-import torch.distributed as dist
-from forking import run_ranks
-from stylegan_dist.errors import InputError, LocalInputError
-from stylegan_dist.evaluation.samples import gather_rows
-from stylegan_dist.ranks import Ranks
-
-def work():
-    dist.init_process_group("gloo")
-    ranks = Ranks(int(os.environ["RANK"]), 2)
-    for error, said in ((LocalInputError("no shard"), "no shard"), (torch.OutOfMemoryError("CUDA"), "too little memory")):
-        def compute(first, length):
-            if first == 96:
-                raise error
-            return torch.ones(length, 3)
-
-        try:
-            gather_rows(200, 3, compute, ranks, lambda count: None)
-        except InputError as found:
-            assert said in str(found) and "rank 1" in str(found), found
-        else:
-            raise AssertionError
-        assert float(ranks.sum(torch.tensor(1.0))) == 2
-    dist.destroy_process_group()
-
-run_ranks(2, work)
-""")
-    done = finished([sys.executable, str(script)], PYTHONPATH=f"{ROOT}:{ROOT / 'tests/helpers'}")
-    assert done.returncode == 0, done.stderr
-
-
-def test_labels_have_the_frequencies_of_the_data():
-    labels = labels_by_frequency(0, torch.arange(20_000), [1, 0, 3])
-    assert labels.bincount(minlength=3)[1] == 0
-    assert 0.24 < float((labels == 0).float().mean()) < 0.26
-    assert torch.equal(labels[100:], labels_by_frequency(0, torch.arange(100, 20_000), [1, 0, 3]))
 
 
 def test_watching_scores_all_and_never_twice_and_goes_on_after_a_kill(run: Path):
@@ -324,26 +256,6 @@ def test_equivariance_is_a_score_of_families_that_can_move_their_content(
     assert [one.scores for one in read_evaluations(tmp_path / "moving")] == [found.scores]
 
 
-def test_path_lengths_of_a_linear_generator_are_known():
-    """G(z) = A z and mean squared differences, z ~ N(0, I): 2 |A|^2 / values (Karras et al. 2019, section 4.1)."""
-    matrix = torch.randn(4, 3 * 8 * 8, generator=torch.Generator().manual_seed(0))
-
-    class Linear(Generator):
-        z_dim, num_classes = 4, 0
-
-        def map(self, z, labels, truncation=1.0):
-            return z
-
-        def synthesize(self, latents, labels, noise="const"):
-            return (latents @ matrix).unflatten(1, (3, 8, 8))
-
-    network = SimpleNamespace(dtype=torch.uint8, distance=lambda one, other: (one - other).double().square().mean((1, 2, 3)))
-    lengths = draw_path_lengths(Linear(), declared(None), network, 0, torch.arange(20_000), None)
-    assert float(lengths.mean()) == pytest.approx(2 * float(matrix.square().sum()) / matrix[0].numel(), rel=0.03)
-    part = draw_path_lengths(Linear(), declared(None), network, 0, torch.arange(40, 50), None)
-    assert torch.allclose(lengths[40:50], part, rtol=1e-3)
-
-
 def test_a_score_for_each_class(run: Path, capsys):
     found = evaluator(run, replace(OPTIONS, metrics=("classes", "fd"))).evaluate(240)
     assert len(found.by_class) == 3
@@ -449,14 +361,6 @@ def test_a_pipe_in_place_of_the_scores_is_refused(run: Path):
     os.mkfifo(run / NAME)
     with pytest.raises(InputError, match="a pipe or a device"):
         read_evaluations(run)
-
-
-def test_metrics_by_name():
-    assert parse_metrics("fid, kid,fd") == ("fd", "kid")
-    assert set(parse_metrics(",".join(METRICS))) == set(METRICS)
-    for text in ("", ",", "fvd", "fid,fvd"):
-        with pytest.raises(InputError, match="--metrics"):
-            parse_metrics(text)
 
 
 def test_the_verb(run: Path, capsys):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from small_features import small_features
 from torch import Tensor
 
 from stylegan_dist import randomness
+from stylegan_dist.errors import InputError
 from stylegan_dist.evaluation.record import Score
-from stylegan_dist.evaluation.scores import Rows, compute_scores
+from stylegan_dist.evaluation.scores import METRICS, Rows, Scoring, compute_scores, parse_metrics
 
 COUNT = 200
 NETWORK = small_features()
@@ -26,7 +28,7 @@ def scores_of(generated: Tensor) -> dict[str, Score]:
     """Against real pictures, by names without that of the network."""
     real, other = (Rows(NETWORK(one.round().clamp(0, 255).to(torch.uint8))) for one in (pictures(0), generated))
     return {name.removesuffix("_small"): score
-            for name, score in compute_scores(real, other, NETWORK, ("fd", "kid", "pr"), {}).items()}
+            for name, score in compute_scores(real, other, Scoring(NETWORK, ("fd", "kid", "pr")), {}).items()}
 
 
 def test_more_noise_is_worse():
@@ -48,3 +50,11 @@ def test_a_missing_class_costs_coverage_and_not_precision():
         assert half[name].value < 0.65 * whole[name].value
     assert half["kid"].value > whole["kid"].value + 4 * half["kid"].error
     assert half["fd"].value > 2 * whole["fd"].value
+
+
+def test_metrics_by_name():
+    assert parse_metrics("fid, kid,fd") == ("fd", "kid")
+    assert set(parse_metrics(",".join(METRICS))) == set(METRICS)
+    for text in ("", ",", "fvd", "fid,fvd"):
+        with pytest.raises(InputError, match="--metrics"):
+            parse_metrics(text)

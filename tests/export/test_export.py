@@ -12,10 +12,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from launching import TINY_GAT
+from PIL import Image
 from untrained_run import TINY, make_run
 
 from stylegan_dist.cli import main
@@ -25,6 +27,7 @@ from stylegan_dist.export.card import CardOptions, model_card
 from stylegan_dist.export.folder import FORMATS
 from stylegan_dist.export.pretrained import Description
 from stylegan_dist.kinds.array import Array
+from stylegan_dist.kinds.base import to_uint8
 from stylegan_dist.kinds.film import FilmForm
 from stylegan_dist.networks.generator import Sampling, draw_samples
 from stylegan_dist.records import read_record
@@ -125,6 +128,17 @@ def test_weights_come_back_to_the_last_bit(run: Path, weights: Path):
     assert torch.equal(one, other)
 
 
+def test_the_code_of_the_card_draws_the_picture_of_generate(run: Path, weights: Path, tmp_path: Path, monkeypatch):
+    """Also where the class of a seed is not 0."""
+    (block,) = re.findall(r"```python\n(.*?)```", (weights / "README.md").read_text(), re.DOTALL)
+    assert main(["generate", str(run), "--seeds", "7", "--out", str(tmp_path)]) == 0
+    monkeypatch.chdir(weights)
+    names: dict = {}
+    exec(block, names)
+    (picture,) = tmp_path.glob("seed*.png")
+    assert np.array_equal(to_uint8(names["sample"])[0].permute(1, 2, 0).numpy(), np.asarray(Image.open(picture)))
+
+
 def test_the_card_has_the_scores_of_these_weights_alone(run: Path, tmp_path: Path):
     digest = load_generator(run, torch.device("cpu")).digest
     line = {"version": 1, "nimg": 1000, "network": "net", "network_sha256": "0" * 64, "count": 50, "seed": 0, "data": "d" * 64,
@@ -151,7 +165,7 @@ def test_the_card_of_arrays_says_how_they_are_scaled(run: Path, weights: Path):
     film = Array("uint8", (127.5,), (127.5,), film=FilmForm(2, 3, 8.0))
     clips = replace(description, data=replace(description.data, channels=6, array=film))
     for described, word, other in ((arrays, "samples * scale + offset", "127.5"), (description, "127.5", "scale"),
-                                   (clips, "clips of 2 frames, 8 per second: `samples.unflatten(1, (2, 3))`", "move alike")):
+                                   (clips, "clips of 2 frames, 8 a second: `samples.unflatten(1, (2, 3))`", "move alike")):
         text = model_card(run, described, generator, [], CardOptions())
         assert word in text
         assert other not in text

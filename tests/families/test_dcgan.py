@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from launching import TINY_DCGAN
 from parts import gradients_in_parts
-from safetensors.torch import load_file
+from small_families import batch_of, check_continued, index_of, with_random_networks
 from torch import Tensor
 
 from stylegan_dist.cli import main
 from stylegan_dist.config import load_config
-from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.dcgan.networks import STANDING_GROUPS, Discriminator, Generator, GroupBatchNorm
 from stylegan_dist.networks.generator import SampleShape, Sampling, draw_samples
@@ -32,26 +31,18 @@ SMALL = ("generator.family=dcgan", "generator.z_dim=6", "generator.class_dim=3",
 
 
 def resolved(*overrides: str, resolution: int = 16, classes: int = 0, world: int = 1):
-    shard = Shard("a.tar", 8 * max(classes, 1), 1, "0", "a.npy", "0")
-    names = [f"class{i}" for i in range(classes)] if classes else None
-    index = DatasetIndex(resolution, 3, "png", names, [8] * classes if classes else None, [shard])
+    index = index_of(resolution, classes)
     return resolve(load_config(None, ["data.shards=somewhere", *overrides]), index, World(size=world)).config
 
 
 def objective_of(*overrides: str, classes: int = 0) -> Objective:
     """Of networks with random weights, in float64."""
-    config, shape = resolved(*SMALL, *overrides, classes=classes), SampleShape(16, 3, classes)
-    g, d = build_generator(config, shape, CPU), build_discriminator(config, shape, CPU)
-    for seed, network in enumerate((g, d)):
-        reference.randomize(network, seed)
-        for p in network.parameters():
-            p.data /= p[0].numel() ** 0.5
-    return Objective(config, g.double(), d.double(), torch.tensor([8] * classes) if classes else None)
+    config = resolved(*SMALL, *overrides, classes=classes)
+    return with_random_networks(Objective, config, SampleShape(16, 3, classes))
 
 
-def batch_of(classes: int = 0) -> MicroBatch:
-    return MicroBatch(reference.normals(0, BATCH, 3, 16, 16), torch.arange(BATCH) % classes if classes else None,
-                      torch.arange(100, 100 + BATCH))
+def real_of(classes: int = 0) -> MicroBatch:
+    return batch_of(reference.normals(0, BATCH, 3, 16, 16), classes)
 
 
 def normalized(layer: GroupBatchNorm, x: Tensor) -> Tensor:
@@ -144,7 +135,7 @@ def test_groups_are_apart_to_the_last_bit():
 def test_losses_and_gradients(kernel, classes):
     """Of all parameters, against networks of PyTorch's convolutions and batch normalisation written out."""
     objective = objective_of(f"generator.kernel={kernel}", classes=classes)
-    g, d, real = objective.generator, objective.discriminator, batch_of(classes)
+    g, d, real = objective.generator, objective.discriminator, real_of(classes)
 
     def fakes(phase: str) -> tuple[Tensor, Tensor | None]:
         labels, z = objective.labels(phase, real), g.draw(0, phase, real.index)
@@ -168,7 +159,7 @@ def test_micro_batches_add_up(phase, parts):
     objective = objective_of("loss.r1_gamma=0.3", "loss.r2_gamma=0.2", classes=CLASSES)
     loss, = next(one.losses for one in objective.phases() if one.name == phase)
     parameters = list((objective.generator if phase == "g_main" else objective.discriminator).parameters())
-    pairs = gradients_in_parts(loss, batch_of(CLASSES), parts, parameters)
+    pairs = gradients_in_parts(loss, real_of(CLASSES), parts, parameters)
     assert max(reference.difference(a, b) for a, b in pairs if b.any()) < 1e-9
 
 
@@ -178,7 +169,7 @@ def test_recomputed_activations_change_no_bit(phase):
     for recompute in (0, 8):
         config = resolved(*SMALL, f"run.recompute={recompute}", "precision.dtype=bf16", "precision.top_resolutions=1")
         g, d = build_generator(config, SampleShape(16, 3), CPU), build_discriminator(config, SampleShape(16, 3), CPU)
-        real = batch_of()
+        real = real_of()
         loss = getattr(Objective(config, g, d, None), phase)
         share = loss(MicroBatch(real.images.float(), None, real.index)).share
         assert share.dtype == torch.float32
@@ -245,17 +236,7 @@ def test_rules_and_refusals():
 
 
 def test_a_run_is_continued_and_drawn_with(labelled_shards, tmp_path, capsys):
-    def train(name: str, kimg: float, *more: str) -> int:
-        return main(["train", *TINY_DCGAN, f"data.shards={labelled_shards}", f"run.dir={tmp_path / name}", f"run.kimg={kimg}",
-                     *more])
-
-    assert train("whole", 0.12, "monitor.pictures_kimg=1") == 0
-    for kimg in (0.048, 0.12):
-        assert train("parts", kimg) == 0
-    last = "checkpoints/nimg-00000120"
-    for file in ("g", "d", "g_ema", "optimizer_g", "optimizer_d"):
-        whole, parts = (load_file(tmp_path / run / last / f"{file}.safetensors") for run in ("whole", "parts"))
-        assert all(torch.equal(whole[key], parts[key]) for key in whole), file
+    check_continued(tmp_path, [*TINY_DCGAN, f"data.shards={labelled_shards}"], (0.048, 0.12))
     draw = ["generate", str(tmp_path / "whole"), "--seeds", "0-3", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert main(draw) == 0
     assert len(list((tmp_path / "out").glob("seed*.png"))) == 4

@@ -10,7 +10,9 @@ import pytest
 import reference
 import torch
 from launching import TINY_GAT
+from parts import results_in_parts
 from safetensors.torch import load_file
+from small_families import check_continued
 from small_gat import (
     BATCH,
     CLASSES,
@@ -157,17 +159,11 @@ def test_estimates_near_the_exact_penalty():
 def test_micro_batches_add_up(phase, parts):
     objective, real = objective_of("augment.pipe=diffaugment", classes=CLASSES), batch_of(CLASSES)
     (loss,) = next(one.losses for one in objective.phases() if one.name == phase)
-    network, size = objective.generator if phase == "g_main" else objective.discriminator, BATCH // parts
-    whole, means = gradients(loss(real).share, network), loss(real).running_means
-    sums, shares = {name: torch.zeros_like(p) for name, p in network.named_parameters()}, dict.fromkeys(means, 0)
-    for i in range(0, BATCH, size):
-        part = MicroBatch(real.images[i:i + size], real.labels[i:i + size], real.index[i:i + size])
-        for name, gradient in gradients(loss(part).share, network).items():
-            sums[name] += gradient
-        shares = {name: shares[name] + value for name, value in loss(part).running_means.items()}
-    largest = max(gradient.abs().max() for gradient in whole.values())  # some cancel in a relativistic game
-    assert max((sums[name] - whole[name]).abs().max() / max(whole[name].abs().max(), 1e-3 * largest) for name in sums) < 1e-9
-    assert all(reference.difference(shares[name], means[name]) < 1e-12 for name in means)
+    network = objective.generator if phase == "g_main" else objective.discriminator
+    pairs, means = results_in_parts(loss, real, parts, list(network.parameters()), unused=True)
+    largest = max(whole.abs().max() for _, whole in pairs)  # some cancel in a relativistic game
+    assert max((total - whole).abs().max() / max(whole.abs().max(), 1e-3 * largest) for total, whole in pairs) < 1e-9
+    assert all(reference.difference(*pair) < 1e-12 for pair in means.values())
 
 
 @pytest.mark.parametrize("phase", ["g_main", "d_main"])
@@ -287,20 +283,11 @@ def test_weights_of_another_resolution(small_shards, labelled_shards, tmp_path, 
 
 
 def test_a_run_is_continued_and_drawn_with(labelled_shards, tmp_path, capsys):
-    def train(name: str, kimg: float, *more: str) -> int:
-        return main(["train", *TINY_GAT, "augment.pipe=diffaugment", "optim.g.clip=0.05", "optim.d.clip=0.05",
-                     f"data.shards={labelled_shards}", f"run.dir={tmp_path / name}", f"run.kimg={kimg}", *more])
-
-    assert train("whole", 0.12, "monitor.pictures_kimg=1") == 0
+    more = ["augment.pipe=diffaugment", "optim.g.clip=0.05", "optim.d.clip=0.05", f"data.shards={labelled_shards}"]
+    last = check_continued(tmp_path, [*TINY_GAT, *more], (0.048, 0.12))
     assert sorted(path.name for path in (tmp_path / "whole/evaluation").iterdir()) == [
         "classes.png", "interpolation.gif", "interpolation.png", "truncation.png"]
-    for kimg in (0.048, 0.12):
-        assert train("parts", kimg) == 0
-    last = "checkpoints/nimg-00000120"
-    for file in ("g", "d", "g_ema", "optimizer_g", "optimizer_d"):
-        whole, parts = (load_file(tmp_path / run / last / f"{file}.safetensors") for run in ("whole", "parts"))
-        assert all(torch.equal(whole[key], parts[key]) for key in whole), file
-    assert load_file(tmp_path / "whole" / last / "g.safetensors")["w_avg"].any(dim=1).all()
+    assert load_file(last / "g.safetensors")["w_avg"].any(dim=1).all()
     record = json.loads((tmp_path / "whole/metrics.jsonl").read_text().splitlines()[-1])
     assert {"loss/g_main", "loss/d_main", "loss/r1", "loss/r2", "logits/real"} <= record.keys()
 

@@ -9,13 +9,12 @@ import reference
 import torch
 from launching import TINY_MLP
 from parts import gradients_in_parts
-from safetensors.torch import load_file
+from small_families import batch_of, check_continued, index_of, with_random_networks
 from torch import Tensor
 
 from stylegan_dist import randomness
 from stylegan_dist.cli import main
 from stylegan_dist.config import load_config
-from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.mlp.config import DiscriminatorConfig, GeneratorConfig
 from stylegan_dist.families.mlp.networks import Discriminator, Generator
@@ -32,26 +31,17 @@ SMALL = ("generator.family=mlp", "generator.z_dim=6", "generator.class_dim=3", "
 
 
 def resolved(*overrides: str, classes: int = 0):
-    shard = Shard("a.tar", 8 * max(classes, 1), 1, "0", "a.npy", "0")
-    names = [f"class{i}" for i in range(classes)] if classes else None
-    index = DatasetIndex(8, 3, "png", names, [8] * classes if classes else None, [shard])
-    return resolve(load_config(None, ["data.shards=somewhere", *overrides]), index).config
+    return resolve(load_config(None, ["data.shards=somewhere", *overrides]), index_of(8, classes)).config
 
 
 def objective_of(*overrides: str, classes: int = 0) -> MlpObjective:
     """Of networks with random weights, in float64."""
-    config, shape = resolved(*SMALL, *overrides, classes=classes), SampleShape(8, 3, classes)
-    g, d = build_generator(config, shape, CPU), build_discriminator(config, shape, CPU)
-    for seed, network in enumerate((g, d)):
-        reference.randomize(network, seed)
-        for p in network.parameters():
-            p.data /= p[0].numel() ** 0.5
-    return MlpObjective(config, g.double(), d.double(), torch.tensor([8] * classes) if classes else None)
+    config = resolved(*SMALL, *overrides, classes=classes)
+    return with_random_networks(MlpObjective, config, SampleShape(8, 3, classes))
 
 
-def batch_of(classes: int = 0, images: Tensor | None = None) -> MicroBatch:
-    images = reference.normals(0, BATCH, 3, 8, 8) if images is None else images
-    return MicroBatch(images, torch.arange(len(images)) % classes if classes else None, torch.arange(100, 100 + len(images)))
+def real_of(classes: int = 0) -> MicroBatch:
+    return batch_of(reference.normals(0, BATCH, 3, 8, 8), classes)
 
 
 def painted(g: Generator, z: Tensor, labels: Tensor | None) -> Tensor:
@@ -122,7 +112,7 @@ def test_latents_are_uniform_with_variance_one():
 @pytest.mark.parametrize("classes", [0, CLASSES])
 def test_networks_are_what_the_paper_says(classes):
     objective = objective_of(classes=classes)
-    g, d, real = objective.generator, objective.discriminator, batch_of(classes)
+    g, d, real = objective.generator, objective.discriminator, real_of(classes)
     z = g.draw(0, "x", real.index)
     assert reference.difference(g(z, real.labels), painted(g, z, real.labels)) < 1e-12
     assert torch.equal(g.sample(0, "x", real.index, real.labels, Sampling()), g(z, real.labels))
@@ -147,7 +137,7 @@ def test_dropout_keeps_the_mean():
 def test_both_sides_of_the_game(game, classes):
     """Losses and gradients of all parameters, with the dropout of each phase and side."""
     objective = objective_of(f"loss.adversarial={game}", classes=classes)
-    g, d, real = objective.generator, objective.discriminator, batch_of(classes)
+    g, d, real = objective.generator, objective.discriminator, real_of(classes)
 
     def logits(phase: str, side: str, images: Tensor, labels: Tensor | None) -> Tensor:
         return judged(d, images, labels, randomness.uniform(0, f"{phase}.dropout.{side}", real.index, 202))
@@ -186,24 +176,14 @@ def test_micro_batches_add_up(phase, parts):
     objective = objective_of("loss.r1_gamma=0.3", "loss.r2_gamma=0.2", classes=CLASSES)
     loss, = next(one.losses for one in objective.phases() if one.name == phase)
     parameters = list((objective.generator if phase == "g_main" else objective.discriminator).parameters())
-    every = gradients_in_parts(loss, batch_of(CLASSES), parts, parameters, unused=True)  # a penalty: biases, labels
+    every = gradients_in_parts(loss, real_of(CLASSES), parts, parameters, unused=True)  # a penalty: biases, labels
     pairs = [(a, b) for a, b in every if b.any()]
     assert len(pairs) >= 3
     assert max(reference.difference(a, b) for a, b in pairs) < 1e-10
 
 
 def test_a_run_is_continued_and_drawn_with(small_shards, tmp_path, capsys):
-    def train(name: str, kimg: float, *more: str) -> int:
-        return main(["train", *TINY_MLP, f"data.shards={small_shards}", f"run.dir={tmp_path / name}", f"run.kimg={kimg}",
-                     *more])
-
-    assert train("whole", 0.12, "monitor.pictures_kimg=1") == 0
-    for kimg in (0.048, 0.12):
-        assert train("parts", kimg) == 0
-    last = "checkpoints/nimg-00000120"
-    for file in ("g", "d", "g_ema", "optimizer_g", "optimizer_d"):
-        whole, parts = (load_file(tmp_path / run / last / f"{file}.safetensors") for run in ("whole", "parts"))
-        assert all(torch.equal(whole[key], parts[key]) for key in whole), file
+    check_continued(tmp_path, [*TINY_MLP, f"data.shards={small_shards}"], (0.048, 0.12))
     assert main(["generate", str(tmp_path / "whole"), "--seeds", "0-3", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out").glob("seed*.png"))) == 4
     capsys.readouterr()

@@ -7,13 +7,12 @@ import reference
 import torch
 from launching import TINY_TEXT
 from parts import gradients_in_parts
-from safetensors.torch import load_file
+from small_families import batch_of, check_continued, index_of, with_random_networks
 from small_text import WORDS, pack_lines
 from torch import Tensor
 
 from stylegan_dist.cli import main
 from stylegan_dist.config import load_config
-from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.r3gan.objective import R3GanObjective
 from stylegan_dist.families.text.networks import Discriminator, Generator
@@ -22,7 +21,7 @@ from stylegan_dist.kinds.array import TextForm
 from stylegan_dist.networks.generator import SampleShape, Sampling
 from stylegan_dist.objective.phases import MicroBatch
 from stylegan_dist.scores_file import read_evaluations
-from stylegan_dist.training.build import build_discriminator, build_generator
+from stylegan_dist.training.build import build_generator
 from stylegan_dist.training.rules import resolve
 
 CPU = torch.device("cpu")
@@ -33,28 +32,21 @@ SMALL = ("generator.family=text", "generator.z_dim=9", "generator.choices=2", "g
 
 
 def resolved(*overrides: str, classes: int = 0):
-    shard = Shard("a.tar", 8 * max(classes, 1), 1, "0", "a.npy", "0")
-    names = [f"class{i}" for i in range(classes)] if classes else None
-    index = DatasetIndex(SIDE, 1, "txt", names, [8] * classes if classes else None, [shard], kind=KIND)
+    index = index_of(SIDE, classes, 1, "txt", kind=KIND)
     return resolve(load_config(None, ["data.shards=somewhere", *overrides]), index).config
 
 
 def objective_of(*overrides: str, classes: int = 0) -> R3GanObjective:
     """Of networks with random weights, in float64."""
-    config, shape = resolved(*SMALL, *overrides, classes=classes), SampleShape(SIDE, 1, classes)
-    g, d = build_generator(config, shape, CPU), build_discriminator(config, shape, CPU)
-    for seed, network in enumerate((g, d)):
-        reference.randomize(network, seed)
-        for p in network.parameters():
-            p.data /= p[0].numel() ** 0.5
-    return R3GanObjective(config, g.double(), d.double(), torch.tensor([8] * classes) if classes else None)
+    config = resolved(*SMALL, *overrides, classes=classes)
+    return with_random_networks(R3GanObjective, config, SampleShape(SIDE, 1, classes))
 
 
-def batch_of(classes: int = 0) -> MicroBatch:
+def real_of(classes: int = 0) -> MicroBatch:
     """Random lines."""
     places = torch.arange(BATCH * SIDE).view(BATCH, SIDE) * 7 % 5
     samples = torch.nn.functional.one_hot(places, SIDE).transpose(1, 2)[:, None].double()
-    return MicroBatch(samples, torch.arange(BATCH) % classes if classes else None, torch.arange(100, 100 + BATCH))
+    return batch_of(samples, classes)
 
 
 def convolved(layer: torch.nn.Module, x: Tensor) -> Tensor:
@@ -108,7 +100,7 @@ def judged(d: Discriminator, samples: Tensor, labels: Tensor | None) -> Tensor:
 @pytest.mark.parametrize("classes", [0, CLASSES])
 def test_networks_against_formulas(classes):
     objective = objective_of(classes=classes)
-    g, d, real = objective.generator, objective.discriminator, batch_of(classes)
+    g, d, real = objective.generator, objective.discriminator, real_of(classes)
     assert (g.symbols, g.length, d.symbols, d.length) == (5, 6, 5, 6)  # of the data
     z = g.draw(0, "x", real.index).double()
     with torch.no_grad():
@@ -123,7 +115,7 @@ def test_networks_against_formulas(classes):
 def test_the_game_with_both_penalties():
     """Losses and gradients, the penalties by differences of the logits in place of second derivatives."""
     objective = objective_of("loss.r1_gamma=0.7", "loss.r2_gamma=0.4")
-    g, d, real = objective.generator, objective.discriminator, batch_of()
+    g, d, real = objective.generator, objective.discriminator, real_of()
     with torch.no_grad():
         fakes = written(g, g.draw(0, "d_main", real.index), None)
     (phase,) = (one for one in objective.phases() if one.network == "d")
@@ -150,23 +142,13 @@ def test_micro_batches_add_up(network, parts):
     objective = objective_of("loss.r1_gamma=0.3", "loss.r2_gamma=0.2", classes=CLASSES)
     loss, = next(one.losses for one in objective.phases() if one.network == network)
     parameters = list((objective.generator if network == "g" else objective.discriminator).parameters())
-    pairs = gradients_in_parts(loss, batch_of(CLASSES), parts, parameters)
+    pairs = gradients_in_parts(loss, real_of(CLASSES), parts, parameters)
     assert max(reference.difference(a, b) for a, b in pairs) < 1e-9
 
 
 def test_a_run_from_text_to_scores(tmp_path, capsys):
     shards = pack_lines(tmp_path)
-
-    def train(name: str, kimg: float) -> int:
-        return main(["train", *TINY_TEXT, f"data.shards={shards}", f"run.dir={tmp_path / name}", f"run.kimg={kimg}"])
-
-    assert train("whole", 0.12) == 0
-    for kimg in (0.048, 0.12):
-        assert train("parts", kimg) == 0
-    last = "checkpoints/nimg-00000120"
-    for file in ("g", "d", "g_ema", "optimizer_g", "optimizer_d"):
-        whole, parts = (load_file(tmp_path / run / last / f"{file}.safetensors") for run in ("whole", "parts"))
-        assert all(torch.equal(whole[key], parts[key]) for key in whole), file
+    check_continued(tmp_path, [*TINY_TEXT, f"data.shards={shards}"], (0.048, 0.12))
 
     run = tmp_path / "whole"
     samples = (run / "samples" / "nimg-00000120.txt").read_text().splitlines()

@@ -22,7 +22,7 @@ def generator(x: Tensor, bias: Tensor, d: Tensor, style: Tensor | None, weight: 
     """The generator's epilogue with its noise; both results as one tensor."""
     noise = ops.LayerNoise(randomness.noise_address(1, "noise", torch.arange(len(x), device=x.device)), 3)
     strength = torch.full((1,), 0.3, device=x.device)
-    results = ops.generator_epilogue(x, d, bias, noise, strength, style, weight, filtered, 0.9)
+    results = ops.generator_epilogue(x, ops.Epilogue(d, bias, noise, strength, filtered, 0.9), style, weight)
     made = [y for y in results if y is not None]
     return made[0] if len(made) == 1 else torch.cat([y.float() for y in made], dim=1)
 
@@ -31,7 +31,7 @@ def filtered(x: Tensor, bias: Tensor, up: tuple, down: tuple, padding: tuple[int
     """The filtered leaky ReLU with filters of no symmetry: (factor, taps, whether it is not separable)."""
     filters = [numbers(taps, *[taps] * (1 + full)) for _, taps, full in (up, down)]
     filters = [(f / f.abs().sum()).float().to(x.device) for f in filters]
-    return ops.filtered_lrelu(x, bias, *filters, up[0], down[0], padding, 1.3, clamp=0.3)
+    return ops.filtered_lrelu(x, bias, ops.Filters(*filters, up[0], down[0], padding), 1.3, clamp=0.3)
 
 
 OPERATORS = {  # of x, bias, and for some a residual or an image
@@ -204,8 +204,8 @@ def test_more_elements_than_32_bits_count():
     bias = torch.linspace(-1, 1, 16, device=DEVICE)
     for operator in (lambda x: ops.bias_act(x, bias, "lrelu"), lambda x: ops.downsample2d(x),
                      lambda x: ops.discriminator_epilogue(x, bias, filtered=True),
-                     lambda x: ops.generator_epilogue(x, bias.expand(len(x), -1), bias, style=bias.expand(len(x), -1),
-                                                      filtered=True)[0]):
+                     lambda x: ops.generator_epilogue(x, ops.Epilogue(bias.expand(len(x), -1), bias, filtered=True),
+                                                      bias.expand(len(x), -1))[0]):
         y = operator(x)
         assert torch.equal(y[-1:], operator(x[-1:].clone()))
         del y

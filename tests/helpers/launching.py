@@ -150,6 +150,15 @@ def finished(command: Sequence[str], timeout: float = TIMEOUT, **environment: st
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
+def run_script(folder: Path, text: str) -> str:
+    """Run Python text, which may import our helpers, in a new process. It must succeed. Returns what it has printed."""
+    script = folder / "work.py"
+    script.write_text(text)
+    done = finished([sys.executable, str(script)], PYTHONPATH=f"{ROOT}:{ROOT / 'tests/helpers'}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def trained(shards: Path, run_dir: Path, *overrides: str, processes: int = 1, config: str = "cpu.yaml",
             launcher: bool = False) -> subprocess.CompletedProcess:
     """A training that must succeed, to its end; output as text.

@@ -1,10 +1,11 @@
-"""Folders of runs as a trainer, an evaluator and Slurm leave them, made up in a moment."""
+"""Folders of runs as a trainer, an evaluator and Slurm leave them, made up in a moment; and what a report says of them."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from stylegan_dist.config import config_of, dotted, to_dict
+from stylegan_dist.report.page import write_report
 
 BEGAN = 1_760_000_000.0  # unix seconds
 
@@ -122,3 +124,23 @@ def _log(total: int) -> str:
              "WARNING: waiting for data took 19% of the time on rank 5; the cause is disk",
              f"WARNING: training has diverged: at {total // 2000} kimg 5 of 100 steps had values that were not finite"]
     return "".join(f"2026-03-01 10:00:{i:02d}  {line}\n" for i, line in enumerate(lines))
+
+
+def written(tmp_path: Path, *runs: Path, **more: Any) -> str:
+    return write_report(runs, tmp_path / "out.html", **more).path.read_text("utf-8")
+
+
+def data_of(page: str) -> dict[str, Any]:
+    """What the script of the page reads."""
+    return json.loads(page.split('type="application/json">')[1].split("</script>")[0])
+
+
+def chart(page: str, title: str) -> dict[str, Any]:
+    """The data of a chart by its title."""
+    name = re.search(rf'<title>{re.escape(title)}</title><clipPath id="(\w+)-clip"', page)
+    assert name, f"no chart {title}"
+    return next(one for one in data_of(page)["charts"] if one["id"] == name[1])
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""A checkpoint that is waited for, and the pruning of checkpoints, outside of a run."""
+"""A checkpoint that is waited for, and the pruning of checkpoints, outside of a run; and whether two are the same."""
 
 from __future__ import annotations
 
@@ -6,12 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from stylegan_dist.config.schema import CheckpointConfig, Config
 from stylegan_dist.errors import Diverged, InputError
 from stylegan_dist.ranks import ALONE, Ranks
 from stylegan_dist.training.checkpoint import Tensors, prune_checkpoints
 from stylegan_dist.training.saved import checkpoint_folder
 from stylegan_dist.training.saver import Saver
+
+FILES = ("g", "d", "g_ema", "optimizer_g", "optimizer_d")
+
+
+def assert_equal_tensors(one: Path, other: Path) -> None:
+    """All tensors of two checkpoints, to the last bit."""
+    for file in FILES:
+        a, b = (load_file(folder / f"{file}.safetensors") for folder in (one, other))
+        assert a.keys() == b.keys()
+        for key in a:
+            assert torch.equal(a[key], b[key]), (file, key)
 
 
 def save_checkpoint(run_dir: Path, nimg: int, tensors: Tensors, state: Mapping[str, Any], ranks: Ranks = ALONE,

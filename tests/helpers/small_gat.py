@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import reference
+import small_families
 import torch
+from small_families import index_of
 from torch import Tensor
 
 from stylegan_dist.config import load_config
-from stylegan_dist.data.index import DatasetIndex, Shard
 from stylegan_dist.families.gat.networks import Discriminator, Generator
 from stylegan_dist.families.gat.objective import GatObjective
 from stylegan_dist.networks.generator import SampleShape
@@ -24,12 +25,6 @@ SMALL = ("generator.family=gat", "generator.z_dim=6", "generator.class_dim=3", "
          "discriminator.heads=3", "discriminator.class_dim=10", "discriminator.hidden=20", f"run.batch={BATCH}",
          "run.batch_gpu=2")
 OF_G, OF_D = (2, 4, 2), (3, 4, 2)  # heads, tokens in a row, patch
-
-
-def index_of(resolution: int, classes: int, channels: int = 3) -> DatasetIndex:
-    names = [f"class{i}" for i in range(classes)] if classes else None
-    shard = Shard("a.tar", 8 * max(classes, 1), 1, "0", "a.npy", "0")
-    return DatasetIndex(resolution, channels, "png", names, [8] * classes if classes else None, [shard])
 
 
 def resolved(*overrides: str, resolution: int = 8, classes: int = 0, channels: int = 3, preset: Path | None = None):
@@ -55,8 +50,7 @@ def objective_of(*overrides: str, classes: int = 0, random: bool = True) -> GatO
 
 
 def batch_of(classes: int = 0) -> MicroBatch:
-    labels = torch.arange(BATCH) % classes if classes else None
-    return MicroBatch(reference.normals(0, BATCH, 3, 8, 8), labels, torch.arange(100, 100 + BATCH))
+    return small_families.batch_of(reference.normals(0, BATCH, 3, 8, 8), classes)
 
 
 def gradients(share: Tensor, network: torch.nn.Module) -> dict[str, Tensor]:

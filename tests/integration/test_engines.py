@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+from engine_runs import BATCH, NETWORKS, OPTIMIZERS, Runs, difference, tensors
 from launching import (
-    ROOT,
-    TINY,
     TINY_DCGAN,
     TINY_GAT,
     TINY_MLP,
@@ -20,18 +17,12 @@ from launching import (
     TINY_STYLEGAN3,
     TINY_STYLEGAN_V,
     TINY_TEXT,
-    finished,
 )
-from safetensors.torch import load_file
 from small_text import pack_lines
 
 from stylegan_dist.engine.graphs import WARM_UP
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
-# A larger eps keeps different orders of sums comparable, see test_resume.py; and small steps keep small what it
-# does if a rounding error carries one of the few features of these networks over the kink of its leaky ReLU.
-CALM = ("optim.g.eps=1e-2", "optim.d.eps=1e-2", "optim.g.lr=1e-4", "optim.d.lr=1e-4")
-BATCH = 16
 STEPS = (8, 20)  # the longer one, with everything continued under everything else, in the exhaustive run
 LEFT = 4         # steps for those who continue: every phase twice
 SHORT = 4        # steps of variants, and of what is compared with a run of the same engine
@@ -89,38 +80,6 @@ HEART = {"flat-1-1", "flat-2-1", "zero2-2-1", "zero3-2-1", "flat-2-to-flat-2", "
          "flat-1-stylegan3", "flat-2-stylegan3", "flat-1-stylegan_v", "flat-2-stylegan_v",
          "flat-1-text", "flat-2-text"}
 DIVIDED = [*((engine, 2, 2) for engine in ENGINES[2]), ("flat", 2, 4), ("zero2", 2, 4), ("flat", 1, 2), ("flat", 1, 4)]
-NETWORKS = ("g", "d", "g_ema")
-OPTIMIZERS = ("optimizer_g", "optimizer_d")
-
-
-class Runs:
-    """Cases that have been trained, by name."""
-
-    def __init__(self, folder: Path, shards: Path, steps: int):
-        self.folder = folder
-        self.shards = shards
-        self.steps = steps
-
-    def case(self, name: str, engine: str, *overrides: str, steps: int | None = None, start: Path | None = None,
-             tiny: Sequence[str] = TINY, **more: object) -> dict:
-        return {
-            "engine": engine, "steps": steps or self.steps, "out": str(self.folder / name), "start": start and str(start),
-            "overrides": [*tiny, *CALM, f"run.batch={BATCH}", f"data.shards={self.shards}", *overrides], **more,
-        }
-
-    def train(self, launches: list[tuple[int, list[dict]]]) -> None:
-        """Cases on so many ranks each."""
-        path = self.folder / "launches.json"
-        path.write_text(json.dumps(launches))
-        script = ROOT / "tests/helpers/engine_cases.py"
-        result = finished([sys.executable, str(script), str(path)], timeout=7000, DS_ACCELERATOR="cpu")
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
-
-    def checkpoint(self, name: str) -> Path:
-        return max((self.folder / name / "checkpoints").iterdir())
-
-    def facts(self, name: str) -> dict:
-        return json.loads((self.checkpoint(name) / "state.json").read_text())
 
 
 @pytest.fixture(scope="module", params=[STEPS[0], pytest.param(STEPS[1], marks=pytest.mark.exhaustive)])
@@ -216,28 +175,6 @@ def optimizers(name: str) -> list[str]:
     return [f"optim.{network}.{setting}" for network in "gd" for setting in OPTIMIZED[name]]
 
 
-def tensors(folder: Path, file: str) -> dict[str, torch.Tensor]:
-    """Of a file, or of its parts."""
-    paths = sorted(folder.glob(f"{file}.safetensors")) or sorted(folder.glob(f"{file}-*.safetensors"))
-    return {key: value for path in paths for key, value in load_file(path).items()}
-
-
-def difference(one: Path, other: Path, files: Sequence[str] = NETWORKS, floor: float = 1.0) -> float:
-    """The largest difference of any value, relative to the largest of its tensor, or to `floor` if that is smaller.
-
-    1 is the size of weights and activations. Biases and noise strengths start at zero, and most terms of their
-    gradients cancel: compared with their own size after a few steps, rounding is large.
-    """
-    worst = 0.0
-    for file in files:
-        a, b = tensors(one, file), tensors(other, file)
-        assert a.keys() == b.keys()
-        for key in a:
-            assert a[key].shape == b[key].shape
-            worst = max(worst, float((a[key] - b[key]).abs().max()) / max(float(a[key].abs().max()), floor))
-    return worst
-
-
 def assert_same_run(runs: Runs, one: str, other: str) -> None:
     """Weights, average, optimizer state; and what every phase of every step has measured."""
     assert difference(runs.checkpoint(one), runs.checkpoint(other)) < 1e-5
@@ -319,24 +256,14 @@ def test_recorded_phases_of_first_networks(name: str, runs: Runs):
     assert difference(*checkpoints, NETWORKS + OPTIMIZERS) == 0
 
 
-@pytest.mark.parametrize("other", [
-    pytest.param(name, marks=() if name in HEART else pytest.mark.full)
-    for name in ("flat-1-stylegan3-parts", *(f"{engine}-2-stylegan3" for engine in (*ENGINES[2], "recorded")))
+@pytest.mark.parametrize(("name", "other"), [
+    pytest.param(name, other, marks=() if other in HEART else pytest.mark.full) for name in ("stylegan3", "stylegan_v")
+    for other in (f"flat-1-{name}-parts", *(f"{engine}-2-{name}" for engine in (*ENGINES[2], "recorded")))
 ])
-def test_stylegan3(other: str, runs: Runs):
-    assert_same_run(runs, "flat-1-stylegan3", other)
+def test_later_stylegans(name: str, other: str, runs: Runs):
+    assert_same_run(runs, f"flat-1-{name}", other)
     if not other.startswith("recorded"):
-        assert_same_draws(runs, "flat-1-stylegan3", other, least=2)
-
-
-@pytest.mark.parametrize("other", [
-    pytest.param(name, marks=() if name in HEART else pytest.mark.full)
-    for name in ("flat-1-stylegan_v-parts", *(f"{engine}-2-stylegan_v" for engine in (*ENGINES[2], "recorded")))
-])
-def test_stylegan_v(other: str, runs: Runs):
-    assert_same_run(runs, "flat-1-stylegan_v", other)
-    if not other.startswith("recorded"):
-        assert_same_draws(runs, "flat-1-stylegan_v", other, least=2)
+        assert_same_draws(runs, f"flat-1-{name}", other, least=2)
 
 
 @pytest.mark.full
@@ -435,34 +362,3 @@ def test_average_kept_in_parts(engine: str, place: str, runs: Runs):
 def test_recomputed_activations(engine: str, runs: Runs):
     one, other = (runs.checkpoint(f"{engine}-2-{name}") for name in ("short", "recompute"))
     assert difference(one, other, NETWORKS + OPTIMIZERS) == 0
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("reduction", ["flat", "buckets"])
-def test_leaving_the_group_waits_for_nobody_who_waits_for_it(reduction: str, tmp_path: Path):
-    """The worst case for a deadlock at the end: the interpreter lock is only given away where a call waits."""
-    script = tmp_path / "leave.py"
-    script.write_text(f"""
-import sys
-import torch
-import torch._dynamo  # once, not by each rank
-from forking import run_ranks
-from stylegan_dist.config.schema import RunConfig
-from stylegan_dist.engine import Engine
-from stylegan_dist.objective.result import LossResult
-
-def train():
-    sys.setswitchinterval(1000)
-    engine = Engine(RunConfig(device="cpu", world_size=2, threads=1, reduction="{reduction}"))
-    network = torch.nn.Linear(300, 300)
-    learner = engine.learner("g", network, torch.optim.SGD(network.parameters(), lr=0.1))
-    learner.step([lambda: LossResult(network(torch.ones(1, 300)).sum(), {{}})], {{}}, 0.0, False)
-    engine.close()
-    print("left", flush=True)
-
-for _ in range(5):  # without the care that close() takes, every second launch hangs
-    run_ranks(2, train)
-""")
-    done = finished([sys.executable, str(script)], timeout=600, PYTHONPATH=f"{ROOT}:{ROOT / 'tests/helpers'}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("left") == 10

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, TINY, finished
+from engine_runs import Runs
 from safetensors.torch import load_file
+from saving import FILES
 
 pytestmark = [pytest.mark.slow, pytest.mark.full, pytest.mark.timeout(3600)]
-CALM = ("optim.g.eps=1e-2", "optim.d.eps=1e-2", "optim.g.lr=1e-4", "optim.d.lr=1e-4")
 BATCH = 8
 STEPS = 6
 POISON = 3 * BATCH + BATCH - 1  # the last image of a step is with the last rank
@@ -24,22 +22,10 @@ SKIP = "guard.nonfinite=skip"
 ENGINES = ("flat", "recorded", "ddp", "zero1", "zero2", "zero3", "zero3-groups", "zero1-offload", "zero2-offload",
            "zero3-offload")
 USUAL = ("flat", "recorded", "ddp", "zero2", "zero3")  # the others in the exhaustive run
-FILES = ("g", "d", "g_ema", "optimizer_g", "optimizer_d")
 
 
-class Runs:
-    def __init__(self, folder: Path, shards: Path):
-        self.folder, self.shards = folder, shards
-
-    def case(self, name: str, engine: str, *overrides: str, **more: object) -> dict:
-        return {"engine": engine, "steps": STEPS, "start": None, "out": str(self.folder / name),
-                "overrides": [*TINY, *CALM, f"run.batch={BATCH}", f"data.shards={self.shards}", *overrides], **more}
-
-    def checkpoint(self, name: str) -> Path:
-        return max((self.folder / name / "checkpoints").iterdir())
-
-    def facts(self, name: str) -> dict:
-        return json.loads((self.checkpoint(name) / "state.json").read_text())
+class WholeRuns(Runs):
+    """Those whose tensors are compared all at once."""
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         return {f"{file}/{key}": value for file in FILES
@@ -47,18 +33,19 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def launched(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, ...]], Runs]:
+def launched(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, ...]], WholeRuns]:
     """The runs of some engines, launched once."""
-    return functools.cache(lambda engines: launch(engines, Runs(tmp_path_factory.mktemp("guard"), small_shards)))
+    return functools.cache(
+        lambda engines: launch(engines, WholeRuns(tmp_path_factory.mktemp("guard"), small_shards, STEPS, BATCH)))
 
 
 @pytest.fixture
-def runs(request: pytest.FixtureRequest, launched: Callable[[tuple[str, ...]], Runs]) -> Runs:
+def runs(request: pytest.FixtureRequest, launched: Callable[[tuple[str, ...]], WholeRuns]) -> WholeRuns:
     """Those of the engines that the parameter names."""
     return launched(request.param)
 
 
-def launch(engines: tuple[str, ...], runs: Runs) -> Runs:
+def launch(engines: tuple[str, ...], runs: WholeRuns) -> WholeRuns:
     def cases(engine: str, ranks: int, whole: str) -> list[dict]:
         name, half = f"{engine}-{ranks}", str(runs.folder / f"{engine}-{ranks}-half")
         back_to = f"{half}/checkpoints/nimg-{AT * BATCH:08d}"
@@ -74,11 +61,7 @@ def launch(engines: tuple[str, ...], runs: Runs) -> Runs:
 
     launches = [(1, cases("flat", 1, f"run.batch_gpu={BATCH}")),
                 (2, [case for engine in engines for case in cases(engine, 2, f"run.batch_gpu={BATCH // 2}")])]
-    path = runs.folder / "launches.json"
-    path.write_text(json.dumps(launches))
-    script = str(ROOT / "tests/helpers/engine_cases.py")
-    result = finished([sys.executable, script, str(path)], timeout=3000, DS_ACCELERATOR="cpu")
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    runs.train(launches)
     return runs
 
 
@@ -107,7 +90,7 @@ EVERYWHERE = pytest.mark.parametrize(
 
 @EVERYWHERE
 @pytest.mark.parametrize("kind", ["skip", "inflate"])
-def test_an_update_is_skipped_on_all_ranks(kind: str, name: str, runs: Runs):
+def test_an_update_is_skipped_on_all_ranks(kind: str, name: str, runs: WholeRuns):
     facts, tensors = runs.facts(f"{name}-{kind}"), runs.tensors(f"{name}-{kind}")
     taken = phases(facts)
     assert facts["statistics"]["guard/skipped"] == [1, 0]
@@ -119,7 +102,7 @@ def test_an_update_is_skipped_on_all_ranks(kind: str, name: str, runs: Runs):
 
 
 @EVERYWHERE
-def test_a_loss_alone_is_counted_and_changes_nothing(name: str, runs: Runs):
+def test_a_loss_alone_is_counted_and_changes_nothing(name: str, runs: WholeRuns):
     facts = runs.facts(f"{name}-replace")
     assert facts["broken_steps"] == [STEPS - 1 - 3]
     assert "guard/skipped" not in facts["statistics"]
@@ -129,7 +112,7 @@ def test_a_loss_alone_is_counted_and_changes_nothing(name: str, runs: Runs):
 
 
 @EVERYWHERE
-def test_going_back_in_place_equals_a_fresh_start_there(name: str, runs: Runs):
+def test_going_back_in_place_equals_a_fresh_start_there(name: str, runs: WholeRuns):
     """After a roll-back draws are others, images are the same, and learning rates are lower."""
     back, fresh, plain = (runs.facts(f"{name}-{kind}") for kind in ("back", "fresh", "plain"))
     assert largest_difference(runs.tensors(f"{name}-back"), runs.tensors(f"{name}-fresh")) == 0
@@ -142,11 +125,11 @@ def test_going_back_in_place_equals_a_fresh_start_there(name: str, runs: Runs):
 
 
 @pytest.mark.parametrize("runs", [USUAL], indirect=True)
-def test_learning_rates_are_lower_after_a_roll_back(runs: Runs):
+def test_learning_rates_are_lower_after_a_roll_back(runs: WholeRuns):
     assert 0 < moved(runs, "flat-1-back") < moved(runs, "flat-1-plain")
 
 
-def moved(runs: Runs, name: str) -> float:
+def moved(runs: WholeRuns, name: str) -> float:
     """How far the generator is from the checkpoint that one of them has gone back to, for each step since."""
     folder = runs.folder / f"flat-1-half/checkpoints/nimg-{AT * BATCH:08d}"
     before = {key: value for path in folder.glob("g-*.safetensors") for key, value in load_file(path).items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -69,27 +68,6 @@ def test_single_machine(config: str, processes: int, labelled_shards: Path, tmp_
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"{processes} x " in result.stdout
     assert re.search(rf"^ +ops +{re.escape(str(native.path('cpu')))}$", result.stdout, re.MULTILINE)
-
-
-@pytest.mark.full
-def test_two_machines(labelled_shards: Path, tmp_path: Path):
-    """Two launchers on this machine, as two machines would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    commands = [
-        train_command(
-            labelled_shards, tmp_path / "run", *SHORT, config="multinode.yaml", processes=2,
-            launch_flags=("--num_machines", "2", "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1",
-                          "--main_process_port", str(port)),
-        )
-        for rank in (0, 1)
-    ]
-    with started(commands[0]) as first, started(commands[1]) as second:
-        out, err = first.communicate(timeout=TIMEOUT)
-        assert first.returncode == 0, out + err
-        assert second.wait(timeout=TIMEOUT) == 0
-    assert "2 x CPU" in out
 
 
 @pytest.mark.full

@@ -14,7 +14,7 @@ from PIL import Image
 
 from stylegan_dist.cli import main
 from stylegan_dist.data.index import load_index
-from stylegan_dist.kinds.audio import read_wav, write_wav
+from stylegan_dist.kinds.audio import read_sound, write_wav
 from stylegan_dist.training.snapshot import load_generator
 
 SETTINGS = [setting for setting in TINY if not setting.startswith("data.mirror")]
@@ -51,13 +51,13 @@ def test_trains_continues_and_generates(shards, tmp_path, capsys):
     assert train(shards, tmp_path / "whole", "run.kimg=0.032") == 0
     assert losses(run) == losses(tmp_path / "whole")
     assert len(losses(run)) == 4
-    assert "24 arrays, 16 px, 1 channel of float16, 3 classes" in (run / "log.txt").read_text()
+    assert "24 spectrograms, 16 px, 1 channel of float16, 3 classes" in (run / "log.txt").read_text()
     reals = np.asarray(Image.open(run / "samples" / "reals.png"))
     assert (reals.min(), reals.max()) == (0, 255)
     assert (run / "samples" / "nimg-00000032.png").is_file()
     with wave.open(str(run / "samples" / "nimg-00000032.wav")) as sound:
         assert (sound.getframerate(), sound.getnframes()) == (8000, 4 * (2048 + 1200)), "a row of four, with pauses"
-    heard = read_wav((run / "samples" / "reals.wav").read_bytes(), 10**6)[1].reshape(4, 3248)
+    heard = read_sound((run / "samples" / "reals.wav").read_bytes(), 10**6)[1].reshape(4, 3248)
     assert (np.abs(heard[:, :1000]).max(1) > 0.1).all(), "tones of 0.4 at the beginning of each"
     assert (heard[:, 2048:] == 0).all()
     assert main(["report", str(run)]) == 0

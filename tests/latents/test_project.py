@@ -22,7 +22,7 @@ from stylegan_dist.latents.inputs import read_images
 from stylegan_dist.latents.loss import Loss, open_loss_features
 from stylegan_dist.latents.project import Found, ProjectOptions, pasted, project, psnr
 from stylegan_dist.latents.saved import load_latents
-from stylegan_dist.latents.search import Rows, latent_noise, learning_rate, normalised, roughness, search
+from stylegan_dist.latents.search import Rows, Search, latent_noise, learning_rate, normalised, roughness, search
 from stylegan_dist.latents.trained import Trained, open_trained
 from stylegan_dist.tools.generate import GenerateOptions, generate
 from stylegan_dist.training.checkpoint import check_checkpoint, checkpoint_folder
@@ -217,9 +217,9 @@ def test_the_search_waits_for_nobody(trained):
         targets, missing = torch.zeros(2, 3, 16, 16), torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     for hole in (None, missing):
         loss = Loss(targets, hole, features, 0.1)
-        search(there, loss, rows, 1, 0, "test")  # constants are made once
+        search(Search(there, 0), loss, rows, 1, "test")  # constants are made once
         with NobodyWaits():
-            search(there, loss, rows, 2, 0, "test", pull=0.1)
+            search(Search(there, 0), loss, rows, 2, "test", pull=0.1)
 
 
 # The mathematics
@@ -312,6 +312,8 @@ def said(capsys: pytest.CaptureFixture, *arguments: object) -> str:
     (["--mask", "{tmp}/wide.png"], "the mask {tmp}/wide.png has 40 x 16 pixels, {image} 16 x 16: make the mask of the size"),
     (["--mask", "{tmp}/wide.png", "--mask-box", "1,1,1,1"], "--mask and --mask-box say the same thing"),
     (["--mask-box", "1,1,1,1", "--tune"], "--tune needs whole images: leave out the mask"),
+    (["--feather", "2"], "--feather mixes pixels around a hole: give --mask"),
+    (["--tune-steps", "5"], "--tune-steps are steps of tuning: give --tune"),
     (["--out", "{tmp}/file"], "cannot write to {tmp}/file"),
 ])
 def test_options_that_make_no_sense(options, message, run, images, tmp_path, capsys):

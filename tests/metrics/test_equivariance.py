@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from stylegan_dist.errors import InputError
-from stylegan_dist.evaluation.samples import draw_motion_errors
-from stylegan_dist.kinds import declared
+from stylegan_dist.evaluation.samples import GeneratedSamples
 from stylegan_dist.metrics import equivariance_score, rotation_errors, translation_errors
 from stylegan_dist.metrics.equivariance import REACH, rotate
 from stylegan_dist.networks.generator import Generator, Sampling, motion
@@ -47,8 +46,7 @@ class Waves(Generator):
 
 
 def score(metric: str, generator: Generator, numbers: range = range(8), seed: int = 0) -> float:
-    rows = draw_motion_errors(metric, generator, declared(None), None, seed, torch.tensor(list(numbers)), None)  # type: ignore[arg-type]
-    return equivariance_score(rows).value
+    return equivariance_score(GeneratedSamples(generator, seed).motion_errors(torch.tensor(list(numbers)), metric)).value
 
 
 @pytest.mark.parametrize(("metric", "least"), [("eq_t", 90), ("eq_t_frac", 30), ("eq_r", 50)])
@@ -61,7 +59,7 @@ def test_an_equivariant_generator_has_a_high_score_and_another_a_low_one(metric,
 
 def test_rows_do_not_depend_on_the_batch():
     for metric in ("eq_t", "eq_t_frac", "eq_r"):
-        whole, *parts = (draw_motion_errors(metric, Waves(stays=True), declared(None), None, 0, index, None)  # type: ignore[arg-type]
+        whole, *parts = (GeneratedSamples(Waves(stays=True), 0).motion_errors(index, metric)
                          for index in (torch.arange(5), torch.arange(2), torch.arange(2, 5)))
         assert torch.cat(parts) == pytest.approx(whole, rel=1e-6)
 

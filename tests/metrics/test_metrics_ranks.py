@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, finished
+from launching import run_script
 from reference import normals
 from safetensors.torch import load_file
 
@@ -20,8 +19,7 @@ COUNT, WIDTH = 301, 24
 
 def test_two_ranks(tmp_path: Path):
     """Moments up to rounding, and the same on both ranks; gathered features, and what is computed of them, to the last bit."""
-    script = tmp_path / "score.py"
-    script.write_text(f"""
+    run_script(tmp_path, f"""
 import os
 import torch
 import torch.distributed as dist
@@ -63,8 +61,6 @@ def work():
 torch.set_num_threads(1)
 run_ranks(2, work)
 """)
-    done = finished([sys.executable, str(script)], timeout=600, PYTHONPATH=f"{ROOT}:{ROOT / 'tests/helpers'}")
-    assert done.returncode == 0, done.stderr
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)

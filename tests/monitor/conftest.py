@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from stylegan_dist.config.schema import MonitorConfig
+from stylegan_dist.monitor.tracker import Segment
 from stylegan_dist.monitor.wandb_tracker import WandbTracker
 
 said, warned = [], []
@@ -26,7 +27,7 @@ def tracker(mode="offline", segment=0, shown=None, project="project", name="name
     for timeout, seconds in timeouts.items():
         setattr(WandbTracker, timeout, seconds)
     config = MonitorConfig(wandb=mode, wandb_project=project, wandb_name=name)
-    return WandbTracker(Path({run_dir!r}), segment, nimg, config, shown or {{}}, said.append, warned.append)
+    return WandbTracker(Segment(Path({run_dir!r}), segment, nimg), config, shown or {{}}, said.append, warned.append)
 
 def service():
     # W&B's processes, the service first: it is the child of this one, the others are its children. A process that has

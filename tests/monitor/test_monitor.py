@@ -7,10 +7,11 @@ from wandb_reader import read_offline_runs
 from stylegan_dist.config.schema import MonitorConfig
 from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.monitor import Monitor, NullMonitor
+from stylegan_dist.monitor.tracker import Segment
 
 
 def make(run_dir, segment=0, nimg=0, wandb="disabled"):
-    return Monitor(run_dir, segment, nimg, 10_000, MonitorConfig(wandb=wandb), {})
+    return Monitor(Segment(run_dir, segment, nimg), 10_000, MonitorConfig(wandb=wandb), {})
 
 
 def test_a_tick_reaches_every_reader(tmp_path, capsys):

@@ -11,10 +11,12 @@ from stylegan_dist.config.schema import MonitorConfig
 from stylegan_dist.kinds.audio import write_wav
 from stylegan_dist.monitor.images import save_grid
 from stylegan_dist.monitor.monitor import Monitor
+from stylegan_dist.monitor.tracker import Segment
 
 
 def begin(run_dir, segment=0, nimg=0, tensorboard=True):
-    return Monitor(run_dir, segment, nimg, 10_000, MonitorConfig(wandb="disabled", tensorboard=tensorboard), {"seed": 5})
+    config = MonitorConfig(wandb="disabled", tensorboard=tensorboard)
+    return Monitor(Segment(run_dir, segment, nimg), 10_000, config, {"seed": 5})
 
 
 def train(monitor, run_dir, first, last, branch=0.0):

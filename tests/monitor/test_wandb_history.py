@@ -24,8 +24,8 @@ TRAIN = """
     (root / "samples").mkdir(exist_ok=True)
 
     def begin(segment, nimg, mode="offline", **more):
-        monitor = m.Monitor(root, segment, nimg, 100_000, MonitorConfig(wandb=mode, wandb_project="p", **more), {{"seed": 3}})
-        return monitor
+        config = MonitorConfig(wandb=mode, wandb_project="p", **more)
+        return m.Monitor(Segment(root, segment, nimg), 100_000, config, {{"seed": 3}})
 
     def train(monitor, first, last, branch=0.0):
         for nimg in range(first, last, 1000):
@@ -129,8 +129,8 @@ def test_the_command_that_uploads_names_the_newest_file_alone(run, script, tmp_p
 def test_scores_reach_a_run_whose_training_has_ended(run, script, tmp_path):
     give = """
     before = len(list(root.glob("wandb/offline-run-*")))
-    m.give_results(root, 0, 3000, MonitorConfig(wandb="offline", wandb_project="p", tensorboard=True), {}, 0, said.append,
-                   warned.append)
+    config = MonitorConfig(wandb="offline", wandb_project="p", tensorboard=True)
+    m.give_results(Segment(root, 0, 3000), config, {}, 0, said.append, warned.append)
     after = len(list(root.glob("wandb/offline-run-*")))
     """
     run(script + """
@@ -172,7 +172,7 @@ def test_one_process_writes_at_a_time(run, script, tmp_path):
     wait_for(lambda: monitor._trackers[0]._lock)
     time.sleep(0.5)
     t.LOCK_SECONDS = 0.0
-    m.give_results(root, 0, 1000, MonitorConfig(wandb="offline"), {}, 0, said.append, warned.append)
+    m.give_results(Segment(root, 0, 1000), MonitorConfig(wandb="offline"), {}, 0, said.append, warned.append)
     other.close()
     monitor.finish(0)
     """)

@@ -24,7 +24,7 @@ def synthesis(up: int):
     """A layer of the generator: (z, rgb)."""
     def layer(x, weight, style, bias, strength, next_style, rgb_weight):
         x, d = ops.modulated_conv2d(x, weight, style, up)
-        return ops.generator_epilogue(x, d, bias, noise(len(x)), strength, next_style, rgb_weight, up == 2)
+        return ops.generator_epilogue(x, ops.Epilogue(d, bias, noise(len(x)), strength, up == 2), next_style, rgb_weight)
     return layer
 
 

@@ -53,13 +53,15 @@ def a_filter(seed, taps, dtype=torch.float32):
     return (1.5 * f / f.abs().sum()).float().to(dtype)
 
 
-def arguments_of(kind, clamp, gain=GAIN):
+def arguments_of(kind, clamp):
     up, up_taps, down, down_taps, padding = kind
-    return a_filter(1, up_taps), a_filter(2, down_taps), up, down, padding, gain, SLOPE, clamp
+    return ops.Filters(a_filter(1, up_taps), a_filter(2, down_taps), up, down, padding), GAIN, SLOPE, clamp
 
 
-def definition(x, bias, up_filter, down_filter, up, down, padding, gain, slope, clamp):
+def definition(x, bias, filters, gain, slope, clamp):
     """Each step on its own, on one channel of one image after the other."""
+    up_filter, down_filter, up, down, padding = filters
+
     def full(f):
         f = (torch.ones(1) if f is None else f).to(x.dtype)
         return f if f.ndim == 2 else torch.outer(f, f)
@@ -128,7 +130,7 @@ def test_any_shape(data):
         y = ops.filtered_lrelu(x, bias, *rest)
     except ValueError:
         return
-    assert (y.shape[2] - 1) * down + max(1, len(rest[1]) if rest[1] is not None else 1) <= h * up + sum(padding)
+    assert (y.shape[2] - 1) * down + (1 if rest[0].after is None else len(rest[0].after)) <= h * up + sum(padding)
     if n == 0:
         return
 
@@ -157,11 +159,12 @@ def test_gradcheck(name, clamp, layout, path):
 
 def test_a_slope_of_one_is_a_filter():
     """Without a bend it is up-sampling and down-sampling, and its third derivatives are zero."""
-    fu, fd, up, down, padding, *_ = arguments_of(KINDS["up2"], None)
+    filters = arguments_of(KINDS["up2"], None)[0]
+    fu, fd, up, down, padding = filters
     x = numbers(0, 1, 2, 9, 8).requires_grad_(True)
     total = fu.double().sum() * fd.double().sum()
     taps = [tuple(f.double().tolist()) for f in (fu, fd)]
-    y = ops.filtered_lrelu(x, None, fu, fd, up, down, padding, gain=1.0, slope=1.0)
+    y = ops.filtered_lrelu(x, None, filters, gain=1.0, slope=1.0)
     samples = ops.resample2d(x, up, 1, padding, up**2 * (total / fd.double().sum()).item()**2, taps[0])
     filtered = ops.resample2d(samples, 1, down, gain=(total / fu.double().sum()).item()**2, taps=taps[1])
     torch.testing.assert_close(y, filtered)
@@ -189,7 +192,7 @@ def test_zero_and_the_clamp(dtype):
     for taps in (torch.ones(1), torch.ones(1, 1)):
         for path in ("everywhere", "reference"):
             with native.using(path):
-                y = ops.filtered_lrelu(x, None, taps, None, padding=(0, 0), gain=1.0, slope=0.125, clamp=1.0)
+                y = ops.filtered_lrelu(x, None, ops.Filters(taps), gain=1.0, slope=0.125, clamp=1.0)
                 gradient, = torch.autograd.grad(y.sum(), x)
             assert y.flatten().tolist() == [-0.25, 0, 0, 0.5, 1, 1, -0.9375, -1, 1]
             assert gradient.flatten().tolist() == [0.125, 0.125, 0.125, 1, 1, 0, 0.125, 0.125, 0]
@@ -204,7 +207,7 @@ def test_what_is_kept_for_the_backward_pass():
     samples = [(size - 1) * 2 + 12 for size in y.shape[2:]]
     mask, = (t for t in kept if t.dtype == torch.uint8)
     assert mask.shape == (2, 3, samples[0], math.ceil(samples[1] / 4))
-    assert sum(t.nbytes for t in kept) == mask.nbytes + sum(f.nbytes for f in rest[:2])
+    assert sum(t.nbytes for t in kept) == mask.nbytes + sum(f.nbytes for f in rest[0][:2])
     with torch.no_grad():
         assert torch.equal(ops.filtered_lrelu(x, None, *rest), y)
 
@@ -216,9 +219,9 @@ def test_where_it_is_native_unasked():
         for dtype in DTYPES:
             _, calls = native_calls(lambda: ops.filtered_lrelu(x.to(dtype), None, *rest))  # noqa: B023
             assert bool(calls) == (dtype.itemsize == 2)
-    _, calls = native_calls(lambda: ops.filtered_lrelu(x, None, a_filter(0, 25), None, padding=(12, 12)))
+    _, calls = native_calls(lambda: ops.filtered_lrelu(x, None, ops.Filters(a_filter(0, 25), padding=(12, 12))))
     assert not calls
-    _, calls = native_calls(lambda: ops.filtered_lrelu(x, None, None, None, clamp=1.0))
+    _, calls = native_calls(lambda: ops.filtered_lrelu(x, None, ops.Filters(), clamp=1.0))
     assert list(calls) == ["stylegan_dist::bias_act"]
 
 
@@ -244,7 +247,7 @@ def test_empty_and_wrong():
     assert gb.tolist() == [0, 0, 0]
     for path in ("everywhere", "reference"):
         with native.using(path), pytest.raises(ValueError, match="2x2 pixels with up 2 and padding"):
-            ops.filtered_lrelu(torch.zeros(1, 1, 2, 2), None, torch.ones(12), torch.ones(12), 2, 2)
+            ops.filtered_lrelu(torch.zeros(1, 1, 2, 2), None, ops.Filters(torch.ones(12), torch.ones(12), 2, 2))
     x, f = torch.zeros(1, 2, 20, 20), torch.ones(12)
     numbers_ = (2, 2, 9, 8, 0.2, 1.0, -1.0, True)
     for wrong in ((x, torch.zeros(3), f, f), (x, None, f.double(), f), (x, None, torch.ones(25), f), (x[0], None, f, f),
@@ -269,7 +272,7 @@ class Layer(torch.nn.Module):
         self.register_buffer("down", a_filter(2, (12, 12)))
 
     def forward(self, x):
-        return ops.filtered_lrelu(x, self.bias, self.up, self.down, 2, 2, (11, 10), clamp=0.6)
+        return ops.filtered_lrelu(x, self.bias, ops.Filters(self.up, self.down, 2, 2, (11, 10)), clamp=0.6)
 
 
 def test_compile():
@@ -299,12 +302,13 @@ def test_export(path):
 def test_meta_tensors(name):
     """What a plan of the memory sees: shapes, layouts and the mask, without values."""
     real = laid_out(numbers(0, 2, 3, 40, 39).float(), "nhwc").requires_grad_(True)
-    filters, rest = arguments_of(KINDS[name], 0.5)[:2], arguments_of(KINDS[name], 0.5)[2:]
-    y = ops.filtered_lrelu(real, None, *filters, *rest)
+    filters, *rest = arguments_of(KINDS[name], 0.5)
+    there = [None if f is None else f.to("meta") for f in filters[:2]]
+    y = ops.filtered_lrelu(real, None, filters, *rest)
     for planned in ("cuda", "cpu"):
         with native.using("everywhere", planned):
             x = real.detach().to("meta").requires_grad_(True)
-            meta = ops.filtered_lrelu(x, None, *(None if f is None else f.to("meta") for f in filters), *rest)
+            meta = ops.filtered_lrelu(x, None, ops.Filters(*there, *filters[2:]), *rest)
             gradient, = torch.autograd.grad(meta, x, torch.empty_like(meta))
         assert (meta.shape, meta.stride(), meta.dtype) == (y.shape, y.stride(), y.dtype)
         assert (gradient.shape, gradient.stride()) == (real.shape, real.stride())

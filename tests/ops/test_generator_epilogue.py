@@ -28,7 +28,7 @@ from stylegan_dist import ops, randomness
 from stylegan_dist.networks.layers import Precision
 from stylegan_dist.objective.penalties import path_lengths
 from stylegan_dist.ops import native
-from stylegan_dist.ops.generator_epilogue import LayerNoise, generator_epilogue_reference
+from stylegan_dist.ops.generator_epilogue import Epilogue, LayerNoise, generator_epilogue_reference
 
 needs_native_operators()
 pytestmark = pytest.mark.usefixtures("native_everywhere")
@@ -63,13 +63,14 @@ def case(shape, mode, noise, dtype, layout):
 def both(function, shape, mode, noise, clamp):
     """A function of the arguments of `case`."""
     makes, colours, filtered = MODES[mode]
-    layer = noise_of(noise, shape[0], *shape[2:])
+    drawn = noise_of(noise, shape[0], *shape[2:])
 
     def call(x, demodulation, bias, *rest):
         rest = list(rest)
         strength = rest.pop(0) if noise else None
         style = rest.pop(0) if makes else None
-        return function(x, demodulation, bias, layer, strength, style, rest[0] if colours else None, filtered, clamp)
+        layer = Epilogue(demodulation, bias, drawn, strength, filtered, clamp)
+        return function(x, layer, style, rest[0] if colours else None)
 
     return call
 
@@ -169,7 +170,7 @@ def test_the_slope_is_that_of_bias_act(dtype, layout):
     for shift in (0.0, 1e-4, -0.03):
         bias = torch.full((2,), shift, dtype=wide(dtype))
         expected, = torch.autograd.grad(ops.bias_act(u, bias, "lrelu", 1.0, 181.02).sum(), u)
-        z, _ = ops.generator_epilogue(u, ones, bias, style=ones, clamp=181.02)
+        z, _ = ops.generator_epilogue(u, Epilogue(ones, bias, clamp=181.02), ones)
         assert torch.equal(torch.autograd.grad(z.sum(), u)[0], expected)
         assert set(expected.flatten().tolist()) >= {0.0, expected.max().item()}
 
@@ -200,13 +201,13 @@ def test_wrong_arguments():
 def test_third_derivatives_and_gradients_of_maps():
     (x, d, b, s), _, _ = case((1, 2, 3, 3), "plain", None, torch.float64, "nchw")
     x.requires_grad_(True)
-    z, _ = ops.generator_epilogue(x, d, b, style=s)
+    z, _ = ops.generator_epilogue(x, Epilogue(d, b), s)
     first, = torch.autograd.grad(z.square().sum(), x, create_graph=True)
     second, = torch.autograd.grad(first.square().sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="third derivatives"):
         torch.autograd.grad(second.sum(), x)
     maps, strength = numbers(4, 1, 1, 3, 3).requires_grad_(True), numbers(5, 1)
-    z, _ = ops.generator_epilogue(x, d, b, LayerNoise(maps, 0), strength, s)
+    z, _ = ops.generator_epilogue(x, Epilogue(d, b, LayerNoise(maps, 0), strength), s)
     assert torch.autograd.grad(z.sum(), maps)[0].any()
 
 
@@ -251,7 +252,7 @@ def test_noise_inside_is_the_noise_outside(layout, mode):
     def given(x, d, b, strength, *rest):
         maps = LayerNoise(operators.layer_noise(address, layer, 45, 36), 0)
         style, weight = (*rest, None)[:2]
-        return ops.generator_epilogue(x, d, b, maps, strength, style, weight, MODES[mode][2])
+        return ops.generator_epilogue(x, Epilogue(d, b, maps, strength, MODES[mode][2]), style, weight)
 
     actual = derivatives(both(ops.generator_epilogue, shape, mode, "drawn", None), arguments, gs, cotangents)
     for a, e in zip(actual, derivatives(given, arguments, gs, cotangents), strict=True):
@@ -271,7 +272,7 @@ def test_compile_with_inner_gradient(monkeypatch):
     address, layer = noise_of("drawn", 2, 5, 4)
 
     def call(address, x, d, b, strength, style, weight):
-        return ops.generator_epilogue(x, d, b, LayerNoise(address, layer), strength, style, weight, True, 0.9)
+        return ops.generator_epilogue(x, Epilogue(d, b, LayerNoise(address, layer), strength, True, 0.9), style, weight)
 
     def penalty(address, *arguments):
         z, rgb = call(address, *arguments)

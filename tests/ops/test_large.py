@@ -56,7 +56,7 @@ def test_sums_reach_the_end(layout):
     _, sums = operators.fromrgb_backward(g, image, affine, None, image, layout == "nhwc", 0.2, 1.0, -1.0)
     assert sums[-1].tolist() == [7.0, 8.0 + 32.0 + 128.0, 7.0]
     assert not sums[:-1].any()
-    _, rgb = ops.generator_epilogue(g, torch.ones(n, c), torch.zeros(c), rgb_weight=torch.ones(n, 1, c))
+    _, rgb = ops.generator_epilogue(g, ops.Epilogue(torch.ones(n, c), torch.zeros(c)), rgb_weight=torch.ones(n, 1, c))
     assert torch.allclose(rgb[0, 0, -1, -3:], 2**0.5 * torch.tensor([1.0, 2.0, 4.0]))
     assert rgb.count_nonzero() == 3
 
@@ -69,8 +69,8 @@ EXHAUSTIVE = {  # of features u and bias b; the corner of the result is that of 
     "d_filtered": lambda u, b: ops.discriminator_epilogue(u, b, filtered=True)[:, :, :-1, :-1],
     "d_residual": lambda u, b: ops.discriminator_epilogue(u, b, residual=u),
     "d_backward": lambda u, b: operators.discriminator_epilogue_backward(u, u, b, [], 0, 0, 0.2, 1.4, -1.0, True)[0],
-    "g_filtered": lambda u, b: ops.generator_epilogue(u, torch.ones(u.shape[:2]), b, style=torch.ones(u.shape[:2]),
-                                                      filtered=True)[0],
+    "g_filtered": lambda u, b: ops.generator_epilogue(u, ops.Epilogue(torch.ones(u.shape[:2]), b, filtered=True),
+                                                      torch.ones(u.shape[:2]))[0],
     "g_backward": lambda u, b: operators.generator_epilogue_backward(
         u, None, u, torch.ones(len(u), 4, u.shape[1]), None, 0, [], 0.2, 1.4, -1.0)[0],
     "g_double_backward": lambda u, b: operators.generator_epilogue_double_backward(

@@ -59,7 +59,8 @@ def epilogue(filtered, makes, colours):
         style = rest.pop(0) if makes else None
         noise = ops.LayerNoise(randomness.noise_address(0, "noise", torch.arange(len(x))), 3)
         strength = torch.full((1,), 0.5, dtype=d.dtype)
-        return ops.generator_epilogue(x, d, bias, noise, strength, style, rest[0] if colours else None, filtered, CLAMP)
+        return ops.generator_epilogue(x, ops.Epilogue(d, bias, noise, strength, filtered, CLAMP), style,
+                                      rest[0] if colours else None)
     return layer
 
 

@@ -75,7 +75,7 @@ def test_workers_for():
 
 
 @pytest.mark.parametrize(("command", "message"), [
-    ("verify EMPTY", r"no index.json in .*: pack the images first .* or correct data.shards$"),
+    ("verify EMPTY", r"no index.json in .*: pack the images first .* or correct the path$"),
     ("peek nothing", r"no index.json in nothing: pack the images first"),
     ("bench-data foo://bucket/set", r"cannot use foo://.*not known: foo; data may lie in folders and at URLs such as s3"),
     ("index EMPTY", r"holds no .tar file: give the folder"),

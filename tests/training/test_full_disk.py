@@ -76,10 +76,11 @@ FULL_FOR_A_WHILE = """
     from stylegan_dist.errors import InputError
     from stylegan_dist.monitor.images import save_grid
     from stylegan_dist.monitor.monitor import Monitor
+    from stylegan_dist.monitor.tracker import Segment
 
     run_dir = Path(sys.argv[1])
     (run_dir / "samples").mkdir()
-    monitor = Monitor(run_dir, 0, 0, 100, MonitorConfig(wandb="disabled"), {{}})
+    monitor = Monitor(Segment(run_dir), 100, MonitorConfig(wandb="disabled"), {{}})
     save_small(run_dir, 1)
     for nimg in range(1, 301):
         if nimg == 100:

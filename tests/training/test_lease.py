@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from launching import ROOT, TIMEOUT, TRAIN, started, train_command, trained, wait_for, wait_until
 from metrics_reader import read
-from safetensors.torch import load_file
+from saving import assert_equal_tensors
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.training import lease
@@ -208,9 +208,6 @@ def test_two_incarnations_do_not_mix(small_shards: Path, tmp_path: Path):
             assert second.wait(TIMEOUT) == 0
     assert first.returncode == 2
     assert f"process {second.pid}" in said
-    for name in ("g", "d", "g_ema", "optimizer_g", "optimizer_d"):
-        one, other = (load_file(folder / f"checkpoints/nimg-00000800/{name}.safetensors")
-                      for folder in (tmp_path / "straight", run))
-        assert all(one[key].equal(other[key]) for key in one)
+    assert_equal_tensors(*(folder / "checkpoints/nimg-00000800" for folder in (tmp_path / "straight", run)))
     assert [record["nimg"] for record in read(run / "metrics.jsonl")] == list(range(8, 801, 8))
     assert read_status(run).state == "finished"

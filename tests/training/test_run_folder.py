@@ -19,6 +19,7 @@ from stylegan_dist.config import Config, to_dict
 from stylegan_dist.config.schema import MonitorConfig
 from stylegan_dist.errors import InputError
 from stylegan_dist.monitor.monitor import Monitor
+from stylegan_dist.monitor.tracker import Segment
 from stylegan_dist.training import lease, run_folder
 from stylegan_dist.training.run_folder import RunFolder, read_run_config, starting_point
 
@@ -134,7 +135,7 @@ def test_a_pipe_that_nobody_reads_is_not_waited_for(name, tmp_path, capsys):
     os.mkfifo(tmp_path / name)
     try:
         with contextlib.closing(RunFolder(tmp_path)):
-            monitor = Monitor(tmp_path, 0, 0, 8, MonitorConfig(wandb="disabled"), {})
+            monitor = Monitor(Segment(tmp_path), 8, MonitorConfig(wandb="disabled"), {})
             monitor.line("hello")
             monitor.finish(0)
         found = capsys.readouterr()

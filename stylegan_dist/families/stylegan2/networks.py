@@ -68,8 +68,8 @@ class SynthesisLayer(nn.Module):
             rgb_weight: [N, img_channels, out], None for none.
         """
         x, demodulation = ops.modulated_conv2d(x, self.weight, style, up=self.up)
-        return ops.generator_epilogue(x, demodulation, self.bias, noise, self.noise_strength, next_style, rgb_weight,
-                                      filtered=self.up == 2, clamp=self.clamp)
+        epilogue = ops.Epilogue(demodulation, self.bias, noise, self.noise_strength, filtered=self.up == 2, clamp=self.clamp)
+        return ops.generator_epilogue(x, epilogue, next_style, rgb_weight)
 
 
 class ToRGB(nn.Module):
@@ -102,33 +102,40 @@ class SynthesisBlock(nn.Module):
     """All layers of one resolution. The 4x4 block starts from a learned constant and has one convolution.
 
     Args:
+        shape: of the images.
         start_channels: of what the 4x4 block takes beside its constant.
     """
 
     const: nn.Parameter  # [out, 4, 4], of the first block
 
-    def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, img_channels: int,
-                 precision: Precision, start_channels: int = 0):
+    def __init__(self, resolution: int, shape: SampleShape, settings: GeneratorConfig, precision: Precision,
+                 start_channels: int = 0):
         super().__init__()
         self.first = resolution == MIN_RESOLUTION
         self.num_convolutions = 1 if self.first else 2
         self.precision = precision
-        clamp = precision.clamp
+        self.place = resolution, shape.resolution
+        out_channels, w_dim, clamp = channels_at(resolution, settings), settings.w_dim, precision.clamp
         if self.first:
             self.const = nn.Parameter(torch.empty(out_channels, resolution, resolution))
         else:
-            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=2, clamp=clamp)
+            self.conv0 = SynthesisLayer(channels_at(resolution // 2, settings), out_channels, w_dim, resolution, up=2,
+                                        clamp=clamp)
         inner = out_channels + (start_channels if self.first else 0)
         self.conv1 = SynthesisLayer(inner, out_channels, w_dim, resolution, up=1, clamp=clamp)
-        self.torgb = ToRGB(out_channels, img_channels, w_dim, clamp)
+        self.torgb = ToRGB(out_channels, shape.channels, w_dim, clamp)
 
     def init_parameters(self, draw: Draw) -> None:
         if self.first:
             self.const.copy_(draw("const", self.const.shape))
 
+    def dtype(self, full: torch.dtype) -> torch.dtype:
+        """In which the convolutions compute, where the parameters have the precision `full`."""
+        return self.precision.of_block(*self.place, full)
+
     def forward(
         self, x: torch.Tensor | None, rgb: torch.Tensor | None, styles: Sequence[torch.Tensor],
-        next_style: torch.Tensor | None, w: torch.Tensor, noise: Sequence[ops.LayerNoise | None], dtype: torch.dtype,
+        next_style: torch.Tensor | None, w: torch.Tensor, noise: Sequence[ops.LayerNoise | None],
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Features and RGB images of this resolution from those of the one below, both None at 4x4.
 
@@ -139,10 +146,10 @@ class SynthesisBlock(nn.Module):
             next_style: [N, out] of the first convolution of the next resolution, None at the last.
             w: [N, w_dim], for toRGB.
             noise: of each convolution.
-            dtype: in which the convolutions compute.
-        Returns: x [N, out, R, R] in `dtype`, times next_style, None at the last; rgb [N, img_channels, R, R] in the
-            precision of w.
+        Returns: x [N, out, R, R] in the precision of the block, times next_style, None at the last; rgb
+            [N, img_channels, R, R] in that of w.
         """
+        dtype = self.dtype(w.dtype)
         if self.first:
             const = self.const.expand(w.shape[0], -1, -1, -1)
             if x is not None:
@@ -177,12 +184,7 @@ class SynthesisNetwork(nn.Module):
         self.num_ws = 2 * len(self.resolutions)
         self.noise_shapes = [(r, r) for r in self.resolutions for _ in range(1 if r == MIN_RESOLUTION else 2)]
         for r in self.resolutions:
-            block = SynthesisBlock(
-                in_channels=channels_at(r // 2, settings), out_channels=channels_at(r, settings),
-                w_dim=settings.w_dim, resolution=r, img_channels=shape.channels, precision=precision,
-                start_channels=start_channels,
-            )
-            setattr(self, f"b{r}", block)
+            setattr(self, f"b{r}", SynthesisBlock(r, shape, settings, precision, start_channels))
 
     def constant_noise(self) -> list[torch.Tensor]:
         """The fixed noise maps, [1, 1, H, W] each, in the order of the layers."""
@@ -203,19 +205,17 @@ class SynthesisNetwork(nn.Module):
             start: [N, start_channels], joined to the constant at all of its places.
         Returns: images [N, img_channels, R, R] in the precision of the parameters, nominally in [-1, 1].
         """
-        full, w = ws.dtype, ws.unbind(dim=1)
-        blocks = [(getattr(self, f"b{r}"), self.precision.of_block(r, self.resolutions[-1], full)) for r in self.resolutions]
-        dtypes = [dtype for block, dtype in blocks for _ in range(block.num_convolutions)]
+        w, blocks = ws.unbind(dim=1), [getattr(self, f"b{r}") for r in self.resolutions]
+        dtypes = [block.dtype(ws.dtype) for block in blocks for _ in range(block.num_convolutions)]
         styles = [ops.bounded_style(layer.affine(w[i]), dtypes[i]) for i, layer in enumerate(self.layers())]
         maps = [noise] * len(styles) if noise is None or isinstance(noise, torch.Tensor) else noise
         noises = [None if values is None else ops.LayerNoise(values, i) for i, values in enumerate(maps)]
         x, rgb = start, None
         begin = 0  # of the block's convolutions, in all lists
-        for r, (block, dtype) in zip(self.resolutions, blocks, strict=True):
+        for r, block in zip(self.resolutions, blocks, strict=True):
             end = begin + block.num_convolutions
             next_style = styles[end] if end < len(styles) else None
-            x, rgb = run_block(block, 0 < self.recompute <= r, x, rgb, styles[begin:end], next_style, w[end], noises[begin:end],
-                               dtype)
+            x, rgb = run_block(block, 0 < self.recompute <= r, x, rgb, styles[begin:end], next_style, w[end], noises[begin:end])
             begin = end
         assert rgb is not None
         return rgb
@@ -290,7 +290,7 @@ class FromRGB(Conv2d):
     """1x1 convolution of images, bias, leaky ReLU: [N, img_channels, H, W] -> [N, out, H, W]."""
 
     def __init__(self, img_channels: int, out_channels: int, clamp: float | None):
-        super().__init__(img_channels, out_channels, 1, "lrelu", clamp=clamp)
+        super().__init__(img_channels, out_channels, 1, clamp=clamp)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return ops.fromrgb(x, self.weight * self.weight_gain, self.bias, clamp=self.clamp)
@@ -301,9 +301,9 @@ class DiscriminatorBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, residual: bool, clamp: float | None):
         super().__init__()
-        self.conv0 = Conv2d(in_channels, in_channels, 3, "lrelu", clamp=clamp, filters_output=True)
-        self.conv1 = Conv2d(in_channels, out_channels, 3, "lrelu", down=2, clamp=clamp, filtered_input=True)
-        self.skip = Conv2d(in_channels, out_channels, 1, bias=False, down=2) if residual else None
+        self.conv0 = Conv2d(in_channels, in_channels, 3, sampling="filter", clamp=clamp)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, sampling="decimate", clamp=clamp)
+        self.skip = Conv2d(in_channels, out_channels, 1, "linear", "down") if residual else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, in, H, W] -> [N, out, H / 2, W / 2]."""
@@ -363,7 +363,7 @@ class Discriminator(nn.Module):
             block = DiscriminatorBlock(channels[r], channels[r // 2], settings.architecture == "resnet", precision.clamp)
             setattr(self, f"b{r}", block)
         width = channels[MIN_RESOLUTION]
-        self.conv = Conv2d(width + 1, width, 3, "lrelu", clamp=precision.clamp)
+        self.conv = Conv2d(width + 1, width, 3, clamp=precision.clamp)
         self.dense = Dense(width * MIN_RESOLUTION**2, width, "lrelu")
         self.out = Dense(width, width if shape.num_classes else 1)
         self.mapping = MappingNetwork(0, shape.num_classes, width, settings.mapping_layers) if shape.num_classes else None

@@ -132,9 +132,9 @@ class SynthesisLayer(nn.Module):
             x = x * demodulation.to(dtype)[:, :, None, None]
         clamp = self.precision.clamp
         if layer.rgb:
-            return ops.filtered_lrelu(x, self.bias, None, None, 1, 1, (0, 0), gain=1.0, slope=1.0, clamp=clamp), energy
-        up, down = self.filters(x.device)
-        return ops.filtered_lrelu(x, self.bias, up, down, layer.up, layer.down, layer.padding, clamp=clamp), energy
+            return ops.filtered_lrelu(x, self.bias, ops.Filters(), gain=1.0, slope=1.0, clamp=clamp), energy
+        filters = ops.Filters(*self.filters(x.device), layer.up, layer.down, layer.padding)
+        return ops.filtered_lrelu(x, self.bias, filters, clamp=clamp), energy
 
     def filters(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Before and after the leaky ReLU: float32 [taps], the second one [taps, taps] where it is radial."""

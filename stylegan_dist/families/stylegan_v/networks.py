@@ -144,7 +144,7 @@ class Discriminator(nn.Module):
             setattr(self, f"b{r}", block)
         width = channels[MIN_RESOLUTION]
         joined = SEEN * half if self.joined_at == MIN_RESOLUTION else width
-        self.conv = Conv2d(joined + 1, width, 3, "lrelu", clamp=precision.clamp)
+        self.conv = Conv2d(joined + 1, width, 3, clamp=precision.clamp)
         self.dense = Dense(width * MIN_RESOLUTION**2, width, "lrelu")
         self.out = Dense(width, width)
         self.waves = max(frames - 1, 1).bit_length() + 1
