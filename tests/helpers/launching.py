@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -200,6 +201,12 @@ def told_by_launcher(config: str) -> dict[str, str]:
         result = finished(command)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])  # DeepSpeed has said something before
+
+
+def remove_in_use(folder: Path) -> None:
+    """Remove a folder into which a run may still write while it is emptied."""
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen | Forked) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from launching import TIMEOUT, TRAIN, direct_environment, finished, started, train_command, trained, wait_for
+from launching import TIMEOUT, TRAIN, direct_environment, finished, remove_in_use, started, train_command, trained, wait_for
 from metrics_reader import read
 
 from stylegan_dist.training.checkpoint import check_checkpoint, list_checkpoints, newest_whole_checkpoint
@@ -29,7 +28,7 @@ def test_a_folder_that_goes_ends_the_run(change: str, processes: int, small_shar
         wait_for(run_dir / "checkpoints/nimg-00000080/manifest.json", ranks[0])
         run_dir.rename(tmp_path / "moved")
         if change == "delete":
-            shutil.rmtree(tmp_path / "moved")
+            remove_in_use(tmp_path / "moved")
         elif change == "replace":
             run_dir.mkdir()
         said = [rank.communicate(timeout=TIMEOUT) for rank in ranks]

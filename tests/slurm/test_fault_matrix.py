@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import ROOT, finished, train_command, trained, wait_until
+from launching import ROOT, finished, remove_in_use, train_command, trained, wait_until
 from metrics_reader import read
 from slurm import local_cluster
 from train_jobs import (
@@ -214,7 +213,7 @@ def test_the_folder_is_removed(cluster, digits: Path, tmp_path: Path):
     with job(cluster, digits, tmp_path / "run", TWO, settings=("run.kimg=1000",)) as train:
         train.wait_for_checkpoint()
         began = time.monotonic()
-        shutil.rmtree(train.run)
+        remove_in_use(train.run)
         train.wait("FAILED")
         print(f"row: folder removed: {time.monotonic() - began:.0f} s to the end")
         assert "was deleted or moved" in train.text()
