@@ -228,12 +228,10 @@ def _apply(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from stylegan_dist.editing.directions import load_directions, parse_layers
-    from stylegan_dist.editing.points import say_where_from
     from stylegan_dist.editing.sheets import strengths_sheet
 
     trained, strengths = _opened(args), _numbers(args.strengths, "--strengths")
     directions = load_directions(args.directions, trained)
-    say_where_from(trained, args.directions, directions.facts.checkpoint)
     if args.number >= len(directions.vectors):
         raise InputError(f"--number {args.number}: {args.directions} has the directions 0 to {len(directions.vectors) - 1}")
     if args.layers:

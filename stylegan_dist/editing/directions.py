@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from stylegan_dist.editing.points import say_where_from
 from stylegan_dist.errors import InputError
 from stylegan_dist.files import replacing
 from stylegan_dist.latents.trained import Trained
@@ -134,7 +135,7 @@ def save_directions(path: Path, directions: Directions) -> None:
 
 
 def load_directions(path: str | os.PathLike, trained: Trained) -> Directions:
-    """The directions in a file of `edit find`.
+    """The directions in a file of `edit find`. A note is printed where they are of another checkpoint.
 
     Raises:
         InputError: it is missing, damaged, something else, or does not fit the generator.
@@ -157,6 +158,7 @@ def load_directions(path: str | os.PathLike, trained: Trained) -> Directions:
     if not (sound and layered and vectors.ndim == 2 and vectors.shape[1] == width and spreads.shape == vectors.shape[:1]):
         raise InputError(f"{path} does not fit {trained.run_dir} ({trained.generator.num_ws} layers, w of {width} numbers): "
                          f"{again}")
+    say_where_from(trained, str(path), facts.checkpoint)
     return Directions(vectors, spreads, facts)
 
 

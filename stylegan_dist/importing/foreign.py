@@ -18,6 +18,7 @@ Rule = tuple[str, str]  # pattern of a whole foreign name, and its name here or 
 FILTER = "(filter)"     # [1, 3, 3, 1] in both directions, which is no tensor here
 PART = "(part)"         # what `ForeignNetwork.fill` uses or compares
 ONLY = "that cannot be represented here"  # in messages
+NO_AVERAGE = "the file has no averaged generator: G takes its place"
 SHOWN = 3                           # names in a message
 
 
@@ -156,6 +157,13 @@ def pyramid_of(widths: Mapping[int, int], what: str) -> tuple[int, int]:
     if any(min(base // r, most) != width for r, width in widths.items()):
         raise InputError(f"{what} has the feature maps {dict(sorted(widths.items()))}, which are not min(base / r, most)")
     return base, most
+
+
+def size_of(tensors: Mapping[str, Stored], name: str, dimension: int, what: str, project: str = "StyleGAN2") -> int:
+    """A size of a tensor. Raises InputError where the network lacks it, which says of what project it is then none."""
+    if name not in tensors or len(tensors[name].shape) <= dimension:
+        raise InputError(f"{what} has no {name}: it is no network of {project} or a changed one")
+    return tensors[name].shape[dimension]
 
 
 def resolution_of(found: Sequence[int], what: str) -> int:

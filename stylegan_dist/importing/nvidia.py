@@ -12,14 +12,23 @@ from typing import Any
 
 from stylegan_dist.errors import InputError
 from stylegan_dist.importing import stylegan3
-from stylegan_dist.importing.foreign import FILTER, ONLY, Foreign, ForeignNetwork, Rule, pyramid_of, resolution_of
+from stylegan_dist.importing.foreign import (
+    FILTER,
+    NO_AVERAGE,
+    ONLY,
+    Foreign,
+    ForeignNetwork,
+    Rule,
+    pyramid_of,
+    resolution_of,
+    size_of,
+)
 from stylegan_dist.importing.modules import Tree, tree_of
 from stylegan_dist.importing.values import Record
 from stylegan_dist.records import shorten
 
 LICENCE = "NVIDIA's code and published weights are for research or evaluation only, not commercial (NVIDIA Source Code License)"
 GENERATOR, DISCRIMINATOR = "the generator", "the discriminator"
-NO_AVERAGE = "the file has no averaged generator: G takes its place"
 _MAPPING: list[Rule] = [(r"mapping\.(embed\.(?:weight|bias))", r"mapping.\1"),
                         (r"mapping\.fc(\d+)\.(weight|bias)", r"mapping.layers.\1.\2"),
                         (r"mapping\.w_avg", "w_avg")]
@@ -37,7 +46,7 @@ _DISCRIMINATOR: list[Rule] = [
     (r"b4\.fc\.(weight|bias)", r"dense.\1"),
     (r"(b\d+\.(?:conv0|conv1)\.(?:weight|bias)|b\d+\.skip\.weight)", r"\1"),
 ]
-_MAPPING_RATE = 0.01
+MAPPING_RATE = 0.01
 MOST_NUMBER = 1e9  # of an attribute or argument: that of the knob precision.clamp
 
 
@@ -63,8 +72,9 @@ def read(root: dict[str, Any]) -> Foreign | None:
         read_generator, title = _generator, "StyleGAN2, as stylegan2-ada-pytorch and stylegan3 save it"
     family, settings, resolution, channels = read_generator(generator)
     _check_layers(generator, GENERATOR)
-    width, taken = (_size(generator, "mapping.fc0.weight", dimension, GENERATOR) for dimension in (0, 1))
-    classes = _size(generator, "mapping.embed.weight", 1, GENERATOR) if "mapping.embed.weight" in generator.tensors else 0
+    width, taken = (size_of(generator.tensors, "mapping.fc0.weight", dimension, GENERATOR) for dimension in (0, 1))
+    labels = "mapping.embed.weight"
+    classes = size_of(generator.tensors, labels, 1, GENERATOR) if labels in generator.tensors else 0
     settings |= {"generator.z_dim": taken - (width if classes else 0), "generator.w_dim": width,
                  "generator.mapping_layers": _layers(generator), "precision.clamp": _clamp(generator, GENERATOR)}
     networks = {}
@@ -95,7 +105,7 @@ def _generator(tree: Tree) -> tuple[str, dict[str, object], int, int]:
     settings: dict[str, object] = {"generator.channel_base": base, "generator.channel_max": most}
     if low := sum(uses is True for _, uses in tree.attributes("use_fp16")):
         settings["precision.top_resolutions"] = low
-    return "stylegan2", settings, resolution, _size(tree, f"synthesis.b{resolution}.torgb.weight", 0, what)
+    return "stylegan2", settings, resolution, size_of(tree.tensors, f"synthesis.b{resolution}.torgb.weight", 0, what)
 
 
 def _discriminator(tree: Tree, resolution: int, notes: list[str], clamp: object) -> dict[str, object]:
@@ -103,7 +113,7 @@ def _discriminator(tree: Tree, resolution: int, notes: list[str], clamp: object)
     what = DISCRIMINATOR
     widths = {int(match[1]): stored.shape[1] for name, stored in tree.tensors.items()
               if (match := re.fullmatch(r"b(\d{1,5})\.conv0\.weight", name)) and len(stored.shape) > 1}
-    widths[4] = _size(tree, "b4.conv.weight", 0, what)
+    widths[4] = size_of(tree.tensors, "b4.conv.weight", 0, what)
     if (own := resolution_of(list(widths), what)) != resolution:
         raise InputError(f"{what} judges images of {own} pixels, and the generator makes {resolution}")
     architectures = {value for _, value in tree.attributes("architecture")} or {"resnet"}
@@ -160,7 +170,7 @@ def _check_layers(tree: Tree, what: str) -> None:
         if activation not in (("linear",) if plain else ("lrelu",)):
             raise InputError(f"{what} has the activation {shorten(activation)} in {path}: {ONLY}")
     for path, rate in tree.attributes("bias_gain"):
-        wanted = _MAPPING_RATE if re.fullmatch(r"mapping\.fc\d+", path) else 1.0
+        wanted = MAPPING_RATE if re.fullmatch(r"mapping\.fc\d+", path) else 1.0
         if not isinstance(rate, (int, float)) or abs(rate - wanted) > 1e-9:
             raise InputError(f"{what} has the learning rate multiplier {shorten(rate)} in {path} instead of {wanted:g}: "
                              f"{ONLY}")
@@ -173,10 +183,3 @@ def _clamp(tree: Tree, what: str) -> float:
     if len(values) > 1 or not isinstance(value, (int, float)) or not 0 <= value <= MOST_NUMBER:
         raise InputError(f"{what} has odd or different clamps in its layers: {ONLY}")
     return float(value)
-
-
-def _size(tree: Tree, name: str, dimension: int, what: str) -> int:
-    """A size of a tensor. Raises InputError where it is missing."""
-    if name not in tree.tensors or len(tree.tensors[name].shape) <= dimension:
-        raise InputError(f"{what} has no {name}: it is no network of StyleGAN2 or a changed one")
-    return tree.tensors[name].shape[dimension]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 from stylegan_dist.errors import InputError
-from stylegan_dist.importing.foreign import FILTER, Foreign, ForeignNetwork, Rule, pyramid_of
+from stylegan_dist.importing.foreign import FILTER, NO_AVERAGE, Foreign, ForeignNetwork, Rule, pyramid_of, size_of
 from stylegan_dist.importing.modules import Tree, tree_of
 from stylegan_dist.importing.values import Record
 
 LICENCE = "the R3GAN repository has no licence file: ask its authors what may be done with their code and weights"
+_size = partial(size_of, project="R3GAN")
 _STAGE = r"Model\.MainLayers\.(\d{1,2})\.Layers\."
 _BLOCK = (("LinearLayer1.Layer.weight", "conv1.weight"), ("LinearLayer2.Layer.weight", "conv2.weight"),
           ("LinearLayer3.Layer.weight", "conv3.weight"), ("NonLinearity1.Bias", "act1.bias"),
@@ -33,15 +35,15 @@ def read(root: dict[str, Any]) -> Foreign | None:
     notes = []
     if "g_ema" not in trees:
         trees["g_ema"] = generator
-        notes.append("the file has no averaged generator: G takes its place")
+        notes.append(NO_AVERAGE)
     settings: dict[str, object] = {"precision.clamp": 0.0}
     own, resolution = _network(generator, "generator")
     classes = class_dim = 0
     if "Model.EmbeddingLayer.weight" in generator.tensors:
-        class_dim = _size(generator, "Model.EmbeddingLayer.weight", 0, "the generator")
-        classes = _size(generator, "Model.EmbeddingLayer.weight", 1, "the generator")
+        class_dim = _size(generator.tensors, "Model.EmbeddingLayer.weight", 0, "the generator")
+        classes = _size(generator.tensors, "Model.EmbeddingLayer.weight", 1, "the generator")
         settings["generator.class_dim"] = class_dim
-    taken = _size(generator, "Model.MainLayers.0.Layers.0.LinearLayer.weight", 1, "the generator")
+    taken = _size(generator.tensors, "Model.MainLayers.0.Layers.0.LinearLayer.weight", 1, "the generator")
     settings |= own | {"generator.z_dim": taken - class_dim}
     rules = {"g": _generator_rules(resolution, int(str(own["generator.blocks"])))}
     rules["g_ema"] = rules["g"]
@@ -53,7 +55,7 @@ def read(root: dict[str, Any]) -> Foreign | None:
         rules["d"] = _discriminator_rules(resolution, int(str(judge["discriminator.blocks"])))
     nimg = root.get("cur_nimg")
     return Foreign("R3GAN, as its authors' code saves it", LICENCE, "r3gan", settings, resolution,
-                   _size(generator, "Model.AggregationLayer.Layer.weight", 0, "the generator"), classes,
+                   _size(generator.tensors, "Model.AggregationLayer.Layer.weight", 0, "the generator"), classes,
                    {name: ForeignNetwork(tree.tensors, rules[name]) for name, tree in trees.items()},
                    nimg if type(nimg) is int and 0 < nimg < 1 << 62 else None, notes)
 
@@ -74,8 +76,8 @@ def _network(tree: Tree, section: str) -> tuple[dict[str, object], int]:
     for stage in found:
         name = f"Model.MainLayers.{stage}.Layers.{first}"
         resolution = 4 << (stage if first else stages - 1 - stage)
-        widths[resolution] = _size(tree, f"{name}.LinearLayer1.Layer.weight", 1, what)
-        groups.add(_size(tree, f"{name}.LinearLayer2.Layer.weight", 1, what))
+        widths[resolution] = _size(tree.tensors, f"{name}.LinearLayer1.Layer.weight", 1, what)
+        groups.add(_size(tree.tensors, f"{name}.LinearLayer2.Layer.weight", 1, what))
     if len(groups) > 1:
         raise InputError(f"{what} has groups of {sorted(groups)} feature maps: only one size can be represented here")
     base, most = pyramid_of(widths, what)
@@ -112,9 +114,3 @@ def _stage_rules(theirs: str, ours: str, first: int, blocks: int, width: int) ->
     for block in range(blocks):
         rules += [(re.escape(f"{theirs}.{first + block}.{name}"), f"{ours}.blocks.{block}.{own}") for name, own in _BLOCK]
     return rules
-
-
-def _size(tree: Tree, name: str, dimension: int, what: str) -> int:
-    if name not in tree.tensors or len(tree.tensors[name].shape) <= dimension:
-        raise InputError(f"{what} has no {name}: it is no network of R3GAN or a changed one")
-    return tree.tensors[name].shape[dimension]

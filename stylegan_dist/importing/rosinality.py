@@ -6,6 +6,7 @@ A file is a dictionary with `g_ema`, `g`, `d`, and perhaps `latent_avg`. Where t
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor
 from stylegan_dist import randomness
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.stylegan2.networks import Generator
-from stylegan_dist.importing.foreign import FILTER, Foreign, ForeignNetwork, Rule, pyramid_of, resolution_of
+from stylegan_dist.importing.foreign import FILTER, Foreign, ForeignNetwork, Rule, pyramid_of, resolution_of, size_of
 from stylegan_dist.importing.modules import state_dict
 from stylegan_dist.importing.values import Stored
 
 LICENCE = "the code is under the MIT licence; weights that were converted from NVIDIA's stay under NVIDIA's licence"
 MEAN_OF = 10_000  # latents
+_size = partial(size_of, project="stylegan2-pytorch")
 _PARTS = {"conv.weight": "weight", "conv.modulation.weight": "affine.weight", "conv.modulation.bias": "affine.bias",
           "noise.weight": "noise_strength", "activate.bias": "bias", "bias": "bias"}
 
@@ -119,9 +121,3 @@ def _mean_of(stored: Stored | None) -> Any:
         return generator.mapping(randomness.normal(0, "import.mean.z", index, (generator.z_dim,)), None).mean(dim=0)
 
     return mean
-
-
-def _size(tensors: dict[str, Stored], name: str, dimension: int, what: str) -> int:
-    if name not in tensors or len(tensors[name].shape) <= dimension:
-        raise InputError(f"{what} has no {name}: it is no network of stylegan2-pytorch or a changed one")
-    return tensors[name].shape[dimension]

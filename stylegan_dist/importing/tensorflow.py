@@ -20,10 +20,20 @@ import numpy as np
 import torch
 
 from stylegan_dist.errors import InputError
-from stylegan_dist.importing.foreign import ONLY, PART, Foreign, ForeignNetwork, Rule, pyramid_of, resolution_of
+from stylegan_dist.importing.foreign import (
+    NO_AVERAGE,
+    ONLY,
+    PART,
+    Foreign,
+    ForeignNetwork,
+    Rule,
+    pyramid_of,
+    resolution_of,
+    size_of,
+)
 from stylegan_dist.importing.machine import Refused
 from stylegan_dist.importing.modules import MOST_PARTS
-from stylegan_dist.importing.nvidia import DISCRIMINATOR, GENERATOR, LICENCE, MOST_NUMBER, NO_AVERAGE, grouping, note_clamp
+from stylegan_dist.importing.nvidia import DISCRIMINATOR, GENERATOR, LICENCE, MAPPING_RATE, MOST_NUMBER, grouping, note_clamp
 from stylegan_dist.importing.values import TENSORFLOW_NETWORK, Array, Record, Storage, Stored
 from stylegan_dist.networks.layers import resolutions
 from stylegan_dist.records import shorten
@@ -41,7 +51,6 @@ _SAID = {
 # Arguments whose other values make other networks.
 _FIXED: dict[str, Any] = {"nonlinearity": "lrelu", "mapping_nonlinearity": "lrelu", "normalize_latents": True,
                           "use_noise": True, "resample_kernel": [1, 3, 3, 1]}
-_MAPPING_RATE = 0.01
 _LAYER = (("weight", "weight"), ("bias", "bias"), ("mod_weight", "affine.weight"), ("mod_bias", "affine.bias"))
 
 
@@ -70,9 +79,7 @@ class _Network:
 
     def size(self, name: str, dimension: int) -> int:
         """A size of a variable. Raises InputError where it is missing."""
-        if name not in self.variables or len(self.variables[name].shape) <= dimension:
-            raise InputError(f"{self.what} has no {name}: it is no network of StyleGAN2 or a changed one")
-        return self.variables[name].shape[dimension]
+        return size_of(self.variables, name, dimension, self.what)
 
     def blocks(self, pattern: str) -> list[int]:
         """The resolutions of which there are variables of a name. Raises InputError: they are not square."""
@@ -188,9 +195,9 @@ def _check(network: _Network, notes: list[str]) -> None:
         if (list(value) if isinstance(value, tuple) else value) != wanted:
             shown = value if isinstance(value, (list, tuple)) and len(value) <= 8 else [value]
             raise InputError(f"{what} has the {argument} {', '.join(map(shorten, shown))} instead of {wanted}: {ONLY}")
-    rate = network.number("mapping_lrmul", _MAPPING_RATE if what == GENERATOR else 0.1)
-    if abs(rate - _MAPPING_RATE) > 1e-9 and (what == GENERATOR or "Mapping0" in names):
-        raise InputError(f"{what} has the mapping_lrmul {rate:g} instead of {_MAPPING_RATE}: {ONLY}")
+    rate = network.number("mapping_lrmul", MAPPING_RATE if what == GENERATOR else 0.1)
+    if abs(rate - MAPPING_RATE) > 1e-9 and (what == GENERATOR or "Mapping0" in names):
+        raise InputError(f"{what} has the mapping_lrmul {rate:g} instead of {MAPPING_RATE}: {ONLY}")
     if unknown := [shorten(name) for name in network.arguments if name not in _SAID and name not in _FIXED]:
         notes.append(f"{what} was built with {', '.join(unknown[:8])}, which is not known here: compare its pictures with "
                      "those of the program that made it")

@@ -40,14 +40,11 @@ def add_view(verbs: Any) -> None:
 
 
 def _view(args: argparse.Namespace) -> int:
-    from stylegan_dist.editing.points import say_where_from
     from stylegan_dist.latents.trained import open_trained
     from stylegan_dist.view.scene import open_scene
     from stylegan_dist.view.server import ViewServer
 
     scene = open_scene(open_trained(args.run_dir, args.device, args.which), args.directions)
-    if args.directions is not None and scene.directions is not None:
-        say_where_from(scene.trained, args.directions, scene.directions.facts.checkpoint)
     with ViewServer(scene, args.port) as server:
         trained = scene.trained
         print(f"{trained.run_dir}, {trained.nimg} images, on {trained.device}; Ctrl-C ends it\n{server.url}", flush=True)
