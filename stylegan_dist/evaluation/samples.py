@@ -63,7 +63,7 @@ def takes_samples(network: FeatureNetwork, kind: Kind) -> bool:
 
 def is_of_another_form(one: Kind, other: Kind) -> bool:
     """Whether samples that may have the same shape mean something else: another kind, spectrograms made in another way, latents
-    of another autoencoder, another alphabet."""
+    of another autoencoder, another alphabet, clips of more or fewer frames."""
     if type(one) is not type(other):
         return True
     return isinstance(one, Array) and isinstance(other, Array) and _meaning(one) != _meaning(other)
@@ -71,7 +71,7 @@ def is_of_another_form(one: Kind, other: Kind) -> bool:
 
 def _meaning(kind: Array) -> tuple[object, ...]:
     text = kind.text and (kind.text.symbols, kind.text.length)
-    return kind.log_mel, kind.spectrum, kind.encoder, text
+    return kind.log_mel, kind.spectrum, kind.encoder, text, kind.film and kind.film.frames
 
 
 def pictures_for(network: FeatureNetwork, kind: Kind, values: Tensor) -> Tensor:

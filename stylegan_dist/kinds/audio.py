@@ -17,11 +17,13 @@ import os
 import wave
 from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
 import torch
 
 from stylegan_dist import randomness
+from stylegan_dist.errors import InputError
 
 MAX_WINDOW = 1 << 17         # samples, 0.7 s at 192 kHz; the filters have as many columns as half of it
 MAX_RATE = 1_000_000_000     # Hz
@@ -101,8 +103,7 @@ def read_sound(data: bytes, most: int) -> tuple[int, np.ndarray]:
     Raises:
         ValueError: with the reason, when it is none.
     """
-    import soundfile  # it loads a library, which few need
-
+    soundfile = libsndfile()
     claimed = int.from_bytes(data[4:8], "little") + 8
     if data[:4] == b"RIFF" and len(data) + 1 < claimed < _UNKNOWN_SIZE:  # the library would read what there is
         raise ValueError(f"a sound file that is cut off: {len(data)} bytes of {claimed}")
@@ -118,6 +119,16 @@ def read_sound(data: bytes, most: int) -> tuple[int, np.ndarray]:
     if not (loudest := np.abs(values).max()) <= _MOST_FLOAT:  # also where it is no number
         raise ValueError(f"a sound file of floating-point numbers up to {loudest:g}, where full scale is 1")
     return rate, values.mean(axis=1)
+
+
+def libsndfile() -> ModuleType:
+    """The package soundfile, which loads libsndfile. Raises InputError where there is no such library for this machine."""
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:
+        raise InputError(f"sounds are read by libsndfile, which cannot be loaded ({error}): install it with the system's "
+                         "package manager (libsndfile1, or libsndfile), and the package soundfile with pip") from None
+    return soundfile
 
 
 def write_wav(path: str | os.PathLike, samples: np.ndarray, rate: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from stylegan_dist.errors import InputError
 from stylegan_dist.kinds import audio
 from stylegan_dist.kinds.array import NORMALISATIONS, Array, Normalisation, checked
-from stylegan_dist.kinds.audio import MAX_WINDOW, LogMel
+from stylegan_dist.kinds.audio import MAX_WINDOW, LogMel, libsndfile
 from stylegan_dist.kinds.base import RESOLUTIONS, Files, Kind, Packing, Sample, Waveform, first_readable, option
 from stylegan_dist.kinds.npy import ENCODINGS, PACKED_KEY, encode_array
 from stylegan_dist.kinds.spectrum import Spectrum, analyse, synthesise
@@ -195,9 +195,7 @@ class SoundOptions(Normalisation, Packing):
         return checked(Sound(self.dtype, *self.of(values), key, log_mel, spectrum), self.resolution, self.channels)
 
     def libraries(self) -> dict[str, str]:
-        import soundfile
-
-        return {"numpy": np.__version__, "libsndfile": soundfile.__libsndfile_version__}
+        return {"numpy": np.__version__, "libsndfile": libsndfile().__libsndfile_version__}
 
 
 def trimmed(samples: np.ndarray, rate: int, level_db: float) -> np.ndarray:

@@ -53,13 +53,17 @@ class Trained:
     digest: str
     device: torch.device
 
-    def check_class(self, label: int | None) -> None:
-        """Raise InputError where there is no such class. None, for no class in particular, is always right."""
+    def check_class(self, label: int | None, option: str = "--class") -> None:
+        """Raise InputError where there is no such class. None, for no class in particular, is always right.
+
+        Args:
+            option: what named the class.
+        """
         classes = self.shape.num_classes
         if label is not None and not classes:
-            raise InputError(f"--class has no meaning here: {self.run_dir} was trained without labels")
+            raise InputError(f"{option} has no meaning here: {self.run_dir} was trained without labels")
         if label is not None and not 0 <= label < classes:
-            raise InputError(f"--class {label} does not exist: {self.run_dir} has classes 0 to {classes - 1}")
+            raise InputError(f"{option} {label} does not exist: {self.run_dir} has classes 0 to {classes - 1}")
 
     def class_names(self) -> tuple[str, ...]:
         """Those of the data, if they lie on this machine; nothing is fetched for them. Empty where they are not known."""

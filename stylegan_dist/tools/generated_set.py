@@ -74,7 +74,7 @@ def counts_of(trained: Trained, per_class: int | None, listed: str | None, balan
         name, equals, number = part.partition("=")
         if not (equals and name.strip().isdecimal() and number.strip().isdecimal() and max(len(name), len(number)) < 10):
             raise InputError(f"--counts {shorten(part)}: write class=samples, for example 3=100,7=50")
-        trained.check_class(int(name))
+        trained.check_class(int(name), "--counts: class")
         counts[int(name)] = int(number)
     if not 0 < sum(counts) <= MOST:
         raise InputError(f"that would be {sum(counts)} samples: 1 to {MOST} make a set")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import tarfile
 import wave
 from dataclasses import replace
@@ -280,3 +281,13 @@ def test_names_without_classes(tmp_path):
 def test_what_is_written_can_be_read(tmp_path):
     write_wav(tmp_path / "a.wav", np.array([0.0, 0.5, 2.0, -2.0]), 8000)
     assert read_sound((tmp_path / "a.wav").read_bytes(), 9)[1] == pytest.approx([0, 0.5, 1, -1], abs=1e-4)
+
+
+def test_without_libsndfile(tape, tmp_path, monkeypatch, capsys):
+    """The package lies in places where its library does not exist, and then fails when it is imported."""
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "soundfile.py").write_text("raise OSError('sndfile library not found')")
+    monkeypatch.syspath_prepend(tmp_path / "without")
+    monkeypatch.delitem(sys.modules, "soundfile")
+    assert main(["pack", str(tape), str(tmp_path / "set"), "--resolution", "32", "--log-mel"]) == 2
+    assert "libsndfile, which cannot be loaded (sndfile library not found): install it" in capsys.readouterr().err

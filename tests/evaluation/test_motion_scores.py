@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from stylegan_dist.cli import main
 from stylegan_dist.errors import InputError
+from stylegan_dist.evaluation.samples import is_of_another_form
 from stylegan_dist.features.faults import FAULTS, with_fault
 from stylegan_dist.features.own import RECORD
 from stylegan_dist.features.registry import open_features
+from stylegan_dist.kinds.clip import Clip
+from stylegan_dist.kinds.film import FilmForm
 from stylegan_dist.kinds.motion import LoopingMotion, Motion
 from stylegan_dist.metrics import kernel_distance
 
@@ -84,6 +88,12 @@ def test_only_clips_of_one_form_are_compared():
     assert Motion(16, 1).common == LoopingMotion(16, 1).common != Motion(8, 1).common
     assert Motion(16, 1).common != Motion(16, 3).common
     assert Motion(50, 1).common == Motion(60, 1).common  # the same lags
+
+
+def test_a_network_of_other_clips_is_of_another_form():
+    grey, colour = (Clip("uint8", (0.0,), (1.0,), film=FilmForm(*form, 25.0)) for form in ((12, 1), (4, 3)))
+    assert is_of_another_form(grey, colour)  # both have 12 numbers for each pixel
+    assert not is_of_another_form(grey, replace(grey, film=FilmForm(12, 1, 30.0)))
 
 
 @pytest.mark.full

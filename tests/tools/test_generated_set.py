@@ -90,8 +90,8 @@ def test_an_interrupted_one_goes_on(run: Path, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["--counts", "3=1"], "3 does not exist"), (["--counts", "1"], "class=samples"), (["--counts", "1=0"], "0 samples"),
-    (["--balance", "nowhere"], "nowhere"),
+    (["--counts", "3=1"], "--counts: class 3 does not exist"), (["--counts", "1"], "class=samples"),
+    (["--counts", "1=0"], "0 samples"), (["--balance", "nowhere"], "nowhere"),
 ])
 def test_bad_counts_are_refused(run: Path, tmp_path: Path, capsys, words, message):
     assert made(run, tmp_path / "out", *words) == 2
