@@ -84,7 +84,7 @@ def _uses(generator: Generator, files: Sequence[str], array: Array | None) -> li
                 "from stylegan_dist.networks.generator import draw_samples\n"
                 'generator = from_pretrained(".")\n'
                 f'sample = draw_samples(generator, 7, "generate", torch.tensor([0]){one})\n```')
-    if array and array.film and hasattr(generator, "frames"):
+    if generator.frames > 1:
         uses.append("z decides what is in a clip. All clips of the graphs `generator.*` move alike, that is, with one fixed "
                     "motion. With stylegan_dist each sample number has a motion of its own.")
     return [*uses, _reading(array)]

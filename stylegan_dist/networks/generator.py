@@ -51,12 +51,14 @@ class Generator(nn.Module, abc.ABC):
         truncates: whether its latents have a mean, to which truncation pulls them.
         num_ws: places of the network that each take a latent, which may be another one at each (the space W+); 0: there is
             no such space.
+        frames: of a sample, where `film` makes them one by one; 1: a sample is made as a whole.
     """
 
     z_dim: int
     num_classes: int
     truncates: bool = True
     num_ws: int = 0
+    frames: int = 1
 
     def draw(self, seed: int, purpose: str, index: Tensor) -> Tensor:
         """z [N, z_dim] of standard normal numbers, a function of (seed, purpose, index: int64 [N])."""

@@ -140,7 +140,7 @@ def _draw(generator: Generator, seed: int, label: int | None, options: GenerateO
 
 
 def _frame_count(generator: Generator, options: GenerateOptions) -> int:
-    return options.frames or math.ceil(getattr(generator, "frames", 1) / options.speed)
+    return options.frames or math.ceil(generator.frames / options.speed)
 
 
 @torch.no_grad()
