@@ -44,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"stylegan-dist {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    if list(sys.argv[1:] if argv is None else argv)[:1] == ["doctor"]:
-        add_doctor(verbs)
-    else:
-        _add_verbs(verbs)
     try:
-        with usable_environment():
+        with usable_environment():  # before libraries load: that of Intel ends the process where the working folder is gone
+            if list(sys.argv[1:] if argv is None else argv)[:1] == ["doctor"]:
+                add_doctor(verbs)
+            else:
+                _add_verbs(verbs)
             return _run(parser, argv)
     except InputError as error:  # the environment cannot be made usable
         _say_error(error)
