@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import math
 from pathlib import Path
@@ -24,7 +25,7 @@ from stylegan_dist.config import load_config
 from stylegan_dist.data.index import load_index
 from stylegan_dist.errors import InputError
 from stylegan_dist.families.stylegan_v.motion import LoopingMotion, Motion
-from stylegan_dist.families.stylegan_v.networks import Generator
+from stylegan_dist.families.stylegan_v.networks import Generator, joined_at
 from stylegan_dist.families.stylegan_v.objective import StyleGanVObjective
 from stylegan_dist.kinds import Image as ImageKind
 from stylegan_dist.kinds import Kind
@@ -123,6 +124,14 @@ def test_looping_motion_loops_smoothly():
     assert spectrum[:, 5:].max() < 1e-5 * spectrum.max()
 
 
+def test_looping_motion_turns_both_ways():
+    motion = networks("generator.loop_frames=10", "generator.motion_frequencies=10")[0].motion
+    codes = motion(reference.normals(0, 2, 1, motion.z_dim), torch.arange(10, dtype=torch.float64).expand(2, -1))
+    sines, cosines = codes.chunk(2, dim=2)
+    turning = torch.fft.fft(torch.complex(cosines, sines), dim=1).abs().argmax(1)
+    assert (turning == torch.tensor([1, 2, 3, 4, -1, -2, -3, -4, 1, 2]) % 10).all()
+
+
 def test_frames_are_chosen_by_address_and_all_alike():
     _, _, objective = networks()
     index = torch.arange(4000)
@@ -135,14 +144,19 @@ def test_frames_are_chosen_by_address_and_all_alike():
     assert not torch.equal(times, objective.times("g_main", index))
 
 
-def test_discriminator_sees_three_frames_one_by_one_and_then_together():
-    _, d, objective = networks()
-    clips, index = reference.normals(0, BATCH, FRAMES * 3, SIDE, SIDE), torch.arange(BATCH)
+@pytest.mark.parametrize(("side", "apart", "together"), [(16, (16, 8), ()), (32, (32, 16), (8,))])
+def test_discriminator_sees_three_frames_one_by_one_and_then_together(side, apart, together):
+    _, d, objective = networks(resolution=side)
+
+    def through(blocks: tuple[int, ...], x: Tensor) -> Tensor:
+        return functools.reduce(lambda x, r: getattr(d, f"b{r}")(x), blocks, x)
+
+    clips, index = reference.normals(0, BATCH, FRAMES * 3, side, side), torch.arange(BATCH)
     times = objective.times("d_main", index)
-    frames = torch.stack([clips.view(BATCH, FRAMES, 3, SIDE, SIDE)[n, times[n]] for n in range(BATCH)])
-    maps = torch.cat([d.b16(d.fromrgb(frames[:, i])) for i in range(3)], 1)
-    assert maps.shape == (BATCH, 3 * d.b16.conv1.weight.shape[0], 8, 8)
-    x = d.b8(maps).view(BATCH // 2, 2, -1, 4, 4)
+    frames = torch.stack([clips.view(BATCH, FRAMES, 3, side, side)[n, times[n]] for n in range(BATCH)])
+    maps = torch.cat([through(apart, d.fromrgb(frames[:, i])) for i in range(3)], 1)
+    assert maps.shape[2] == joined_at(side) == side // 4
+    x = through(together, maps).view(BATCH // 2, 2, -1, 4, 4)
     spread = ((x - x.mean(1, keepdim=True)).square().mean(1) + 1e-8).sqrt().mean((1, 2, 3)).repeat_interleave(2)
     x = torch.cat([x.flatten(0, 1), spread[:, None, None, None].expand(-1, 1, 4, 4)], 1)
     features = d.out(d.dense(d.conv(x).flatten(1)))
@@ -153,6 +167,10 @@ def test_discriminator_sees_three_frames_one_by_one_and_then_together():
     assert torch.allclose(objective.judge("d_main", "fake", frames.flatten(1, 2), None, index), expected, atol=1e-6)
     d.mbstd_group = 1
     assert not torch.allclose(d(frames.flatten(1, 2), None, times), d(frames.flatten(1, 2), None, times * 2))
+
+
+def test_large_frames_are_joined_at_the_published_resolution():
+    assert [joined_at(side) for side in (8, 64, 256, 1024)] == [4, 16, 16, 16]
 
 
 def test_penalty_is_that_of_the_frames_which_are_seen():

@@ -18,7 +18,7 @@ from stylegan_dist.families.stylegan_v.config import GeneratorConfig
 from stylegan_dist.networks.layers import Draw
 
 LR_MULTIPLIER = 0.01
-_HARMONICS = 4       # of a code that loops
+_HARMONICS = (1, 2, 3, 4, -1, -2, -3, -4)   # of a code that loops
 
 
 class _Layer(nn.Module):
@@ -97,8 +97,9 @@ class Motion(nn.Module):
 class LoopingMotion(nn.Module):
     """A Fourier series whose amplitudes and phases are made of noise: it loops after `loop_frames`, without a jump of any kind.
 
-    Pair k of the code is (1 + tanh(A u)) / h^2 times sin and cos of 2 pi h t / loop_frames + Q u, with h from 1 to 4 in turn.
-    The divisor makes the motions that networks begin with slow: accelerations of all h are alike.
+    Pair k of the code is (1 + tanh(A u)) / h^2 times sin and cos of 2 pi h t / loop_frames + Q u, with h = 1, 2, 3, 4, -1, -2,
+    -3, -4 in turn. A clip can so turn either way, by the amplitudes of its noise. The divisor makes the motions that networks
+    begin with slow: accelerations of all h are alike.
 
     Attributes: as of `Motion`.
     """
@@ -150,4 +151,4 @@ def _rates(count: int, fastest: float, slowest: float, device: torch.device) -> 
 @constant
 def _harmonics(count: int, device: torch.device) -> Tensor:
     """2 pi h, [count, 1]."""
-    return (2 * math.pi * (torch.arange(count) % _HARMONICS + 1).float())[:, None].to(device)
+    return (2 * math.pi * torch.tensor(_HARMONICS)[torch.arange(count) % len(_HARMONICS)].float())[:, None].to(device)

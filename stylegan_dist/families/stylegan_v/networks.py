@@ -29,7 +29,7 @@ from stylegan_dist.networks.layers import (
 from stylegan_dist.ops import native
 
 SEEN = 3             # frames of a clip that the discriminator sees
-_JOINED_AT = 16      # pixels from which on it sees them together
+_JOINED_AT = 16      # pixels from which on it sees them together, fewer of small frames
 STILL = "motion"     # purpose of the motion that all clips have where none is drawn
 
 
@@ -111,15 +111,16 @@ class Generator(stylegan2.Generator):
 
 def joined_at(resolution: int) -> int:
     """Pixels from which on the discriminator sees frames together."""
-    return min(_JOINED_AT, resolution // 2)
+    return max(min(_JOINED_AT, resolution // 4), MIN_RESOLUTION)
 
 
 class Discriminator(nn.Module):
     """Three frames and their times to logits: [N, 3 * C, R, R] -> [N].
 
-    Each frame passes the same blocks down to 16 x 16 pixels, the last of which has half the channels. The maps of the three are
-    joined there. The logit is the scalar product of the features with a mapping of the two distances between the frames, and
-    of the class where there are classes (Skorokhodov et al. 2022, section 3.2).
+    Each frame passes the same blocks down to 16 x 16 pixels, but at least two of them: maps of small frames say too little of
+    what is seen after one. The last block has half the channels. The maps of the three are joined there. The logit is the
+    scalar product of the features with a mapping of the two distances between the frames, and of the class where there are
+    classes (Skorokhodov et al. 2022, section 3.2).
 
     Args:
         shape: of clips.
