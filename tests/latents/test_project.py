@@ -116,6 +116,7 @@ def test_trying_every_class_ends_as_the_best_one_given(run, images, tmp_path):
     assert abs(tried.psnr - given.psnr) < 3
 
 
+@pytest.mark.full
 def test_a_hole_is_completed_from_what_is_known(run, trained, images, tmp_path):
     """It comes near to what is missing, known pixels stay, and what is hidden does not matter."""
     hidden = []
