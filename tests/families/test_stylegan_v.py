@@ -155,7 +155,8 @@ def test_discriminator_sees_three_frames_one_by_one_and_then_together(side, apar
     times = objective.times("d_main", index)
     frames = torch.stack([clips.view(BATCH, FRAMES, 3, side, side)[n, times[n]] for n in range(BATCH)])
     maps = torch.cat([through(apart, d.fromrgb(frames[:, i])) for i in range(3)], 1)
-    assert maps.shape[2] == joined_at(side) == side // 4
+    assert joined_at(side) == side // 4
+    assert maps.shape == (BATCH, 3 * getattr(d, f"b{apart[-1]}").conv1.weight.shape[0], side // 4, side // 4)
     x = through(together, maps).view(BATCH // 2, 2, -1, 4, 4)
     spread = ((x - x.mean(1, keepdim=True)).square().mean(1) + 1e-8).sqrt().mean((1, 2, 3)).repeat_interleave(2)
     x = torch.cat([x.flatten(0, 1), spread[:, None, None, None].expand(-1, 1, 4, 4)], 1)
